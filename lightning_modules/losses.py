@@ -1,0 +1,46 @@
+"""Losses by name: logits `(B, C, ...)` and targets `(B, ...)` -> a scalar. Ignored targets count for nothing."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor
+
+Loss = Callable[[Tensor, Tensor, int], Tensor]
+
+
+def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """Mean over the valid targets; zero, with a zero gradient, where none is valid."""
+    total = F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="sum")
+    return total / (target != ignore_index).sum().clamp(min=1)
+
+
+def dice(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """One minus the soft Dice coefficient, averaged over the classes present in the batch (Milletari et al. 2016)."""
+    valid = (target != ignore_index).unsqueeze(1)
+    probabilities = logits.softmax(1) * valid
+    truth = F.one_hot(target.where(valid.squeeze(1), 0), logits.shape[1]).movedim(-1, 1) * valid
+    over = [dim for dim in range(logits.ndim) if dim != 1]
+    present = truth.sum(over) > 0
+    coefficient = 2 * (probabilities * truth).sum(over) / (probabilities.sum(over) + truth.sum(over)).clamp(min=1e-6)
+    return ((1 - coefficient) * present).sum() / present.sum().clamp(min=1)
+
+
+def cross_entropy_dice(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """The sum of both: the first for every pixel's sake, the second for small classes'."""
+    return cross_entropy(logits, target, ignore_index) + dice(logits, target, ignore_index)
+
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": cross_entropy,
+    "dice": dice,
+    "cross_entropy_dice": cross_entropy_dice,
+}
+
+
+def find_loss(name: str) -> Loss:
+    """Raises ValueError where no loss has that name."""
+    if name not in LOSSES:
+        raise ValueError(f"no loss '{name}'; there are {', '.join(LOSSES)}")
+    return LOSSES[name]
+
+

@@ -1,0 +1,21 @@
+"""Shared by all tests: two threads, no network, fixed seeds."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def randomise(module: torch.nn.Module) -> torch.nn.Module:
+    """Give batch norms statistics and scales that an error in them would show with."""
+    generator = torch.Generator().manual_seed(1)
+    for part in module.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.running_mean.normal_(0, 0.1, generator=generator)
+            part.running_var.uniform_(0.5, 1.5, generator=generator)
+            torch.nn.init.uniform_(part.weight, 0.5, 1.5, generator=generator)
+            torch.nn.init.normal_(part.bias, 0, 0.1, generator=generator)
+    return module

@@ -1,0 +1,166 @@
+"""Every backbone keeps the contract, equals its oracle and dilates exactly. A new one needs no edit here."""
+
+import pytest
+import torch
+from torch import nn
+
+from backbones import BACKBONES
+from backbones.atrous import Step, atrous_steps
+from backbones.squeeze_excitation import SqueezeExcitation
+from tests.conftest import randomise
+from tests.oracles import PARAMETERS, WITHOUT_ORACLE, oracle
+
+NAMES = list(BACKBONES)
+
+
+def output_strides(name: str) -> tuple[int, ...]:
+    with torch.device("meta"):
+        return BACKBONES[name]().output_strides
+
+
+STRIDED = [(name, stride) for name in NAMES for stride in output_strides(name)]
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameter_count(name: str) -> None:
+    with torch.device("meta"):
+        backbone = BACKBONES[name]()
+        classifier = backbone.classifier(1000)
+    ours = sum(p.numel() for m in (backbone, classifier) for p in m.parameters())
+    assert ours == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in WITHOUT_ORACLE])
+def test_logits_equal_the_oracle(name: str) -> None:
+    published = oracle(name)
+    randomise(published)
+    state = published.state_dict()
+    backbone = BACKBONES[name]()
+    classifier = backbone.classifier(1000)
+    renamed = backbone.rename(state)
+    own = backbone.state_dict().keys() | classifier.state_dict().keys()
+    assert own == renamed.keys()
+    backbone.load_state_dict({k: v for k, v in renamed.items() if k in backbone.state_dict()}, strict=True)
+    classifier.load_state_dict({k: v for k, v in renamed.items() if k in classifier.state_dict()}, strict=True)
+    backbone.eval(), classifier.eval()
+    for size in ((64, 64), (97, 131)):
+        x = torch.randn(1, 3, *size)
+        with torch.inference_mode():
+            assert relative(classifier(backbone(x)[-1]), published(x)) <= 1e-5
+
+
+@pytest.mark.parametrize(("name", "output_stride"), STRIDED)
+def test_channels_and_reductions_are_true(name: str, output_stride: int) -> None:
+    with torch.device("meta"):
+        backbone = BACKBONES[name](output_stride=output_stride)
+        maps = backbone(torch.empty(2, 3, 128, 192))
+    assert tuple(m.shape[1] for m in maps) == backbone.channels
+    assert len(backbone.reductions) == len(maps)
+    assert list(backbone.reductions) == sorted(backbone.reductions)
+    for one, reduction in zip(maps, backbone.reductions, strict=True):
+        assert tuple(one.shape[2:]) == (128 // reduction, 192 // reduction)
+    assert max(backbone.reductions) <= output_stride
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_native_reductions_increase_and_others_are_refused(name: str) -> None:
+    with torch.device("meta"):
+        backbone = BACKBONES[name]()
+        assert list(backbone.reductions) == sorted(set(backbone.reductions))
+        for output_stride in {4, 8, 16, 32} - set(backbone.output_strides):
+            with pytest.raises(ValueError, match=f"output_stride is {output_stride}"):
+                BACKBONES[name](output_stride=output_stride)
+
+
+class HeldGates:
+    """Squeeze-and-excitation averages over the map; the dense network replays the strided one's gates in turn."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gates: list[torch.Tensor] = []
+        self.replaying = False
+        compute = SqueezeExcitation.gate
+
+        def gate(module: SqueezeExcitation, x: torch.Tensor) -> torch.Tensor:
+            if self.replaying:
+                return self.gates.pop(0)
+            self.gates.append(compute(module, x))
+            return self.gates[-1]
+
+        monkeypatch.setattr(SqueezeExcitation, "gate", gate)
+
+
+@pytest.mark.parametrize(("name", "output_stride"), [pair for pair in STRIDED if pair[1] < 32])
+def test_dilation_is_exact(name: str, output_stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = HeldGates(monkeypatch)
+    strided = randomise(BACKBONES[name]()).eval()
+    dense = BACKBONES[name](output_stride=output_stride).eval()
+    dense.load_state_dict(strided.state_dict(), strict=True)
+    x = torch.randn(1, 3, 96, 128)
+    with torch.inference_mode():
+        coarse = strided(x)
+        held.replaying = True
+        fine = dense(x)
+    for strided_map, dense_map, native, reduction in zip(
+        coarse, fine, strided.reductions, dense.reductions, strict=True
+    ):
+        step = native // reduction
+        assert relative(dense_map[..., ::step, ::step], strided_map) <= 1e-5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    backbone = BACKBONES[name]()
+    classifier = backbone.classifier(10)
+    classifier(backbone(torch.randn(2, 3, 64, 64))[-1]).sum().backward()
+    for module in (backbone, classifier):
+        for key, parameter in module.named_parameters():
+            assert parameter.grad is not None, f"no gradient for {key}"
+            assert parameter.grad.isfinite().all(), f"gradient of {key} is not finite"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exports(name: str) -> None:
+    backbone = BACKBONES[name]().eval()
+    x = torch.randn(1, 3, 64, 64)
+    exported = torch.export.export(backbone, (x,)).module()
+    for ours, theirs in zip(backbone(x), exported(x), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_input_channels(name: str) -> None:
+    with torch.device("meta"):
+        maps = BACKBONES[name](in_channels=5)(torch.empty(1, 5, 64, 64))
+    assert maps[-1].ndim == 4
+
+
+def test_steps_follow_the_accumulated_rate() -> None:
+    *_, third, fourth = atrous_steps((2, 2, 1, 2, 2, 2), 8)
+    assert third == Step(stride=1, dilation=1, after=2, reduction=8)
+    assert fourth == Step(stride=1, dilation=2, after=4, reduction=8)
+
+
+def test_output_stride_must_be_known() -> None:
+    with pytest.raises(ValueError, match="8, 16 or 32"):
+        atrous_steps((2, 2), 4)
+
+
+def test_grey_weights_see_grey_images_as_rgb_does(tmp_path) -> None:
+    rgb = BACKBONES["resnet18"]().eval()
+    path = tmp_path / "rgb.pth"
+    torch.save(rgb.state_dict() | rgb.classifier(1000).state_dict(), path)
+    grey = BACKBONES["resnet18"](weights=str(path), in_channels=1).eval()
+    x = torch.randn(1, 1, 64, 64)
+    with torch.inference_mode():
+        assert relative(grey(x)[-1], rgb(x.expand(-1, 3, -1, -1))[-1]) <= 1e-5
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path) -> None:
+    path = tmp_path / "other.pth"
+    torch.save(nn.Linear(3, 3).state_dict(), path)
+    with pytest.raises(ValueError, match="does not fit resnet18"):
+        BACKBONES["resnet18"](weights=str(path))
