@@ -1,14 +1,16 @@
-"""Scores of a split, from counts over the whole split."""
+"""Scores of a split, from counts over the whole split: neither batches nor processes change them."""
+
+from collections.abc import Sequence
 
 from torch import Tensor
-from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 
 class SegmentationScores(MulticlassConfusionMatrix):
-    """mIoU, per-class IoU and pixel accuracy from one int64 confusion matrix over all pixels of a split.
+    """mIoU, per-class IoU and pixel accuracy, in [0, 1], from one int64 confusion matrix over all pixels.
 
-    Counts add up over batches and processes, so neither changes a score. This is PASCAL VOC's mIoU;
-    `torchmetrics.segmentation.MeanIoU` averages per image, which is another number.
+    This is PASCAL VOC's mIoU; `torchmetrics.segmentation.MeanIoU` averages per image, which is another number.
     """
 
     def __init__(self, num_classes: int, ignore_index: int) -> None:
@@ -18,6 +20,41 @@ class SegmentationScores(MulticlassConfusionMatrix):
     def update(self, logits: Tensor, target: Tensor) -> None:
         """Count the argmax of logits `(B, C, H, W)` against labels `(B, H, W)`."""
         super().update(logits.argmax(1), target)
+
+    def matrix(self) -> Tensor:
+        """Counts [truth, prediction] `(C, C)` over all processes."""
+        return self.compute()
+
+    def scores(self, class_names: Sequence[str]) -> dict[str, Tensor]:
+        matrix = self.matrix()
+        per_class = zip(class_names, intersection_over_union(matrix), strict=True)
+        return {
+            "miou": mean_iou(matrix),
+            "pixel_accuracy": pixel_accuracy(matrix),
+            **{f"iou/{name}": value for name, value in per_class},
+        }
+
+
+class ClassificationScores(MetricCollection):
+    """Top-1 and, above five classes, top-5 accuracy over all images, in [0, 1]."""
+
+    def __init__(self, num_classes: int) -> None:
+        ranks = {"top1": 1} | ({"top5": 5} if num_classes > 5 else {})
+        metrics = {
+            name: MulticlassAccuracy(num_classes, top_k=k, average="micro", validate_args=False)
+            for name, k in ranks.items()
+        }
+        super().__init__(
+            {**metrics, "confusion": MulticlassConfusionMatrix(num_classes, validate_args=False)},
+            compute_groups=False,
+        )
+
+    def matrix(self) -> Tensor:
+        """Counts [truth, prediction] `(C, C)` over all processes."""
+        return self["confusion"].compute()
+
+    def scores(self, class_names: Sequence[str]) -> dict[str, Tensor]:
+        return {name: metric.compute() for name, metric in self.items() if name != "confusion"}
 
 
 def intersection_over_union(confusion: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Programs: run.py trains one network; its siblings compare, predict and export."""

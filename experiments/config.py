@@ -1,0 +1,187 @@
+"""Every flag of run.py as one typed dataclass. Imports no torch: `--help` and usage errors answer within a second."""
+
+import dataclasses
+import re
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+import yaml
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from experiments.names import module_dict, names_of, nearest
+
+USAGE_ERROR = 2
+
+
+def flag(default: Any, help: str, **more: Any) -> Any:
+    return field(default=default, metadata={"help": help, **more})
+
+
+@dataclass
+class RunConfig:
+    """One training run. The order of the fields is the order of `--help`."""
+
+    backbone: str = flag("resnet50", "network that turns the image into maps", folder="backbones")
+    head: str = flag("deeplab", "what is made of the maps; classifier switches the task", folder="heads")
+    data: str = flag("digits", "data set", folder="datamodules")
+    data_dir: str | None = flag(None, "folder of the data set")
+    weights: str = flag("none", "what the backbone starts from: imagenet, a file, or none")
+    output_stride: Literal[8, 16, 32] | None = flag(None, "pixels per pixel of the last map; default: the head's")
+    backbone_options: dict[str, Any] | None = flag(None, "further options of the backbone, as YAML: '{zero_init: false}'")
+    head_options: dict[str, Any] | None = flag(None, "further options of the head, as YAML: '{up: interpolate}'")
+    image_size: PositiveInt | None = flag(None, "H W, or one number for both; default: the data set's", nargs="+")
+    batch_size: PositiveInt = flag(16, "images per process and step")
+    epochs: PositiveInt = flag(5, "passes over the training images")
+    max_steps: PositiveInt | None = flag(None, "stop after so many optimiser steps, whatever --epochs says")
+    optimizer: Literal["adamw", "sgd"] = flag("adamw", "optimiser")
+    lr: PositiveFloat = flag(1e-3, "base learning rate")
+    backbone_lr_mult: NonNegativeFloat = flag(1.0, "the backbone learns at --lr times this")
+    momentum: NonNegativeFloat = flag(0.9, "of sgd")
+    weight_decay: NonNegativeFloat = flag(1e-4, "on weights; never on norms and biases")
+    schedule: str = flag("poly", "how the rate falls", variable=("lightning_modules/schedules.py", "SCHEDULES"))
+    warmup: NonNegativeFloat = flag(0.05, "share of the steps over which the rate rises first")
+    loss: str = flag("cross_entropy", "loss", variable=("lightning_modules/losses.py", "LOSSES"))
+    seed: NonNegativeInt = flag(0, "of weights, sample order and augmentation")
+    accelerator: str = flag("auto", "auto, cpu, gpu, mps ...")
+    devices: str = flag("auto", "processes on this machine: a number, or auto")
+    nodes: PositiveInt = flag(1, "machines")
+    strategy: str = flag("auto", "auto, ddp, fsdp ... as Lightning's Trainer takes it")
+    precision: str = flag("32-true", "32-true, 16-mixed, bf16-mixed ...")
+    sync_batchnorm: bool = flag(False, "batch norm over all processes")
+    compile: bool = flag(False, "torch.compile the network")
+    workers: NonNegativeInt = flag(2, "loader processes per training process")
+    logger: Literal["csv", "wandb", "tensorboard"] = flag(("csv",), "where curves go; several may be named", nargs="+")
+    name: str | None = flag(None, "of the run; default: BACKBONE-HEAD-DATA, numbered")
+    out: str = flag("runs", "folder that run folders are made in")
+    resume: bool = flag(False, "continue the run of that name where it stopped")
+
+    @property
+    def run_name(self) -> str:
+        return self.name or f"{self.backbone}-{self.head}-{self.data}".replace("/", "_")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """`--image-size` as (H, W)."""
+        if self.image_size is None:
+            return None
+        sides = list(self.image_size)  # type: ignore[call-overload]  # nargs="+" makes it a list
+        return (sides[0], sides[-1])
+
+
+class Parser(ArgumentParser):
+    """jsonargparse, saying what is wrong in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        sys.stderr.write(f"run.py: error: {one_line(message)}\n")
+        sys.exit(USAGE_ERROR)
+
+
+def one_line(message: str) -> str:
+    """What jsonargparse says over several lines, as: flag, value given, what is expected, nearest."""
+    unknown = re.search(r"unrecognized arguments: (\S+)", message, re.IGNORECASE)
+    flags = [dashed(one.name) for one in fields(RunConfig)] + ["--config", "--print-config", "--list", "--help"]
+    if unknown:
+        return f"no flag {unknown[1]}; nearest: {nearest(unknown[1].split('=')[0], flags)}"
+    expected_argument = re.search(r"argument (--[\w-]+).*: (expected .*)", message)
+    if expected_argument:
+        return f"{expected_argument[1]}: {expected_argument[2]}"
+    key = re.search(r'[Kk]ey "?\'?([\w.]+)', message)
+    value = re.findall(r"(?:Given value|Got value|got input): ?(.*)", message) or re.findall(r"'([^']*)'\s*$", message)
+    known = {one.name: one for one in fields(RunConfig)}
+    if key and key[1] in known:
+        given = f"{value[-1].strip()} is not" if value else "is not"
+        return f"{dashed(key[1])}: {given} {expectation(known[key[1]])}"
+    if key and "config" not in key[1]:
+        return f"--config: no setting '{key[1]}'; nearest: {nearest(key[1], known)}"
+    return " ".join(message.split())
+
+
+def expectation(one: dataclasses.Field) -> str:
+    """What a flag takes, in words."""
+    kinds = [kind for kind in (get_args(one.type) or (one.type,)) if kind is not type(None)]
+    if get_origin(one.type) is Literal:
+        kinds = [one.type]
+    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    if choices:
+        return "one of " + ", ".join(map(str, choices))
+    words = {
+        PositiveInt: "a whole number of at least 1",
+        NonNegativeInt: "a whole number of at least 0",
+        PositiveFloat: "a number above 0",
+        NonNegativeFloat: "a number of at least 0",
+        bool: "true or false",
+    }
+    return words.get(kinds[0], "valid here")
+
+
+def dashed(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="run.py", description="Train any backbone under any head.", print_config=None)
+    parser.add_argument("--config", action="config", help="YAML file of these settings; the command line wins")
+    for one in fields(RunConfig):
+        more = {"nargs": "+"} if "nargs" in one.metadata else {}
+        if one.type is bool:
+            more = {"nargs": "?", "const": True}
+        default = list(one.default) if isinstance(one.default, tuple) else one.default
+        parser.add_argument(dashed(one.name), type=one.type, default=default, help=one.metadata["help"], **more)
+    parser.add_argument("--print-config", action="store_true", help="print the settings as YAML and stop")
+    parser.add_argument("--list", action="store_true", help="list every backbone, head and data set and stop")
+    return parser
+
+
+def parse(arguments: list[str] | None = None) -> tuple[RunConfig, Any]:
+    """The settings, and a namespace with `print_config` and `list`. Exits with 2 on a usage error."""
+    parser = build_parser()
+    namespace = parser.parse_args(arguments)
+    config = RunConfig(**{one.name: plain(namespace[one.name]) for one in fields(RunConfig)})
+    problem = usage_problem(config)
+    if problem and not namespace.list:
+        parser.error(problem)
+    return config, namespace
+
+
+def plain(value: Any) -> Any:
+    """The built-in value of jsonargparse's restricted numbers, which YAML and checkpoints would not take."""
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return int(value) if isinstance(value, int) else float(value)
+    return value
+
+
+def usage_problem(config: RunConfig) -> str | None:
+    """What can be known to be wrong before torch is imported, in one line."""
+    for one in fields(config):
+        value = getattr(config, one.name)
+        if "folder" in one.metadata:
+            known = names_of(one.metadata["folder"])
+        elif "variable" in one.metadata:
+            known = module_dict(*one.metadata["variable"])
+        else:
+            continue
+        if value not in known and not value.startswith("timm/"):
+            return f"{dashed(one.name)}: no {one.name} '{value}'; nearest: {nearest(value, known)}"
+    if config.image_size is not None and len(config.image_size) > 2:  # type: ignore[arg-type]
+        return "--image-size takes one number or two, H W"
+    if config.devices != "auto" and not config.devices.isdigit():
+        return f"--devices: '{config.devices}' is neither a number nor auto"
+    if config.devices == "0":
+        return "--devices: there must be at least 1"
+    if config.warmup >= 1:
+        return f"--warmup is a share of all steps, below 1, not {config.warmup:g}"
+    if config.data_dir is not None and not Path(config.data_dir).is_dir():
+        return f"--data-dir {config.data_dir}: no such folder"
+    if config.weights not in ("imagenet", "none") and not Path(config.weights).is_file():
+        return f"--weights {config.weights}: no such file (or give imagenet or none)"
+    return None
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The settings as a file that `--config` takes."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)

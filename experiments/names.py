@@ -1,0 +1,32 @@
+"""The names a user can choose from, read without importing torch, so that usage errors answer at once."""
+
+import ast
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def names_of(folder: str) -> list[str]:
+    """Keys of the one dict in `folder/__init__.py`, such as BACKBONES in backbones."""
+    return _keys(ROOT / folder / "__init__.py", folder.upper())
+
+
+def _keys(path: Path, variable: str) -> list[str]:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        target = node.target if isinstance(node, ast.AnnAssign) else None
+        if isinstance(target, ast.Name) and target.id == variable and isinstance(node.value, ast.Dict):
+            return [key.value for key in node.value.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
+    raise LookupError(f"{path} has no literal dict {variable}")
+
+
+def module_dict(file: str, variable: str) -> list[str]:
+    """Keys of another literal dict, such as LOSSES in lightning_modules/losses.py."""
+    return _keys(ROOT / file, variable)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Up to four of the known names, the closest spelling first."""
+    known = list(known)
+    return ", ".join(difflib.get_close_matches(name, known, n=4, cutoff=0.4) or known[:8])

@@ -1,0 +1,84 @@
+"""predictions.png: what the network makes of validation images."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.base import GraftDataModule
+from lightning_modules.base import GraftModule
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.patches import Patch
+
+SAMPLES = 6
+
+
+def samples(module: GraftModule, data: GraftDataModule) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(image in [0, 1] `(H, W, 3)`, truth, prediction) of evenly spaced validation images."""
+    assert data.val is not None
+    indices = np.linspace(0, len(data.val) - 1, min(SAMPLES, len(data.val))).astype(int)
+    items = [data.val[int(index)] for index in indices]
+    images = torch.stack([item["image"] for item in items]).to(module.device)
+    module.eval()
+    with torch.inference_mode():
+        predictions = module(images).argmax(1).cpu()
+    return [
+        (denormalise(item["image"], data), item["target"].numpy(), prediction.numpy())
+        for item, prediction in zip(items, predictions, strict=True)
+    ]
+
+
+def denormalise(image: Tensor, data: GraftDataModule) -> np.ndarray:
+    """`(3, H, W)` as the network takes it -> `(H, W, 3)` in [0, 1]."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
+    return (image * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
+
+
+def coloured(labels: np.ndarray, data: GraftDataModule) -> np.ndarray:
+    """Class colours of labels `(H, W)` as uint8 `(H, W, 3)`; ignored pixels black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: data.num_classes] = data.colours
+    return table[labels]
+
+
+def write_predictions(module: GraftModule, data: GraftDataModule, path: Path) -> None:
+    """One row an image: the image, the truth, the prediction, and a legend of the classes."""
+    rows = samples(module, data)
+    draw = draw_segmentation if data.task == "segmentation" else draw_classification
+    figure = draw(rows, data)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)
+
+
+def draw_segmentation(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], data: GraftDataModule) -> plt.Figure:
+    height, width = rows[0][0].shape[:2]
+    figure, axes = plt.subplots(
+        len(rows), 3, figsize=(6.6, 2.2 * len(rows) * height / width), squeeze=False, layout="constrained"
+    )
+    for line, (image, truth, prediction) in zip(axes, rows, strict=True):
+        pictures = (image, coloured(truth, data), coloured(prediction, data))
+        for ax, picture in zip(line, pictures, strict=True):
+            ax.imshow(picture, interpolation="nearest")
+            ax.axis("off")
+    for ax, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
+        ax.set_title(title, fontsize=10)
+    patches = [
+        Patch(color=np.array(colour) / 255, label=name)
+        for name, colour in zip(data.class_names, data.colours, strict=True)
+    ]
+    figure.legend(handles=patches, loc="outside right upper", fontsize=8, frameon=False)
+    return figure
+
+
+def draw_classification(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], data: GraftDataModule) -> plt.Figure:
+    figure, axes = plt.subplots(1, len(rows), figsize=(1.8 * len(rows), 2.2), squeeze=False, layout="constrained")
+    for ax, (image, truth, prediction) in zip(axes[0], rows, strict=True):
+        said, right = data.class_names[int(prediction)], data.class_names[int(truth)]
+        ax.imshow(image)
+        ax.axis("off")
+        ax.set_title(said if said == right else f"{said} (is {right})", color="green" if said == right else "crimson")
+    return figure

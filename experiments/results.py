@@ -1,0 +1,56 @@
+"""results.json: the final scores with everything needed to know what they mean."""
+
+import json
+import math
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from datamodules.base import GraftDataModule
+from experiments.config import RunConfig
+from experiments.run_folder import RunFolder
+
+
+def write_results(
+    config: RunConfig,
+    folder: RunFolder,
+    data: GraftDataModule,
+    costs: dict[str, float],
+    scores: dict[str, Any],
+    best_epoch: int,
+    seconds: float,
+) -> None:
+    """Scores of the best checkpoint on each split, in [0, 1], and their protocol."""
+    results = {
+        "scores": {
+            split: {name.removeprefix(f"{split}/"): finite(value) for name, value in values.items()}
+            for split, values in scores.items()
+        },
+        "best_epoch": best_epoch,
+        "protocol": {
+            "data": config.data,
+            "task": data.task,
+            "splits": {split: len(getattr(data, split)) for split in data.splits},
+            "image_size": list(data.image_size),
+            "classes": list(data.class_names),
+            "ignore_index": data.ignore_index,
+            "seed": config.seed,
+        },
+        "backbone": config.backbone,
+        "head": config.head,
+        **costs,
+        "wall_time_s": round(seconds, 1),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("graft", "torch", "torchvision", "lightning", "torchmetrics")},
+        },
+    }
+    # Written beside and moved into place: a reader never sees half a file.
+    part = folder.results.with_suffix(".part")
+    part.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(folder.results)
+
+
+def finite(value: float) -> float | None:
+    """A class that does not occur has no score: null in JSON, which knows no NaN."""
+    return value if math.isfinite(value) else None

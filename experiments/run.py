@@ -1,0 +1,36 @@
+"""Train any backbone under any head: `python experiments/run.py --backbone resnet101 --head deeplab`."""
+
+import os
+import sys
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse first and import torch after: help and usage errors answer at once. Returns the exit code."""
+    from experiments.config import USAGE_ERROR, parse, to_yaml
+
+    config, asked = parse(arguments)
+    if asked.print_config:
+        print(to_yaml(config), end="")
+        return 0
+    if asked.list:
+        from experiments.listing import print_listing
+
+        print_listing()
+        return 0
+    # Threads that spin while they wait steal the processor from the loader: several-fold slower on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from experiments.train import train
+
+    try:
+        train(config)
+    except ValueError as error:
+        print(f"run.py: error: {str(error).splitlines()[-1]}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("run.py: stopped; the same command with --resume continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Build the data, the network and the Trainer from the settings; fit, test and leave a run folder."""
+
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from datamodules import DATAMODULES
+from datamodules.base import GraftDataModule
+from experiments.config import RunConfig
+from experiments.cost import cost
+from experiments.loggers import WandbPictures, make_loggers
+from experiments.pictures import write_predictions
+from experiments.progress import EpochTable, ProgressLines, print_results
+from experiments.results import write_results
+from experiments.run_folder import RunFolder, open_run_folder
+from heads import find_head
+from lightning_modules.base import GraftModule
+from lightning_modules.classification import ClassificationModule
+from lightning_modules.segmentation import SegmentationModule
+
+MODULES: dict[str, type[GraftModule]] = {
+    "classification": ClassificationModule,
+    "segmentation": SegmentationModule,
+}
+
+
+def train(config: RunConfig) -> None:
+    """Run what the settings ask for. Nothing is written before data and network are known to work.
+
+    Raises:
+        ValueError: the settings, the data or the run folder cannot work; one line says why.
+    """
+    started = time.time()
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    data = build_data(config)
+    data.setup("fit")
+    module = build_module(config, data)
+    folder = open_run_folder(config)
+    size = data.image_size
+    costs = cost(module.network, size)
+    loggers = make_loggers(config, folder, module, costs)
+    best = ModelCheckpoint(
+        folder.checkpoints,
+        filename="best",
+        monitor=module.monitor,
+        mode="max",
+        save_last=True,
+        enable_version_counter=False,
+    )
+    callbacks = [best, EpochTable(folder.metrics), ProgressLines(module.monitor), WandbPictures(data)]
+    trainer = build_trainer(config, folder, loggers, callbacks)
+    if config.compile:
+        module.network = torch.compile(module.network)  # type: ignore[assignment]
+    # Convolutions on channels-last maps need no reordering on CPUs and tensor cores.
+    module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trainer.fit(module, datamodule=data, ckpt_path=folder.last_checkpoint if config.resume else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    finish(config, folder, trainer, module, data, costs, best.best_model_path, time.time() - started)
+
+
+def finish(
+    config: RunConfig,
+    folder: RunFolder,
+    trainer: pl.Trainer,
+    module: GraftModule,
+    data: GraftDataModule,
+    costs: dict[str, float],
+    best: str,
+    seconds: float,
+) -> None:
+    """Score the best checkpoint, then write results.json and predictions.png and print the table."""
+    state = torch.load(best, map_location=module.device, weights_only=True)
+    module.load_state_dict(state["state_dict"])
+    scores = {}
+    for split in data.splits[1:]:
+        loader = data.val_dataloader() if split == "val" else data.test_dataloader()
+        evaluate = trainer.validate if split == "val" else trainer.test
+        (scores[split],) = evaluate(module, loader, verbose=False)
+    if trainer.is_global_zero:
+        write_results(config, folder, data, costs, scores, int(state["epoch"]) + 1, seconds)
+        write_predictions(module, data, folder.predictions)
+        print_results(folder, scores)
+
+
+def build_data(config: RunConfig) -> GraftDataModule:
+    """The data module, for the task of the head."""
+    head = find_head(config.head)
+    return DATAMODULES[config.data](
+        head.task,
+        data_dir=config.data_dir,
+        image_size=config.size,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        seed=config.seed,
+    )
+
+
+def build_module(config: RunConfig, data: GraftDataModule) -> GraftModule:
+    """The Lightning module for the data's classes."""
+    return MODULES[data.task](
+        config.backbone,
+        config.head,
+        data.class_names,
+        weights=None if config.weights == "none" else config.weights,
+        output_stride=config.output_stride,
+        backbone_options=config.backbone_options,
+        head_options=config.head_options,
+        loss=config.loss,
+        ignore_index=data.ignore_index,
+        optimizer=config.optimizer,
+        lr=config.lr,
+        backbone_lr_mult=config.backbone_lr_mult,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        schedule=config.schedule,
+        warmup=config.warmup,
+    )
+
+
+def build_trainer(
+    config: RunConfig, folder: RunFolder, loggers: list[Any], callbacks: list[pl.Callback]
+) -> pl.Trainer:
+    """Lightning's Trainer with our settings; the data modules shard by themselves."""
+    return pl.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices if config.devices == "auto" else int(config.devices),
+        num_nodes=config.nodes,
+        strategy=config.strategy,
+        precision=config.precision,  # type: ignore[arg-type]
+        sync_batchnorm=config.sync_batchnorm,
+        max_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        default_root_dir=folder.path,
+        logger=loggers,
+        callbacks=callbacks,
+        # Lightning's sampler repeats samples to even the shards, which would change validation scores.
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        log_every_n_steps=10,
+    )

@@ -1,0 +1,94 @@
+"""Every pair is built, shape-checked and trained one step, or refused with a reason."""
+
+import pytest
+import torch
+
+from backbones import BACKBONES
+from heads import HEADS
+from heads.deeplab import PooledBatchNorm
+from heads.fcn import bilinear_upsampling
+from heads.head import level, missing_strides
+from lightning_modules.network import Network
+
+CLASSES = 5
+RESNETS = [name for name in BACKBONES if name.startswith("resnet")]
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_pair_fits_odd_sizes_or_is_refused(backbone: str, head: str) -> None:
+    for output_stride in (8, 16, 32):
+        with torch.device("meta"):
+            try:
+                network = Network(backbone, head, CLASSES, output_stride=output_stride).eval()
+            except ValueError as error:
+                assert "output_stride is" in str(error) or "needs maps at strides" in str(error)
+                continue
+            logits = network(torch.empty(2, 3, 65, 97))
+        expected = (2, CLASSES) if network.task == "classification" else (2, CLASSES, 65, 97)
+        assert logits.shape == expected
+
+
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+def test_every_parameter_gets_a_finite_gradient(backbone: str, head: str, output_stride: int) -> None:
+    network = Network(backbone, head, CLASSES, output_stride=output_stride)
+    network(torch.randn(2, 3, 65, 97)).square().mean().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, f"no gradient for {name}"
+        assert parameter.grad.isfinite().all(), f"the gradient of {name} is not finite"
+
+
+@pytest.mark.parametrize("head", [name for name, head in HEADS.items() if head.task == "segmentation"])
+def test_one_image_per_device_trains(head: str) -> None:
+    network = Network("resnet18", head, CLASSES)
+    network(torch.randn(1, 3, 64, 64)).mean().backward()
+
+
+def test_pooled_norm_leaves_its_statistics_alone_on_one_value() -> None:
+    norm = PooledBatchNorm(3)
+    before = norm.running_mean.clone()
+    norm(torch.randn(1, 3, 1, 1))
+    assert torch.equal(norm.running_mean, before)
+    norm(torch.randn(2, 3, 1, 1))
+    assert not torch.equal(norm.running_mean, before)
+
+
+def test_levels_keep_their_order_under_dilation() -> None:
+    assert [level((2, 4, 8, 8, 8), stride) for stride in (4, 8, 16, 32)] == [1, 2, 3, 4]
+    assert [level((2, 4, 8, 16, 16), stride) for stride in (8, 16, 32)] == [2, 3, 4]
+    assert [level((2, 4), stride) for stride in (2, 4, 8)] == [0, 1, None]
+    assert missing_strides(HEADS["fcn8s"], (2, 4)) == [8, 16, 32]
+
+
+def test_bilinear_start_equals_interpolation() -> None:
+    x = torch.randn(1, 3, 5, 7)
+    up = bilinear_upsampling(3, 4)(x)
+    expected = torch.nn.functional.interpolate(x, scale_factor=4, mode="bilinear", align_corners=False)
+    # Equal away from the border, where interpolation repeats the edge and a convolution sees zeros.
+    torch.testing.assert_close(up[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2])
+
+
+def test_unknown_names_and_options_are_refused() -> None:
+    for arguments, message in (
+        (("resnet10", "unet"), "no backbone 'resnet10'; nearest: resnet"),
+        (("resnet18", "u_net"), "no head 'u_net'; nearest: unet"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Network(*arguments, CLASSES)
+    with pytest.raises(ValueError, match="unet has no option 'depth'; it has: up, norm, width"):
+        Network("resnet18", "unet", CLASSES, head_options={"depth": 3})
+    with pytest.raises(ValueError, match="output_stride is 4"):
+        Network("resnet18", "unet", CLASSES, output_stride=4)
+
+
+def test_imagenet_sized_classifier_takes_the_published_weights(tmp_path) -> None:
+    source = BACKBONES["resnet18"]()
+    fc = source.classifier(1000)
+    path = tmp_path / "resnet18.pth"
+    torch.save(source.state_dict() | fc.state_dict(), path)
+    network = Network("resnet18", "classifier", 1000, weights=str(path))
+    assert torch.equal(network.head.classifier.fc.weight, fc.fc.weight)
+    other = Network("resnet18", "classifier", 10, weights=str(path))
+    assert torch.equal(other.backbone.conv1.weight, source.conv1.weight)
