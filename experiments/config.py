@@ -89,12 +89,19 @@ def one_line(message: str) -> str:
     if expected_argument:
         return f"{expected_argument[1]}: {expected_argument[2]}"
     key = re.search(r'[Kk]ey "?\'?([\w.]+)', message)
-    value = re.findall(r"(?:Given value|Got value|got input): ?(.*)", message) or re.findall(r"'([^']*)'\s*$", message)
+    missing_file = re.search(r"File does not exist: '(.*)'", message)
+    if missing_file:
+        return f"--config {missing_file[1]}: no such file"
+    value = re.findall(r"(?:Given value|Got value|got input): ?(.*)", message) or re.findall(
+        r"'([^']*)'\s*$|: (\S+) does not conform", message
+    )
     known = {one.name: one for one in fields(RunConfig)}
     if key and key[1] in known:
-        given = f"{value[-1].strip()} is not" if value else "is not"
+        given = f"{''.join(value[-1]).strip()} is not" if value else "is not"
         return f"{dashed(key[1])}: {given} {expectation(known[key[1]])}"
-    if key and "config" not in key[1]:
+    if "parsing config" in message:
+        return f"--config: not a YAML file of settings ({' '.join(message.split())})"
+    if key and key[1] != "config":
         return f"--config: no setting '{key[1]}'; nearest: {nearest(key[1], known)}"
     return " ".join(message.split())
 

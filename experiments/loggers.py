@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from datamodules.base import GraftDataModule
 from experiments.config import RunConfig
@@ -35,7 +35,7 @@ def make_wandb(config: RunConfig, folder: RunFolder, module: GraftModule) -> Wan
     offline = os.environ.get("WANDB_MODE") == "offline"
     if "WANDB_MODE" not in os.environ and not has_key():
         offline = True
-        rank_zero_info("W&B: no API key is set, logging offline")
+        say("W&B: no API key is set, logging offline")
     run_id = folder.wandb_id.read_text().strip() if folder.wandb_id.is_file() else wandb.util.generate_id()
     logger = WandbLogger(
         name=folder.path.name, save_dir=folder.path, project="graft", id=run_id, resume="allow", offline=offline
@@ -45,8 +45,13 @@ def make_wandb(config: RunConfig, folder: RunFolder, module: GraftModule) -> Wan
         logger.experiment.define_metric(module.monitor, summary="max")
         if offline:
             directory = Path(logger.experiment.dir).parent
-            rank_zero_info(f"W&B: offline files in {directory}; upload them with: wandb sync {directory}")
+            say(f"W&B: offline files in {directory}; upload them with: wandb sync {directory}")
     return logger
+
+
+@rank_zero_only
+def say(line: str) -> None:
+    print(line)
 
 
 def has_key() -> bool:

@@ -57,7 +57,7 @@ def write_predictions(module: GraftModule, data: GraftDataModule, path: Path) ->
 def draw_segmentation(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], data: GraftDataModule) -> plt.Figure:
     height, width = rows[0][0].shape[:2]
     figure, axes = plt.subplots(
-        len(rows), 3, figsize=(6.6, 2.2 * len(rows) * height / width), squeeze=False, layout="constrained"
+        len(rows), 3, figsize=(7.4, 2.02 * len(rows) * height / width + 0.3), squeeze=False, layout="constrained"
     )
     for line, (image, truth, prediction) in zip(axes, rows, strict=True):
         pictures = (image, coloured(truth, data), coloured(prediction, data))

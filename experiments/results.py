@@ -6,6 +6,8 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
+import torch
+
 from datamodules.base import GraftDataModule
 from experiments.config import RunConfig
 from experiments.run_folder import RunFolder
@@ -42,7 +44,8 @@ def write_results(
         "wall_time_s": round(seconds, 1),
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("graft", "torch", "torchvision", "lightning", "torchmetrics")},
+            "torch": str(torch.__version__),
+            **{name: version(name) for name in ("graft", "torchvision", "lightning", "torchmetrics")},
         },
     }
     # Written beside and moved into place: a reader never sees half a file.

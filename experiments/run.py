@@ -29,6 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("run.py: stopped; the same command with --resume continues", file=sys.stderr)
         return 130
+    finally:
+        os.environ.pop("GRAFT_RUN_FOLDER", None)
     return 0
 
 

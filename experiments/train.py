@@ -1,5 +1,6 @@
 """Build the data, the network and the Trainer from the settings; fit, test and leave a run folder."""
 
+import logging
 import time
 from typing import Any
 
@@ -34,6 +35,8 @@ def train(config: RunConfig) -> None:
         ValueError: the settings, the data or the run folder cannot work; one line says why.
     """
     started = time.time()
+    # Lightning's chatter about hardware it did not find, and products; its warnings stay.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config)
     data.setup("fit")

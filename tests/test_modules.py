@@ -109,7 +109,7 @@ def test_groups_spare_norms_and_biases_and_slow_the_backbone() -> None:
             assert group["lr"] == (0.1 if id(parameter) in backbone else 1.0)
 
 
-def items(task: str, count: int = 5, size: int = 32) -> list[dict]:
+def items(task: str, count: int = 6, size: int = 32) -> list[dict]:
     generator = torch.Generator().manual_seed(0)
     shape = (size, size) if task == "segmentation" else ()
     return [
@@ -161,7 +161,7 @@ def test_scores_start_anew_each_epoch(tmp_path) -> None:
     module = SegmentationModule("resnet18", "unet", NAMES, lr=1e-12)
     loader = DataLoader(items("segmentation"), 2)
     quiet_trainer(tmp_path, max_epochs=2, num_sanity_val_steps=0).fit(module, loader, loader)
-    assert module.metrics["val"].matrix().sum() == 5 * 32 * 32
+    assert module.metrics["val"].matrix().sum() == 6 * 32 * 32
 
 
 def test_a_head_of_the_other_task_is_refused() -> None:

@@ -1,0 +1,78 @@
+"""`run.py --list`: every backbone, head and data set, from the sources and catalogue.json, without importing torch."""
+
+import ast
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from experiments.names import ROOT
+
+CATALOGUE = Path(__file__).with_name("catalogue.json")
+
+
+def first_lines(folder: str) -> dict[str, str]:
+    """name -> first line of the docstring of the file its class is imported from."""
+    tree = ast.parse((ROOT / folder / "__init__.py").read_text(encoding="utf-8"))
+    modules = {
+        alias.name: node.module
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
+    table = next(
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
+    )  # the folder's one dict
+    lines = {}
+    for key, value in zip(table.keys, table.values, strict=True):
+        named = value.args[0] if isinstance(value, ast.Call) else value  # partial(Class, "variant") or Class
+        assert isinstance(key, ast.Constant) and isinstance(named, ast.Name)
+        source = (ROOT / str(modules[named.id]).replace(".", "/")).with_suffix(".py")
+        docstring = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
+        lines[str(key.value)] = docstring.splitlines()[0] if docstring else ""
+    return lines
+
+
+def catalogue() -> dict[str, dict[str, Any]]:
+    """Figures of the backbones as `python experiments/catalogue.py` last counted them."""
+    return json.loads(CATALOGUE.read_text(encoding="utf-8")) if CATALOGUE.is_file() else {}
+
+
+def figures(entry: dict[str, Any]) -> tuple[str, ...]:
+    """Parameters, GMACs, top-1, output strides and input size as a table shows them; a dash for what is not known."""
+    if not entry:
+        return ("-",) * 5
+    return (
+        f"{entry['params'] / 1e6:.2f} M",
+        f"{entry['gmacs']:.2f}",
+        "-" if entry["top1"] is None else f"{entry['top1']:.2f}",
+        " ".join(map(str, entry["output_strides"])),
+        str(entry["input_size"]),
+    )
+
+
+def columns(cells: Sequence[str]) -> str:
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, (11, 9, 9, 11, 8), strict=True))
+
+
+def print_listing() -> None:
+    """Backbones under their papers, then heads and data sets, one line each."""
+    console = Console(highlight=False)
+    known = catalogue()
+    titles = ("params", "GMACs", "top-1", "strides", "input")
+    console.print(f"[bold]{'backbone':22}{columns(titles)}")
+    shown = ""
+    for name, paper in first_lines("backbones").items():
+        if paper != shown:
+            console.print(f"[dim]{paper}", no_wrap=True, overflow="ellipsis")
+            shown = paper
+        console.print(f"{name:22}{columns(figures(known.get(name, {})))}")
+    console.print("timm/NAME             any timm model with features_only; pip install 'graft[timm]'")
+    for folder, title in (("heads", "head"), ("datamodules", "data")):
+        console.print(f"\n[bold]{title}")
+        for name, line in first_lines(folder).items():
+            console.print(f"{name:22}{line}", no_wrap=True, overflow="ellipsis")

@@ -1,0 +1,240 @@
+"""run.py as its users meet it: a run through, resuming, two processes, and every mistake answered in one line."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from experiments.run import main
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN = [sys.executable, str(ROOT / "experiments" / "run.py")]
+
+
+def call(*arguments: str, **more) -> subprocess.CompletedProcess:
+    return subprocess.run([*RUN, *arguments], capture_output=True, text=True, timeout=300, check=False, **more)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Eight training and seven validation images with masks of two classes."""
+    root = tmp_path_factory.mktemp("pairs")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 7)):
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True)
+        for i in range(count):
+            mask = np.zeros((32, 32), np.uint8)
+            mask[8 + i : 24, 8:24] = 1
+            image = generator.integers(0, 100, (32, 32, 3), np.uint8) + 120 * mask[..., None]
+            cv2.imwrite(str(root / split / "images" / f"{i}.png"), image.astype(np.uint8))
+            cv2.imwrite(str(root / split / "masks" / f"{i}.png"), mask)
+    return root
+
+
+def small(folder: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "--backbone", "resnet18", "--head", "unet", "--data", "folders", "--data-dir", str(folder), "--out", str(out),
+        "--image-size", "32", "--batch-size", "2", "--epochs", "2", "--workers", "0", "--accelerator", "cpu", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path, tmp_path_factory) -> Path:
+    """A run of two epochs."""
+    out = tmp_path_factory.mktemp("runs")
+    assert main(small(folder, out, "--name", "one")) == 0
+    return out / "one"
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GRAFT_RUN_FOLDER", raising=False)
+
+
+def test_a_run_leaves_everything_promised(finished: Path) -> None:
+    assert {p.name for p in finished.iterdir()} >= {
+        "config.yaml", "metrics.csv", "results.json", "predictions.png", "checkpoints",
+    }  # fmt: skip
+    assert {p.name for p in (finished / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    results = json.loads((finished / "results.json").read_text())
+    assert 0 <= results["scores"]["val"]["miou"] <= 1
+    assert results["protocol"]["image_size"] == [32, 32]
+    assert results["protocol"]["splits"] == {"train": 8, "val": 7}
+    assert results["params"] > 11e6
+    assert results["gmacs"] > 0
+    assert results["versions"]["torch"] == torch.__version__
+    rows = list(csv.DictReader((finished / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert [row["step"] for row in rows] == ["4", "8"]
+    best = max(rows, key=lambda row: float(row["val/miou"]))
+    assert float(best["val/miou"]) == pytest.approx(results["scores"]["val"]["miou"], abs=1e-7)
+
+
+def test_config_of_a_run_runs_again_with_the_same_curve(finished: Path, tmp_path: Path) -> None:
+    assert main(["--config", str(finished / "config.yaml"), "--out", str(tmp_path), "--name", "again"]) == 0
+    assert (tmp_path / "again" / "metrics.csv").read_text() == (finished / "metrics.csv").read_text()
+
+
+def test_resume_continues_where_it_stopped(finished: Path, folder: Path, tmp_path: Path) -> None:
+    stopped = small(folder, tmp_path, "--name", "part", "--max-steps", "4")
+    assert main(stopped) == 0
+    assert main(small(folder, tmp_path, "--name", "part", "--resume")) == 0
+    rows = list(csv.DictReader((tmp_path / "part" / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert not (tmp_path / "part-2").exists()
+
+
+def test_two_processes_report_what_one_reports(folder: Path, tmp_path: Path) -> None:
+    done = call(*small(folder, tmp_path, "--name", "two", "--devices", "2", "--strategy", "ddp", "--epochs", "1"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = json.loads((tmp_path / "two" / "results.json").read_text())["scores"]["val"]
+    import lightning.pytorch as pl
+
+    from datamodules import DATAMODULES
+    from lightning_modules.segmentation import SegmentationModule
+
+    module = SegmentationModule.load_from_checkpoint(
+        tmp_path / "two" / "checkpoints" / "best.ckpt", weights_only=True, map_location="cpu"
+    ).to(memory_format=torch.channels_last)
+    data = DATAMODULES["folders"](
+        "segmentation", data_dir=str(folder), image_size=(32, 32), batch_size=2, workers=0
+    )
+    data.setup()
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, use_distributed_sampler=False)
+    (one,) = trainer.validate(module, data.val_dataloader(), verbose=False)
+    assert {name.removeprefix("val/"): value for name, value in one.items()} == two
+    assert int(module.metrics["val"].matrix().sum()) == 7 * 32 * 32
+
+
+MISTAKES = {
+    "--backbone resnet10": "no backbone 'resnet10'; nearest: resnet",
+    "--head u-net": "no head 'u-net'; nearest: unet",
+    "--data digit": "no data 'digit'; nearest: digits",
+    "--output-stride 9": "--output-stride: 9 is not one of 8, 16, 32",
+    "--epochs 0": "--epochs: 0 is not a whole number of at least 1",
+    "--lr -1": "--lr: -1 is not a number above 0",
+    "--batchsize 3": "no flag --batchsize; nearest: --batch-size",
+    "--logger paper": "--logger: paper is not one of csv, wandb, tensorboard",
+    "--schedule polly": "no schedule 'polly'; nearest: poly",
+    "--data-dir nowhere": "--data-dir nowhere: no such folder",
+    "--weights nowhere.pth": "--weights nowhere.pth: no such file",
+    "--image-size 1 2 3": "--image-size takes one number or two",
+    "--config nowhere.yaml": "nowhere.yaml: no such file",
+    "--batch-size": "--batch-size: expected one argument",
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES)
+def test_usage_errors_are_one_line_without_torch(arguments: str, capsys, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments.split())
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert MISTAKES[arguments] in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--list"], ["--backbone", "resnet10"]])
+def test_answers_come_without_importing_torch(arguments: list[str]) -> None:
+    code = f"import sys, experiments.run as run\ntry:\n run.main({arguments!r})\nexcept SystemExit: pass\n"
+    code += "assert not {'torch', 'lightning', 'albumentations'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_print_config_can_be_run(capsys, tmp_path) -> None:
+    assert main(["--head", "unet", "--lr", "0.01", "--head-options", "{up: interpolate}", "--print-config"]) == 0
+    path = tmp_path / "run.yaml"
+    path.write_text(capsys.readouterr().out)
+    assert main(["--config", str(path), "--lr", "0.1", "--print-config"]) == 0
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert (settings["head"], settings["lr"], settings["head_options"]) == ("unet", 0.1, {"up": "interpolate"})
+
+
+def spoil(root: Path, how: str) -> None:
+    image, mask = root / "train" / "images" / "0.png", root / "train" / "masks" / "0.png"
+    if how == "image without mask":
+        mask.unlink()
+    elif how == "mask of another size":
+        cv2.imwrite(str(mask), np.zeros((16, 32), np.uint8))
+    elif how == "label outside the classes":
+        (root / "classes.txt").write_text("background\nsquare\n")
+        cv2.imwrite(str(mask), np.full((32, 32), 7, np.uint8))
+    elif how == "truncated image":
+        image.write_bytes(image.read_bytes()[:200])
+    elif how == "empty folder":
+        for path in root.rglob("*.png"):
+            path.unlink()
+
+
+BAD_DATA = {
+    "image without mask": "0.png",
+    "mask of another size": "0.png",
+    "label outside the classes": "7",
+    "truncated image": "0.png",
+    "empty folder": "images",
+}
+
+
+@pytest.mark.parametrize("how", BAD_DATA)
+def test_bad_data_are_named_and_leave_nothing(how: str, folder: Path, tmp_path: Path, capsys) -> None:
+    import shutil
+
+    copy = tmp_path / "data"
+    shutil.copytree(folder, copy)
+    spoil(copy, how)
+    assert main(small(copy, tmp_path / "runs", "--name", "bad")) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert BAD_DATA[how] in error[-1]
+    assert error[-1].startswith("run.py: error: ")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_more_mistakes_leave_nothing(folder: Path, tmp_path: Path, capsys) -> None:
+    foreign = tmp_path / "runs" / "foreign"
+    foreign.mkdir(parents=True)
+    (foreign / "thesis.txt").write_text("precious")
+    weights = tmp_path / "other.pth"
+    torch.save(torch.nn.Linear(2, 2).state_dict(), weights)
+    for more, message in (
+        (["--batch-size", "9"], "--batch-size 9 is larger than the 8 training images; use at most 8"),
+        (["--name", "foreign"], "foreign exists and is not a run folder"),
+        (["--weights", str(weights)], "does not fit resnet18"),
+        (["--name", "new", "--resume"], "has no config.yaml"),
+        (["--head-options", "{depth: 3}"], "unet has no option 'depth'"),
+    ):
+        assert main(small(folder, tmp_path / "runs", *more)) == 2
+        error = capsys.readouterr().err.strip().splitlines()
+        assert message in error[-1]
+    assert [path.name for path in (tmp_path / "runs").rglob("*")] == ["foreign", "thesis.txt"]
+
+
+def test_a_run_is_not_mixed_with_another(finished: Path, folder: Path, capsys) -> None:
+    arguments = small(folder, finished.parent, "--name", "one")
+    assert main(arguments) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert main([*arguments, "--resume", "--lr", "0.5"]) == 2
+    assert "was made with --lr 0.001, not 0.5" in capsys.readouterr().err
+
+
+def test_default_names_are_numbered(folder: Path, tmp_path: Path) -> None:
+    from experiments.config import RunConfig
+    from experiments.run_folder import choose_path
+
+    config = RunConfig(out=str(tmp_path))
+    assert choose_path(config).name == "resnet50-deeplab-digits"
+    (tmp_path / "resnet50-deeplab-digits").mkdir()
+    assert choose_path(config).name == "resnet50-deeplab-digits-2"
+    (tmp_path / "resnet50-deeplab-digits-2").mkdir()
+    config.resume = True
+    assert choose_path(config).name == "resnet50-deeplab-digits-2"
