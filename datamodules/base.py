@@ -117,7 +117,7 @@ class GraftDataModule(LightningDataModule):
                 raise DataError(f"--{flag} is {value}; it must be {least} or more")
         self.task = task
         self.data_dir = data_dir
-        self.image_size = tuple(image_size) if image_size is not None else self.default_size()
+        self.image_size: tuple[int, int] = image_size if image_size is not None else self.default_size()
         if min(self.image_size) < 1:
             raise DataError(f"--image-size is {self.image_size[0]}x{self.image_size[1]}; both sides must be 1 or more")
         self.batch_size = batch_size

@@ -95,7 +95,7 @@ class LoneDigits:
 
 
 class Scenes:
-    """Two or three light digits on a dimmed crop of a photograph. Scene `index` is a function of `seed` and `index`.
+    """Two or three light digits on a dimmed crop of a photograph, as a function of `seed` and the index.
 
     There is no last one: an index may exceed the length.
 
@@ -111,7 +111,7 @@ class Scenes:
     CONTRAST = 60.0
     """Least luminance, of 255, by which a digit outshines what it covers: mean and one standard deviation."""
     WIDEST = 140
-    """Columns of a photograph that a scene shows at most: what the narrowest strip has, so that all splits look alike."""
+    """Columns of a photograph that a scene shows at most: as wide as the narrowest strip, so that splits look alike."""
     INK = (0.3, 0.6)
     """Grey levels of a glyph that become fully transparent and fully opaque: lower levels make thicker strokes."""
 

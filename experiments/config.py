@@ -30,7 +30,7 @@ class RunConfig:
     data_dir: str | None = flag(None, "folder of the data set")
     weights: str = flag("none", "what the backbone starts from: imagenet, a file, or none")
     output_stride: Literal[8, 16, 32] | None = flag(None, "pixels per pixel of the last map; default: the head's")
-    backbone_options: dict[str, Any] | None = flag(None, "further options of the backbone, as YAML: '{zero_init: false}'")
+    backbone_options: dict[str, Any] | None = flag(None, "further options of the backbone, YAML: '{zero_init: false}'")
     head_options: dict[str, Any] | None = flag(None, "further options of the head, as YAML: '{up: interpolate}'")
     image_size: PositiveInt | None = flag(None, "H W, or one number for both; default: the data set's", nargs="+")
     batch_size: PositiveInt = flag(16, "images per process and step")
@@ -132,7 +132,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="run.py", description="Train any backbone under any head.", print_config=None)
     parser.add_argument("--config", action="config", help="YAML file of these settings; the command line wins")
     for one in fields(RunConfig):
-        more = {"nargs": "+"} if "nargs" in one.metadata else {}
+        more: dict[str, Any] = {"nargs": "+"} if "nargs" in one.metadata else {}
         if one.type is bool:
             more = {"nargs": "?", "const": True}
         default = list(one.default) if isinstance(one.default, tuple) else one.default

@@ -23,14 +23,13 @@ def first_lines(folder: str) -> dict[str, str]:
         for alias in node.names
     }
     table = next(
-        node.value
-        for node in tree.body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
+        node.value for node in tree.body if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
     )  # the folder's one dict
     lines = {}
     for key, value in zip(table.keys, table.values, strict=True):
         named = value.args[0] if isinstance(value, ast.Call) else value  # partial(Class, "variant") or Class
-        assert isinstance(key, ast.Constant) and isinstance(named, ast.Name)
+        assert isinstance(key, ast.Constant)
+        assert isinstance(named, ast.Name)
         source = (ROOT / str(modules[named.id]).replace(".", "/")).with_suffix(".py")
         docstring = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
         lines[str(key.value)] = docstring.splitlines()[0] if docstring else ""

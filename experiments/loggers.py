@@ -2,6 +2,7 @@
 
 import netrc
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from datamodules.base import GraftDataModule
 from experiments.config import RunConfig
-from experiments.pictures import denormalise, samples
+from experiments.pictures import samples
 from experiments.run_folder import RunFolder
 from lightning_modules.base import GraftModule
 
@@ -30,13 +31,11 @@ def make_loggers(config: RunConfig, folder: RunFolder, module: GraftModule, cost
 
 def make_wandb(config: RunConfig, folder: RunFolder, module: GraftModule) -> WandbLogger:
     """A W&B run whose id is kept in the run folder, so that resuming continues it. Offline where there is no key."""
-    import wandb
-
     offline = os.environ.get("WANDB_MODE") == "offline"
     if "WANDB_MODE" not in os.environ and not has_key():
         offline = True
         say("W&B: no API key is set, logging offline")
-    run_id = folder.wandb_id.read_text().strip() if folder.wandb_id.is_file() else wandb.util.generate_id()
+    run_id = folder.wandb_id.read_text().strip() if folder.wandb_id.is_file() else secrets.token_hex(4)
     logger = WandbLogger(
         name=folder.path.name, save_dir=folder.path, project="graft", id=run_id, resume="allow", offline=offline
     )
@@ -47,6 +46,14 @@ def make_wandb(config: RunConfig, folder: RunFolder, module: GraftModule) -> Wan
             directory = Path(logger.experiment.dir).parent
             say(f"W&B: offline files in {directory}; upload them with: wandb sync {directory}")
     return logger
+
+
+@rank_zero_only
+def close(loggers: list[Logger]) -> None:
+    """Write out what W&B still holds back; it commits the last row only then."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
 
 
 @rank_zero_only
@@ -89,9 +96,7 @@ class WandbPictures(pl.Callback):
                 pictures.append(wandb.Image(image, masks=masks))
             else:
                 pictures.append(wandb.Image(image, caption=f"{names[int(prediction)]} (is {names[int(truth)]})"))
-        counts = module.metrics["val"].matrix().cpu().numpy()
-        rows = [
-            [names[i], names[j], int(counts[i, j])] for i in range(len(counts)) for j in range(len(counts))
-        ]
+        counts = module.split_scores("val").matrix().cpu().numpy()
+        rows = [[names[i], names[j], int(counts[i, j])] for i in range(len(counts)) for j in range(len(counts))]
         table = wandb.Table(columns=["truth", "prediction", "count"], data=rows)
         run.log({"predictions": pictures, "confusion_matrix": table})

@@ -15,9 +15,12 @@ def names_of(folder: str) -> list[str]:
 
 def _keys(path: Path, variable: str) -> list[str]:
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        target = node.target if isinstance(node, ast.AnnAssign) else None
-        if isinstance(target, ast.Name) and target.id == variable and isinstance(node.value, ast.Dict):
-            return [key.value for key in node.value.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)]
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == variable):
+            continue
+        if isinstance(node.value, ast.Dict):
+            return [
+                key.value for key in node.value.keys if isinstance(key, ast.Constant) and isinstance(key.value, str)
+            ]
     raise LookupError(f"{path} has no literal dict {variable}")
 
 

@@ -67,7 +67,7 @@ def draw_segmentation(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], dat
     for ax, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
         ax.set_title(title, fontsize=10)
     patches = [
-        Patch(color=np.array(colour) / 255, label=name)
+        Patch(color=tuple(channel / 255 for channel in colour), label=name)  # type: ignore[arg-type]
         for name, colour in zip(data.class_names, data.colours, strict=True)
     ]
     figure.legend(handles=patches, loc="outside right upper", fontsize=8, frameon=False)

@@ -12,7 +12,7 @@ from datamodules import DATAMODULES
 from datamodules.base import GraftDataModule
 from experiments.config import RunConfig
 from experiments.cost import cost
-from experiments.loggers import WandbPictures, make_loggers
+from experiments.loggers import WandbPictures, close, make_loggers
 from experiments.pictures import write_predictions
 from experiments.progress import EpochTable, ProgressLines, print_results
 from experiments.results import write_results
@@ -63,6 +63,7 @@ def train(config: RunConfig) -> None:
     if trainer.interrupted:
         raise KeyboardInterrupt
     finish(config, folder, trainer, module, data, costs, best.best_model_path, time.time() - started)
+    close(loggers)
 
 
 def finish(
@@ -124,9 +125,7 @@ def build_module(config: RunConfig, data: GraftDataModule) -> GraftModule:
     )
 
 
-def build_trainer(
-    config: RunConfig, folder: RunFolder, loggers: list[Any], callbacks: list[pl.Callback]
-) -> pl.Trainer:
+def build_trainer(config: RunConfig, folder: RunFolder, loggers: list[Any], callbacks: list[pl.Callback]) -> pl.Trainer:
     """Lightning's Trainer with our settings; the data modules shard by themselves."""
     return pl.Trainer(
         accelerator=config.accelerator,
@@ -145,5 +144,5 @@ def build_trainer(
         num_sanity_val_steps=0,
         enable_model_summary=False,
         enable_progress_bar=False,
-        log_every_n_steps=10,
+        log_every_n_steps=5,
     )

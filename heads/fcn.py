@@ -8,6 +8,7 @@ that are no longer coarser than the next are added as they are.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,7 @@ class FCN8s(Head):
             nn.init.zeros_(score.bias)
         strides = [*(reductions[index] for index in self.levels), 1]
         self.ups = nn.ModuleList(
-            bilinear_upsampling(num_classes, coarse // fine) for coarse, fine in zip(strides, strides[1:], strict=False)
+            bilinear_upsampling(num_classes, coarse // fine) for coarse, fine in pairwise(strides)
         )
 
     def forward(self, features: list[Tensor]) -> Tensor:

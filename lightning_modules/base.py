@@ -1,7 +1,7 @@
 """What classification and segmentation share: the network, the optimiser, the schedule and the one step."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -87,6 +87,13 @@ class GraftModule(pl.LightningModule):
         """The metric that gathers one split's scores."""
         raise NotImplementedError
 
+    def split_scores(self, split: str) -> SegmentationScores | ClassificationScores:
+        """The scores of "val" or "test", as counted since its last pass began."""
+        return cast("SegmentationScores | ClassificationScores", self.metrics[split])
+
+    def split_loss(self, split: str) -> MeanMetric:
+        return cast("MeanMetric", self.losses[split])
+
     def _step(self, batch: Batch, split: str) -> Tensor:
         images, target = batch["image"], batch["target"]
         logits = self(images)
@@ -94,8 +101,8 @@ class GraftModule(pl.LightningModule):
         if split == "train":
             self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=len(images))
         else:
-            self.losses[split].update(loss, weight=len(images))
-            self.metrics[split].update(logits, target)
+            self.split_loss(split).update(loss, weight=len(images))
+            self.split_scores(split).update(logits, target)
         return loss
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
@@ -121,13 +128,13 @@ class GraftModule(pl.LightningModule):
         self._log_scores("test")
 
     def _clear_scores(self, split: str) -> None:
-        self.metrics[split].reset()
-        self.losses[split].reset()
+        self.split_scores(split).reset()
+        self.split_loss(split).reset()
 
     def _log_scores(self, split: str) -> None:
         # The metric objects sum their counts over the processes, so all ranks log the same numbers.
-        self.log(f"{split}/loss", self.losses[split].compute().float())
-        for name, value in self.metrics[split].scores(self.hparams["class_names"]).items():
+        self.log(f"{split}/loss", self.split_loss(split).compute().float())
+        for name, value in self.split_scores(split).scores(self.hparams["class_names"]).items():
             self.log(f"{split}/{name}", value.float())
 
     def configure_optimizers(self) -> Any:

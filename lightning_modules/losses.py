@@ -42,5 +42,3 @@ def find_loss(name: str) -> Loss:
     if name not in LOSSES:
         raise ValueError(f"no loss '{name}'; there are {', '.join(LOSSES)}")
     return LOSSES[name]
-
-

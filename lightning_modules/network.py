@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from backbones import BACKBONES, find_backbone
 from heads import HEADS, find_head
-from heads.head import Head, missing_strides
+from heads.head import missing_strides
 
 
 class Network(nn.Module):

@@ -161,7 +161,7 @@ def test_scores_start_anew_each_epoch(tmp_path) -> None:
     module = SegmentationModule("resnet18", "unet", NAMES, lr=1e-12)
     loader = DataLoader(items("segmentation"), 2)
     quiet_trainer(tmp_path, max_epochs=2, num_sanity_val_steps=0).fit(module, loader, loader)
-    assert module.metrics["val"].matrix().sum() == 6 * 32 * 32
+    assert module.split_scores("val").matrix().sum() == 6 * 32 * 32
 
 
 def test_a_head_of_the_other_task_is_refused() -> None:

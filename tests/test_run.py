@@ -104,14 +104,12 @@ def test_two_processes_report_what_one_reports(folder: Path, tmp_path: Path) -> 
     module = SegmentationModule.load_from_checkpoint(
         tmp_path / "two" / "checkpoints" / "best.ckpt", weights_only=True, map_location="cpu"
     ).to(memory_format=torch.channels_last)
-    data = DATAMODULES["folders"](
-        "segmentation", data_dir=str(folder), image_size=(32, 32), batch_size=2, workers=0
-    )
+    data = DATAMODULES["folders"]("segmentation", data_dir=str(folder), image_size=(32, 32), batch_size=2, workers=0)
     data.setup()
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, use_distributed_sampler=False)
     (one,) = trainer.validate(module, data.val_dataloader(), verbose=False)
     assert {name.removeprefix("val/"): value for name, value in one.items()} == two
-    assert int(module.metrics["val"].matrix().sum()) == 7 * 32 * 32
+    assert int(module.split_scores("val").matrix().sum()) == 7 * 32 * 32
 
 
 MISTAKES = {
