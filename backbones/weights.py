@@ -1,10 +1,12 @@
 """Read checkpoints: published ones by address, local .pth / .safetensors files, and Graft's own run checkpoints."""
 
 import pickle
+import re
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 RUN_PREFIX = "network.backbone."
@@ -18,21 +20,17 @@ def read_weights(source: str) -> dict[str, Tensor]:
     Raises:
         ValueError: nothing readable is there; the message names what to do.
     """
-    if source.startswith("https://"):
-        return _download(source)
-    path = Path(source)
+    path = fetched(source) if source.startswith("https://") else Path(source)
     if not path.is_file():
-        raise ValueError(f"--weights {source}: no such file (give imagenet, none, or a .pth, .safetensors or .ckpt file)")
+        raise ValueError(f"--weights {source}: no such file; give imagenet, none, a .pth, .safetensors or .ckpt file")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"--weights {source} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+        raise ValueError(f"--weights {path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
     if not isinstance(state, dict):
-        raise ValueError(f"--weights {source} holds a {type(state).__name__}; expected a dict of tensors")
+        raise ValueError(f"--weights {path} holds a {type(state).__name__}; expected a dict of tensors")
     for key in ("state_dict", "model"):  # Lightning's and many research codes' wrapping
         if isinstance(state.get(key), dict):
             state = state[key]
@@ -40,15 +38,28 @@ def read_weights(source: str) -> dict[str, Tensor]:
     return own or state
 
 
-def _download(url: str) -> dict[str, Tensor]:
+def fetched(url: str) -> Path:
+    """The file at an address, from torch's cache or fetched into it, with its hash checked where its name has one.
+
+    Raises:
+        ValueError: it cannot be fetched; the message names the address, the cache and the flag.
+    """
+    parts = url.split("/")
+    # The hub names every model's file alike; its repository tells them apart.
+    name = f"{parts[4]}.safetensors" if parts[-1] == "model.safetensors" else parts[-1]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if path.is_file():
+        return path
+    digest = re.search(r"-([a-f0-9]{8,})\.", name)
     try:
-        return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True, check_hash=True)
-    except (URLError, OSError) as error:
-        cache = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), digest[1] if digest else None)
+    except (OSError, RuntimeError) as error:  # URLError is an OSError; RuntimeError: the hash is another
         raise ValueError(
             f"--weights imagenet could not be fetched ({error}). On a machine with a network, download {url}, "
-            f"then put it at {cache} or give it as --weights FILE"
+            f"then put it at {path} or give it as --weights FILE"
         ) from error
+    return path
 
 
 def adapt_input_channels(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
