@@ -31,8 +31,16 @@ class Backbone(nn.Module):
 
     output_strides: ClassVar[tuple[int, ...]] = OUTPUT_STRIDES
     """The output strides this family can be built at; others are refused with the reason."""
+    optional: ClassVar[tuple[type[nn.Module], ...]] = ()
+    """Kinds of modules that a published checkpoint need not have. Where it has no tensor of one kind, those modules
+    keep their initial values; where it has some, it must have all."""
     input_size: int = 224
     """Side in pixels of the square images that the published weights were scored on."""
+    min_size: int = 1
+    """Side in pixels of the smallest square image that every layer can work on."""
+    valid_borders: int = 0
+    """Pixels of the image per side, both ends together, that unpadded layers cut off at most: a map's side is at least
+    (H - valid_borders) // reduction, and at most H // reduction."""
 
     def __init__(self, variant: str) -> None:
         super().__init__()
@@ -40,6 +48,10 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         raise NotImplementedError
+
+    def forward_with_aux(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """`forward`, and the logits of auxiliary classifiers, which exist in training only; most networks have none."""
+        return self(x), []
 
     def classifier(self, num_classes: int) -> nn.Module:
         """The network's own published classifier: last map `(B, C, H, W)` -> logits `(B, num_classes)`.
@@ -57,7 +69,8 @@ class Backbone(nn.Module):
         try:
             return torchvision.models.get_model_weights(self.variant)["IMAGENET1K_V1"].url
         except (ValueError, KeyError):
-            raise ValueError(f"no ImageNet weights are published for {self.variant}; use --weights FILE or none") from None
+            message = f"no ImageNet weights are published for {self.variant}; use --weights FILE or none"
+            raise ValueError(message) from None
 
     def published_top1(self) -> float | None:
         """ImageNet top-1 accuracy in percent of the published weights, as their publisher states it."""
@@ -74,7 +87,8 @@ class Backbone(nn.Module):
     def load(self, weights: str | None, classifier: nn.Module | None = None) -> None:
         """Load "imagenet" or a local .pth, .safetensors or run checkpoint, strictly: every tensor must find its place.
 
-        The checkpoint's classifier goes into `classifier`, or is left out where that is None.
+        The checkpoint's classifier goes into `classifier`, or is left out where that is None. Only what is `optional`
+        may be absent.
 
         Raises:
             ValueError: the file is missing, unreadable or of another architecture.
@@ -82,11 +96,19 @@ class Backbone(nn.Module):
         if weights is None or weights == "none":
             return
         state = self.rename(read_weights(self.published_url() if weights == "imagenet" else weights))
+        for kind in self.optional:
+            start = self._state_of(kind)
+            if state.keys().isdisjoint(start):
+                state = state | start
         with torch.device("meta"):
             classifier_keys = set(self.classifier(1000).state_dict())
         for module, keys in ((self, set(state) - classifier_keys), (classifier, set(state) & classifier_keys)):
             if module is not None:
                 self._load_strictly(module, {key: state[key] for key in keys}, weights)
+
+    def _state_of(self, kind: type[nn.Module]) -> dict[str, Tensor]:
+        modules = ((name, module) for name, module in self.named_modules() if isinstance(module, kind))
+        return {f"{name}.{key}": value for name, module in modules for key, value in module.state_dict().items()}
 
     def _load_strictly(self, module: nn.Module, state: dict[str, Tensor], weights: str) -> None:
         own = module.state_dict()

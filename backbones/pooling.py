@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -43,7 +44,8 @@ class Pool2d(nn.Module):
             return F.max_pool2d(F.pad(x, borders, value=float("-inf")), k, 1, dilation=d)
         x = F.pad(x, borders, mode="replicate")
         h, w = x.shape[2] - d * (k - 1), x.shape[3] - d * (k - 1)
-        return sum(x[..., i * d : i * d + h, j * d : j * d + w] for i in range(k) for j in range(k)) / k**2
+        taps = [x[..., i * d : i * d + h, j * d : j * d + w] for i in range(k) for j in range(k)]
+        return torch.stack(taps).mean(0)
 
     def extra_repr(self) -> str:
         return f"{self.kind}, kernel_size={self.kernel_size}, {self.step}, padding={self.padding}"

@@ -193,7 +193,7 @@ class Scenes:
         glyph = self.glyphs[digit]
         centre = (len(glyph) - 1) / 2
         matrix = cv2.getRotationMatrix2D((centre, centre), tilt, height / (0.8 * len(glyph)))
-        matrix[:, 2] += (x - centre, y - centre)
+        matrix[:, 2] += np.array([x - centre, y - centre])
         grey = cv2.warpAffine(glyph, matrix, shape[::-1], flags=cv2.INTER_LINEAR)
         low, high = self.INK
         return np.clip((grey * np.float32(1 / 255) - low) / (high - low), 0, 1)

@@ -161,7 +161,7 @@ def check(inspections: list[Callable[[], T]]) -> list[T]:
     inspections = inspections[:: -(-len(inspections) // MOST_CHECKED)]
     results = []
     start = time.monotonic()
-    progress = Progress(transient=True, disable=rank_zero_only.rank != 0)
+    progress = Progress(transient=True, disable=rank_zero_only.rank != 0)  # type: ignore[attr-defined]
     task = progress.add_task("Checking the data", total=len(inspections))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         try:

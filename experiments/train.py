@@ -2,12 +2,14 @@
 
 import logging
 import time
+import warnings
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from backbones import find_backbone
 from datamodules import DATAMODULES
 from datamodules.base import GraftDataModule
 from experiments.config import RunConfig
@@ -37,6 +39,7 @@ def train(config: RunConfig) -> None:
     started = time.time()
     # Lightning's chatter about hardware it did not find, and products; its warnings stay.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "`isinstance\\(treespec", module="lightning")  # its own business with torch
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config)
     data.setup("fit")
@@ -91,8 +94,10 @@ def finish(
 
 
 def build_data(config: RunConfig) -> GraftDataModule:
-    """The data module, for the task of the head."""
+    """The data module, for the task of the head, with images normalised as the backbone's weights expect them."""
     head = find_head(config.head)
+    with torch.device("meta"):
+        backbone = find_backbone(config.backbone)()
     return DATAMODULES[config.data](
         head.task,
         data_dir=config.data_dir,
@@ -100,6 +105,8 @@ def build_data(config: RunConfig) -> GraftDataModule:
         batch_size=config.batch_size,
         workers=config.workers,
         seed=config.seed,
+        mean=backbone.mean,
+        std=backbone.std,
     )
 
 

@@ -4,15 +4,34 @@ import difflib
 
 from heads.classifier import Classifier
 from heads.deeplab import DeepLab
-from heads.fcn import FCN8s
+from heads.deeplabv1 import DeepLabV1
+from heads.deeplabv2 import DeepLabV2
+from heads.deeplabv3 import DeepLabV3
+from heads.dilatednet import DilatedNet
+from heads.fcn import FCN8s, FCN16s, FCN32s
+from heads.fpn import FPN
 from heads.head import Head
+from heads.hypercolumn import Hypercolumn
+from heads.lraspp import LRASPP
+from heads.pspnet import PSPNet
 from heads.unet import UNet
 
 HEADS: dict[str, type[Head]] = {
     "classifier": Classifier,
+    "fcn32s": FCN32s,
+    "fcn16s": FCN16s,
     "fcn8s": FCN8s,
+    "hypercolumn": Hypercolumn,
     "unet": UNet,
+    "deeplabv1": DeepLabV1,
+    "deeplabv2": DeepLabV2,
+    "deeplabv3": DeepLabV3,
+    "deeplabv3plus": DeepLab,
     "deeplab": DeepLab,
+    "dilatednet": DilatedNet,
+    "pspnet": PSPNet,
+    "fpn": FPN,
+    "lraspp": LRASPP,
 }
 
 

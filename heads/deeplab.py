@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from heads.aspp import ASPP, scaled_rates
+from heads.conv_norm import conv_bn_relu, separable_conv
 from heads.head import Head, level
 
 RATES_AT_16 = (6, 12, 18)
@@ -41,8 +43,7 @@ class DeepLab(Head):
         super().__init__()
         low = level(reductions, 4)
         self.low_level = 0 if low is None else low
-        scaled = [max(1, rate * 16 // reductions[-1]) for rate in rates]
-        self.aspp = ASPP(channels[-1], 256, scaled)
+        self.aspp = ASPP(channels[-1], 256, scaled_rates(rates, 16, reductions[-1]), separable=True)
         self.dropout = nn.Dropout(dropout)
         self.reduce = conv_bn_relu(channels[self.low_level], 48, 1)
         self.decode = nn.Sequential(separable_conv(256 + 48, 256, 1), separable_conv(256, 256, 1))
@@ -53,62 +54,3 @@ class DeepLab(Head):
         x = self.dropout(self.aspp(features[-1]))
         x = F.interpolate(x, low.shape[2:], mode="bilinear", align_corners=False)
         return self.score(self.decode(torch.cat((x, low), 1)))
-
-
-class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling with the image's average as one branch (arXiv:1706.05587, section 3.3)."""
-
-    def __init__(self, in_channels: int, width: int, rates: Sequence[int]) -> None:
-        super().__init__()
-        self.pointwise = conv_bn_relu(in_channels, width, 1)
-        self.atrous = nn.ModuleList(separable_conv(in_channels, width, rate) for rate in rates)
-        self.pooled = ImagePooling(in_channels, width)
-        self.project = conv_bn_relu((2 + len(rates)) * width, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        branches = [self.pointwise(x), *(branch(x) for branch in self.atrous), self.pooled(x)]
-        return self.project(torch.cat(branches, 1))
-
-
-class ImagePooling(nn.Module):
-    """The average over the whole map, projected and spread back over the map."""
-
-    def __init__(self, in_channels: int, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, width, 1, bias=False)
-        self.norm = PooledBatchNorm(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        pooled = F.relu(self.norm(self.conv(x.mean((2, 3), keepdim=True))))
-        return pooled.expand(-1, -1, *x.shape[2:])
-
-
-class PooledBatchNorm(nn.BatchNorm2d):
-    """Batch norm that trains with one image per device.
-
-    One value per channel has no variance, and PyTorch refuses it; such a batch is normalised with the running
-    statistics, which it leaves as they are.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        return super().forward(x)
-
-
-def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True),
-    )
-
-
-def separable_conv(in_channels: int, out_channels: int, rate: int) -> nn.Sequential:
-    """A 3x3 convolution per channel at `rate`, then 1x1 across channels, each with batch norm and ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, in_channels, 3, padding=rate, dilation=rate, groups=in_channels, bias=False),
-        nn.BatchNorm2d(in_channels),
-        nn.ReLU(inplace=True),
-        *conv_bn_relu(in_channels, out_channels, 1),
-    )

@@ -15,6 +15,7 @@ from lightning_modules.network import Network
 from lightning_modules.schedules import learning_rate_factor
 
 Batch = Mapping[str, Any]
+AUX_WEIGHT = 0.3  # of each auxiliary classifier (Szegedy et al. 2014, section 5)
 
 
 class GraftModule(pl.LightningModule):
@@ -96,8 +97,11 @@ class GraftModule(pl.LightningModule):
 
     def _step(self, batch: Batch, split: str) -> Tensor:
         images, target = batch["image"], batch["target"]
-        logits = self(images)
-        loss = self.loss(logits.float(), target, self.hparams["ignore_index"])
+        # Only networks that have auxiliary classifiers leave `forward`, which is what torch.compile compiles.
+        aux_too = split == "train" and self.network.has_aux
+        logits, aux = self.network.forward_with_aux(images) if aux_too else (self(images), [])
+        losses = [self.loss(one.float(), target, self.hparams["ignore_index"]) for one in (logits, *aux)]
+        loss = losses[0] + AUX_WEIGHT * sum(losses[1:]) if aux else losses[0]
         if split == "train":
             self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=len(images))
         else:

@@ -46,6 +46,9 @@ class Network(nn.Module):
         known = inspect.signature(build).parameters
         knobs = {name: value for name, value in head_class.backbone_knobs.items() if name in known} | knobs
         self.output_stride = output_stride or head_class.output_stride
+        if head_class.takes_classifier and "aux" in known:
+            knobs = {"aux": num_classes} | knobs
+        self.has_aux = bool(knobs.get("aux"))
         self.backbone = build(output_stride=self.output_stride, in_channels=in_channels, **knobs)
         channels, reductions = self.backbone.channels, self.backbone.reductions
         if missing_strides(head_class, reductions):
@@ -58,8 +61,15 @@ class Network(nn.Module):
         published = options.get("classifier") if num_classes == 1000 else None
         self.backbone.load(weights, published)
 
+    def forward_with_aux(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Logits, and those of the backbone's auxiliary classifiers, which there are in training only."""
+        features, aux = self.backbone.forward_with_aux(x)
+        return self._upsampled(self.head(features), x), aux
+
     def forward(self, x: Tensor) -> Tensor:
-        logits = self.head(self.backbone(x))
+        return self._upsampled(self.head(self.backbone(x)), x)
+
+    def _upsampled(self, logits: Tensor, x: Tensor) -> Tensor:
         if self.task == "segmentation" and logits.shape[2:] != x.shape[2:]:
             logits = F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=False)
         return logits

@@ -8,7 +8,7 @@ from backbones import BACKBONES
 from backbones.atrous import Step, atrous_steps
 from backbones.squeeze_excitation import SqueezeExcitation
 from tests.conftest import randomise
-from tests.oracles import PARAMETERS, WITHOUT_ORACLE, oracle
+from tests.oracles import CLASSES, IN_CHANNELS, IN_DOUBLE, KNOBS, PARAMETERS, SIZES, WITHOUT_ORACLE, oracle
 
 NAMES = list(BACKBONES)
 
@@ -28,8 +28,8 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.mark.parametrize("name", NAMES)
 def test_parameter_count(name: str) -> None:
     with torch.device("meta"):
-        backbone = BACKBONES[name]()
-        classifier = backbone.classifier(1000)
+        backbone = BACKBONES[name](in_channels=IN_CHANNELS.get(name, 3), **KNOBS.get(name, {}))
+        classifier = backbone.classifier(CLASSES.get(name, 1000))
     ours = sum(p.numel() for m in (backbone, classifier) for p in m.parameters())
     assert ours == PARAMETERS[name]
 
@@ -39,7 +39,7 @@ def test_logits_equal_the_oracle(name: str) -> None:
     published = oracle(name)
     randomise(published)
     state = published.state_dict()
-    backbone = BACKBONES[name]()
+    backbone = BACKBONES[name](**KNOBS.get(name, {}))
     classifier = backbone.classifier(1000)
     renamed = backbone.rename(state)
     own = backbone.state_dict().keys() | classifier.state_dict().keys()
@@ -47,7 +47,7 @@ def test_logits_equal_the_oracle(name: str) -> None:
     backbone.load_state_dict({k: v for k, v in renamed.items() if k in backbone.state_dict()}, strict=True)
     classifier.load_state_dict({k: v for k, v in renamed.items() if k in classifier.state_dict()}, strict=True)
     backbone.eval(), classifier.eval()
-    for size in ((64, 64), (97, 131)):
+    for size in SIZES.get(name, ((64, 64), (97, 131))):
         x = torch.randn(1, 3, *size)
         with torch.inference_mode():
             assert relative(classifier(backbone(x)[-1]), published(x)) <= 1e-5
@@ -62,7 +62,8 @@ def test_channels_and_reductions_are_true(name: str, output_stride: int) -> None
     assert len(backbone.reductions) == len(maps)
     assert list(backbone.reductions) == sorted(backbone.reductions)
     for one, reduction in zip(maps, backbone.reductions, strict=True):
-        assert tuple(one.shape[2:]) == (128 // reduction, 192 // reduction)
+        for side, image_side in zip(one.shape[2:], (128, 192), strict=True):
+            assert (image_side - backbone.valid_borders) // reduction <= side <= image_side // reduction
     assert max(backbone.reductions) <= output_stride
 
 
@@ -100,6 +101,8 @@ def test_dilation_is_exact(name: str, output_stride: int, monkeypatch: pytest.Mo
     dense = BACKBONES[name](output_stride=output_stride).eval()
     dense.load_state_dict(strided.state_dict(), strict=True)
     x = torch.randn(1, 3, 96, 128)
+    if name in IN_DOUBLE:
+        strided, dense, x = strided.double(), dense.double(), x.double()
     with torch.inference_mode():
         coarse = strided(x)
         held.replaying = True
@@ -113,9 +116,10 @@ def test_dilation_is_exact(name: str, output_stride: int, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
-    backbone = BACKBONES[name]()
+    backbone = BACKBONES[name](**KNOBS.get(name, {}))
     classifier = backbone.classifier(10)
-    classifier(backbone(torch.randn(2, 3, 64, 64))[-1]).sum().backward()
+    side = max(64, backbone.min_size)
+    classifier(backbone(torch.randn(2, 3, side, side))[-1]).sum().backward()
     for module in (backbone, classifier):
         for key, parameter in module.named_parameters():
             assert parameter.grad is not None, f"no gradient for {key}"
@@ -125,7 +129,8 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_exports(name: str) -> None:
     backbone = BACKBONES[name]().eval()
-    x = torch.randn(1, 3, 64, 64)
+    side = max(64, backbone.min_size)
+    x = torch.randn(1, 3, side, side)
     exported = torch.export.export(backbone, (x,)).module()
     for ours, theirs in zip(backbone(x), exported(x), strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -134,7 +139,9 @@ def test_exports(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_other_input_channels(name: str) -> None:
     with torch.device("meta"):
-        maps = BACKBONES[name](in_channels=5)(torch.empty(1, 5, 64, 64))
+        backbone = BACKBONES[name](in_channels=5)
+        side = max(64, backbone.min_size)
+        maps = backbone(torch.empty(1, 5, side, side))
     assert maps[-1].ndim == 4
 
 

@@ -167,3 +167,15 @@ def test_scores_start_anew_each_epoch(tmp_path) -> None:
 def test_a_head_of_the_other_task_is_refused() -> None:
     with pytest.raises(ValueError, match="classifier is a classification head"):
         SegmentationModule("resnet18", "classifier", NAMES)
+
+
+def test_auxiliary_classifiers_are_trained_and_then_gone() -> None:
+    module = ClassificationModule("googlenet", "classifier", NAMES)
+    batch = {"image": torch.randn(2, 3, 64, 64), "target": torch.tensor([0, 2])}
+    module._step(batch, "train").backward()
+    auxiliary = [name for name, _ in module.named_parameters() if "aux" in name]
+    assert auxiliary
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, f"no gradient for {name}"
+    assert module.eval()(batch["image"]).shape == (2, 3)
+    assert not SegmentationModule("googlenet", "unet", NAMES).network.has_aux

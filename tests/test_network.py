@@ -1,39 +1,91 @@
 """Every pair is built, shape-checked and trained one step, or refused with a reason."""
 
+import functools
+import itertools
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from backbones import BACKBONES
+from backbones import BACKBONES, find_backbone
+from backbones.backbone import Backbone
 from heads import HEADS
-from heads.deeplab import PooledBatchNorm
+from heads.conv_norm import PooledBatchNorm
 from heads.fcn import bilinear_upsampling
 from heads.head import level, missing_strides
 from lightning_modules.network import Network
 
 CLASSES = 5
-RESNETS = [name for name in BACKBONES if name.startswith("resnet")]
+REFUSALS: dict[str, set[str]] = {}
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.fixture
+def backbones_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds each configuration of a backbone once, and runs it once: the maps are the same under every head."""
+    built: dict[str, Backbone] = {}
+
+    def find(name: str) -> Callable[..., Backbone]:
+        build = find_backbone(name)
+
+        @functools.wraps(build, assigned=())
+        def builder(**knobs: object) -> Backbone:
+            key = repr(sorted(knobs.items()))
+            if key not in built:
+                built[key] = backbone = build(**knobs).eval()
+                maps = backbone(torch.empty(2, 3, max(65, backbone.min_size), 97))
+                monkeypatch.setattr(backbone, "forward", lambda x: maps)
+            return built[key]
+
+        return builder
+
+    monkeypatch.setattr("lightning_modules.network.find_backbone", find)
+
+
+@pytest.mark.usefixtures("backbones_once")
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_every_pair_fits_odd_sizes_or_is_refused(backbone: str, head: str) -> None:
-    for output_stride in (8, 16, 32):
-        with torch.device("meta"):
+def test_every_pair_fits_odd_sizes_or_is_refused(backbone: str) -> None:
+    refused = set()
+    with torch.device("meta"):
+        height = max(65, BACKBONES[backbone]().min_size)
+        x = torch.empty(2, 3, height, 97)
+        for output_stride, head in itertools.product((8, 16, 32), HEADS):
             try:
                 network = Network(backbone, head, CLASSES, output_stride=output_stride).eval()
             except ValueError as error:
-                assert "output_stride is" in str(error) or "needs maps at strides" in str(error)
+                assert f"output_stride is {output_stride}" in str(error) or f"{head} needs maps at" in str(error)
+                refused.add(f"{head}/{output_stride}")
                 continue
-            logits = network(torch.empty(2, 3, 65, 97))
-        expected = (2, CLASSES) if network.task == "classification" else (2, CLASSES, 65, 97)
-        assert logits.shape == expected
+            expected = (2, CLASSES) if network.task == "classification" else (2, CLASSES, height, 97)
+            assert network(x).shape == expected, f"{head} at output stride {output_stride}"
+    REFUSALS[backbone] = refused
+
+
+def test_few_pairs_are_refused() -> None:
+    """Refused pairs, all told, of the run above; the families that cannot be dilated make most of them."""
+    if len(REFUSALS) < len(BACKBONES):
+        pytest.skip("counts what the test of every pair found, which did not run whole")
+    for backbone, refused in REFUSALS.items():
+        if refused:
+            print(f"{backbone}: {', '.join(sorted(refused))}")
+    pairs = 3 * len(HEADS)
+    assert all(len(refused) < pairs for refused in REFUSALS.values())
+    modern = [name for name in BACKBONES if not REFUSALS[name]]
+    print(f"{len(modern)} of {len(BACKBONES)} backbones take all {len(HEADS)} heads at output strides 8, 16 and 32")
+    assert len(modern) >= 0.75 * len(BACKBONES)
 
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
-def test_every_parameter_gets_a_finite_gradient(backbone: str, head: str, output_stride: int) -> None:
-    network = Network(backbone, head, CLASSES, output_stride=output_stride)
+def test_every_parameter_gets_a_finite_gradient(head: str, output_stride: int) -> None:
+    check_gradients(Network("resnet18", head, CLASSES, output_stride=output_stride))
+
+
+@pytest.mark.parametrize("head", ["classifier", "fcn8s", "unet", "deeplab"])
+def test_bottlenecks_get_gradients_too(head: str) -> None:
+    check_gradients(Network("resnet50", head, CLASSES))
+
+
+def check_gradients(network: Network) -> None:
     network(torch.randn(2, 3, 65, 97)).square().mean().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, f"no gradient for {name}"

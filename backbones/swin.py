@@ -1,0 +1,246 @@
+"""Swin Transformer: Hierarchical Vision Transformer using Shifted Windows. Liu et al. 2021, arXiv:2103.14030, and
+Swin Transformer V2: Scaling Up Capacity and Resolution. Liu et al. 2021, arXiv:2111.09883.
+
+Self-attention inside windows, 7x7 pixels of the map (8x8 in version 2), which every second block shifts by half a
+window. Version 2 normalises behind attention and MLP rather than before, compares queries and keys by cosine and
+computes position biases from log-spaced offsets. Maps whose sides are no multiple of the window are padded, as
+torchvision does, with pixels that take part in attention; odd maps are padded by one pixel before they are merged.
+
+Linear and patch layers and bias tables start from a truncated normal of standard deviation 0.02 with zero biases;
+residual branches are dropped in training at the published rates, growing linearly with depth. The maps are the stages'
+outputs; the norm behind the last belongs to the classifier. Loads torchvision's checkpoints.
+"""
+
+import math
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import Permute, StochasticDepth
+
+from backbones.backbone import Backbone
+from backbones.convnext import init_truncated_normal
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention in windows of `(B, H, W, C)`, with a learned bias per head and offset."""
+
+    relative_position_index: Tensor
+
+    def __init__(self, channels: int, heads: int, window: int, shift: int) -> None:
+        super().__init__()
+        self.heads, self.window, self.shift = heads, window, shift
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+        self.register_buffer("relative_position_index", offset_index(window))
+        self.make_bias_table()
+
+    def make_bias_table(self) -> None:
+        table = torch.empty((2 * self.window - 1) ** 2, self.heads)
+        self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+
+    def bias_table(self) -> Tensor:
+        """One row per offset between two pixels of a window, one column per head."""
+        return self.relative_position_bias_table
+
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values, one behind the other: `(..., C)` -> `(..., 3 C)`."""
+        return self.qkv(x)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        """`(windows, heads, N, C / heads)` each, bias broadcastable to `(windows, heads, N, N)` -> as `v`."""
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, height, width, channels = x.shape
+        side = self.window
+        x = F.pad(x, (0, 0, 0, -width % side, 0, -height % side))
+        padded = x.shape[1], x.shape[2]
+        # A single window holds everything: shifting it would only cut it up.
+        shifts = tuple(self.shift if length > side else 0 for length in padded)
+        rows, columns = padded[0] // side, padded[1] // side
+
+        x = x.roll((-shifts[0], -shifts[1]), (1, 2))
+        x = x.view(batch, rows, side, columns, side, channels).transpose(2, 3)
+        x = x.reshape(batch * rows * columns, side**2, channels)
+
+        q, k, v = self.project(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        bias = self.bias_table()[self.relative_position_index].view(side**2, side**2, -1).permute(2, 0, 1)[None]
+        if any(shifts):
+            bias = (bias + self.foreign(padded, shifts, x)).repeat(batch, 1, 1, 1)
+        x = self.proj(self.attend(q, k, v, bias).transpose(1, 2).flatten(2))
+
+        x = x.view(batch, rows, columns, side, side, channels).transpose(2, 3)
+        x = x.reshape(batch, *padded, channels).roll(shifts, (1, 2))
+        return x[:, :height, :width]
+
+    def foreign(self, padded: tuple[int, int], shifts: tuple[int, ...], like: Tensor) -> Tensor:
+        """-100 between pixels that only the cyclic shift brought into one window, `(windows, 1, N, N)`, 0 elsewhere."""
+        side = self.window
+        regions = []
+        for length, shift in zip(padded, shifts, strict=True):
+            i = torch.arange(length, device=like.device)
+            regions.append((i >= length - side).long() + (i >= length - shift))
+        region = 3 * regions[0][:, None] + regions[1]
+        region = region.view(padded[0] // side, side, padded[1] // side, side).transpose(1, 2).reshape(-1, side**2)
+        return -100.0 * (region[:, None, :, None] != region[:, None, None, :]).to(like.dtype)
+
+
+class CosineWindowAttention(WindowAttention):
+    """Version 2: cosine similarity at a learned temperature, and biases made by a small network from the offsets."""
+
+    relative_coords_table: Tensor
+
+    def make_bias_table(self) -> None:
+        self.logit_scale = nn.Parameter(torch.full((self.heads, 1, 1), math.log(10)))
+        self.cpb_mlp = nn.Sequential(nn.Linear(2, 512), nn.ReLU(inplace=True), nn.Linear(512, self.heads, bias=False))
+        # Offsets from -8 to 8, log-spaced, so that another window size extrapolates little.
+        offsets = torch.arange(1 - self.window, self.window) * (8 / (self.window - 1))
+        offsets = offsets.sign() * (offsets.abs() + 1).log2() / 3
+        table = torch.stack(torch.meshgrid(offsets, offsets, indexing="ij"), -1)
+        self.register_buffer("relative_coords_table", table[None])
+
+    def bias_table(self) -> Tensor:
+        return 16 * self.cpb_mlp(self.relative_coords_table).view(-1, self.heads).sigmoid()
+
+    def project(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv.bias.chunk(3)  # keys have no bias: the published one is not used
+        return F.linear(x, self.qkv.weight, torch.cat((query, torch.zeros_like(key), value)))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        q = F.normalize(q, dim=-1) * self.logit_scale.clamp(max=math.log(100)).exp()
+        return F.scaled_dot_product_attention(q, F.normalize(k, dim=-1), v, attn_mask=bias, scale=1.0)
+
+
+def offset_index(window: int) -> Tensor:
+    """For each pair of pixels of a window the row of the bias table that their offset has, flat `(N * N,)`."""
+    y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+    y, x = y.flatten(), x.flatten()
+    dy, dx = y[:, None] - y + window - 1, x[:, None] - x + window - 1
+    return (dy * (2 * window - 1) + dx).flatten()
+
+
+class Block(nn.Module):
+    """Attention, then a two-layer MLP four times wider, each added to its input; `(B, H, W, C)` in and out."""
+
+    def __init__(self, channels: int, heads: int, window: int, shift: int, drop_rate: float, version: int) -> None:
+        super().__init__()
+        self.post_norm = version == 2
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn = (WindowAttention if version == 1 else CosineWindowAttention)(channels, heads, window, shift)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, 4 * channels),
+            nn.GELU(),
+            nn.Identity(),  # where the published code has dropout, at rate 0
+            nn.Linear(4 * channels, channels),
+        )
+        self.stochastic_depth = StochasticDepth(drop_rate, "row")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.post_norm:
+            x = x + self.stochastic_depth(self.norm1(self.attn(x)))
+            return x + self.stochastic_depth(self.norm2(self.mlp(x)))
+        x = x + self.stochastic_depth(self.attn(self.norm1(x)))
+        return x + self.stochastic_depth(self.mlp(self.norm2(x)))
+
+
+class PatchMerging(nn.Module):
+    """Each 2x2 pixels become one of twice the channels: `(B, H, W, C)` -> `(B, H / 2, W / 2, 2 C)`, rounded up."""
+
+    def __init__(self, channels: int, version: int) -> None:
+        super().__init__()
+        self.post_norm = version == 2
+        self.norm = nn.LayerNorm((2 if version == 2 else 4) * channels)
+        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        x = torch.cat([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], -1)
+        return self.norm(self.reduction(x)) if self.post_norm else self.reduction(self.norm(x))
+
+
+class Variant(NamedTuple):
+    version: int
+    channels: int
+    """Of the first stage; each later stage has twice as many."""
+    depths: tuple[int, ...]
+    heads: int
+    """Of the first stage, likewise."""
+    drop_rate: float
+    """Probability that a branch of the deepest block is left out for an image in training."""
+
+
+VARIANTS = {
+    "swin_t": Variant(1, 96, (2, 2, 6, 2), 3, 0.2),
+    "swin_s": Variant(1, 96, (2, 2, 18, 2), 3, 0.3),
+    "swin_b": Variant(1, 128, (2, 2, 18, 2), 4, 0.5),
+    "swin_v2_t": Variant(2, 96, (2, 2, 6, 2), 3, 0.2),
+    "swin_v2_s": Variant(2, 96, (2, 2, 18, 2), 3, 0.3),
+    "swin_v2_b": Variant(2, 128, (2, 2, 18, 2), 4, 0.5),
+}
+
+
+class Swin(Backbone):
+    """Swin T / S / B and Swin V2 T / S / B: windowed attention in four stages; maps at strides 4, 8, 16, 32.
+
+    Raises:
+        ValueError: `output_stride` is not 32. There is no exact dense form.
+    """
+
+    output_strides: ClassVar[tuple[int, ...]] = (32,)
+
+    def __init__(
+        self,
+        variant: str,
+        *,
+        weights: str | None = None,
+        output_stride: int = 32,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__(variant)
+        if output_stride != 32:
+            raise ValueError(
+                f"output_stride is {output_stride}; {variant} has 32 only: over a denser map its windows would hold, "
+                f"and attend to, other pixels than those it was trained with. Use output_stride 32, or convnext_*"
+            )
+        version, channels, depths, heads, drop_rate = VARIANTS[variant]
+        window = {1: 7, 2: 8}[version]
+        drop_rates = iter(torch.linspace(0, drop_rate, sum(depths), device="cpu").tolist())
+        self.channels = tuple(channels * 2**i for i in range(4))
+        patches = nn.Sequential(nn.Conv2d(in_channels, channels, 4, 4), Permute([0, 2, 3, 1]), nn.LayerNorm(channels))
+        entries = (patches, *(PatchMerging(width, version) for width in self.channels[:-1]))
+        self.features = nn.Sequential()
+        for i, (entry, width, depth) in enumerate(zip(entries, self.channels, depths, strict=True)):
+            shifts = (0, window // 2) * (depth // 2)
+            blocks = (Block(width, heads * 2**i, window, shift, next(drop_rates), version) for shift in shifts)
+            self.features.extend((entry, nn.Sequential(*blocks)))
+        self.reductions = (4, 8, 16, 32)
+        self.min_size = 4
+        self.input_size = {1: 224, 2: 256}[version]
+        init_truncated_normal(self)
+        self.load(weights)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for entry, stage in zip(self.features[::2], self.features[1::2], strict=True):
+            x = stage(entry(x))
+            maps.append(x.permute(0, 3, 1, 2))
+        return maps
+
+    def classifier(self, num_classes: int) -> nn.Module:
+        return NormedLinear(self.channels[-1], num_classes)
+
+
+class NormedLinear(nn.Module):
+    """Layer norm of each pixel, global average pooling, one linear layer."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.head = nn.Linear(channels, num_classes)
+        init_truncated_normal(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(x.permute(0, 2, 3, 1)).mean((1, 2)))

@@ -1,0 +1,218 @@
+"""An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale.
+Dosovitskiy et al. 2020, arXiv:2010.11929.
+
+One stride throughout, so dense heads get a simple feature pyramid (Li, Mao, Girshick, He 2022, arXiv:2203.16527):
+transposed convolutions make the finer maps, max pooling the coarser, all from the last one. With `pyramid=False` there
+is no neck and the only map is the class token, `(B, C, 1, 1)`, which the published classifier reads.
+
+Any image size works: images are padded with zeros, right and below, to whole patches (and the pyramid's maps cropped
+to the image again), and the position embeddings, learned at 224x224, are resized by bicubic interpolation to the
+patches there are. Differences from Li et al.: global attention in every block, the class token stays, and the
+transformer's last norm stands before the neck. Dropout is left out, as the published weights were trained.
+
+Starts as the authors' code does: attention and MLP Xavier uniform, MLP biases normal at 1e-6, position embeddings
+normal at 0.02, patches normal at 1 / sqrt(fan in), class token and classifier zero; the neck's convolutions He.
+Loads torchvision's checkpoints; the neck, which they lack, keeps its start.
+"""
+
+import math
+from collections import OrderedDict
+from typing import ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbones.backbone import Backbone
+from backbones.convnext import LayerNorm2d, blank_linear
+
+
+def xavier_linear(in_features: int, out_features: int, bias_std: float = 0.0) -> nn.Linear:
+    linear = blank_linear(in_features, out_features)
+    nn.init.xavier_uniform_(linear.weight)
+    nn.init.normal_(linear.bias, std=bias_std)
+    return linear
+
+
+class SelfAttention(nn.Module):
+    """Every token attends to every token; `(B, N, C)` in and out. Parameter names are `nn.MultiheadAttention`'s."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
+        self.out_proj = xavier_linear(channels, channels)
+        for weight in self.in_proj_weight.chunk(3):
+            nn.init.xavier_uniform_(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, N, C / heads)
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class EncoderBlock(nn.Module):
+    """Attention, then a two-layer MLP four times wider, each normalised before and added after."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(channels, eps=1e-6)
+        self.self_attention = SelfAttention(channels, heads)
+        self.ln_2 = nn.LayerNorm(channels, eps=1e-6)
+        self.mlp = nn.Sequential(
+            xavier_linear(channels, 4 * channels, bias_std=1e-6),
+            nn.GELU(),
+            nn.Identity(),  # where the published code has dropout
+            xavier_linear(4 * channels, channels, bias_std=1e-6),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attention(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class Encoder(nn.Module):
+    """Adds position embeddings to the tokens of a `grid` of patches, class token first, and runs the blocks."""
+
+    def __init__(self, channels: int, heads: int, depth: int, native_side: int) -> None:
+        super().__init__()
+        self.native_side = native_side
+        self.pos_embedding = nn.Parameter(torch.empty(1, 1 + native_side**2, channels))
+        nn.init.normal_(self.pos_embedding, std=0.02)
+        self.layers = nn.Sequential()
+        for i in range(depth):
+            self.layers.add_module(f"encoder_layer_{i}", EncoderBlock(channels, heads))
+        self.ln = nn.LayerNorm(channels, eps=1e-6)
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """Embeddings for `grid` rows and columns of patches, `(1, 1 + rows * columns, C)`."""
+        side = self.native_side
+        if grid == (side, side):
+            return self.pos_embedding
+        token, patches = self.pos_embedding[:, :1], self.pos_embedding[:, 1:]
+        patches = patches.transpose(1, 2).unflatten(2, (side, side))
+        patches = F.interpolate(patches, grid, mode="bicubic", align_corners=False)
+        return torch.cat((token, patches.flatten(2).transpose(1, 2)), 1)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        return self.ln(self.layers(tokens + self.positions(grid)))
+
+
+class SimplePyramid(nn.Module):
+    """One map -> maps of `out_channels` at strides 4, 8, 16 and 32."""
+
+    def __init__(self, channels: int, stride: int, out_channels: int) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(scale(channels, stride, target, out_channels) for target in (4, 8, 16, 32))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [level(x) for level in self.levels]
+
+
+def scale(channels: int, stride: int, target: int, out_channels: int) -> nn.Sequential:
+    """From `stride` to `target`, then 1x1 and 3x3 convolutions; each transposed convolution halves the channels."""
+    layers: list[nn.Module] = []
+    while stride > target:
+        if layers:
+            layers += [LayerNorm2d(channels), nn.GELU()]
+        layers.append(nn.ConvTranspose2d(channels, channels // 2, 2, 2))
+        channels, stride = channels // 2, stride // 2
+    if stride < target:
+        layers.append(nn.MaxPool2d(target // stride, ceil_mode=True))
+    layers += [nn.Conv2d(channels, out_channels, 1, bias=False), LayerNorm2d(out_channels)]
+    layers += [nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False), LayerNorm2d(out_channels)]
+    return nn.Sequential(*layers)
+
+
+class Variant(NamedTuple):
+    patch: int
+    channels: int
+    depth: int
+    heads: int
+
+
+VARIANTS = {
+    "vit_b_16": Variant(16, 768, 12, 12),
+    "vit_b_32": Variant(32, 768, 12, 12),
+    "vit_l_16": Variant(16, 1024, 24, 16),
+}
+
+
+class ViT(Backbone):
+    """ViT-B/16, B/32, L/16: one transformer over patches; maps of 256 channels at strides 4, 8, 16, 32.
+
+    With `pyramid=False` the one map is the class token, a single pixel for the whole image, of reduction 224.
+
+    Raises:
+        ValueError: `output_stride` is not 32. There is no exact dense form.
+    """
+
+    output_strides: ClassVar[tuple[int, ...]] = (32,)
+    optional: ClassVar[tuple[type[nn.Module], ...]] = (SimplePyramid,)
+
+    def __init__(
+        self,
+        variant: str,
+        *,
+        weights: str | None = None,
+        output_stride: int = 32,
+        in_channels: int = 3,
+        pyramid: bool = True,
+    ) -> None:
+        super().__init__(variant)
+        self.patch, self.width, depth, heads = VARIANTS[variant]
+        if output_stride != 32:
+            raise ValueError(
+                f"output_stride is {output_stride}; {variant} has 32 only: its patches are {self.patch} pixels wide at "
+                f"any output stride, and more of them would not be those it was trained with. Use output_stride 32 "
+                f"(its pyramid already has maps at strides 4 and 8), or convnext_*"
+            )
+        self.conv_proj = nn.Conv2d(in_channels, self.width, self.patch, self.patch)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, self.width))
+        self.encoder = Encoder(self.width, heads, depth, self.input_size // self.patch)
+        weight, bias = self.conv_proj.parameters()
+        nn.init.normal_(weight, std=1 / math.sqrt(in_channels * self.patch**2))
+        nn.init.zeros_(bias)
+        self.neck = SimplePyramid(self.width, self.patch, 256) if pyramid else None
+        if self.neck is not None:
+            self.init_weights(self.neck.modules())
+        self.channels = (256,) * 4 if pyramid else (self.width,)
+        self.reductions = (4, 8, 16, 32) if pyramid else (self.input_size,)
+        self.load(weights)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        height, width = x.shape[2:]
+        x = self.conv_proj(F.pad(x, (0, -width % self.patch, 0, -height % self.patch)))
+        grid = x.shape[2], x.shape[3]
+        tokens = torch.cat((self.class_token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)), 1)
+        tokens = self.encoder(tokens, grid)
+        if self.neck is None:
+            return [tokens[:, 0, :, None, None]]
+        maps = self.neck(tokens[:, 1:].transpose(1, 2).unflatten(2, grid))
+        return [m[..., : -(-height // r), : -(-width // r)] for m, r in zip(maps, self.reductions, strict=True)]
+
+    def classifier(self, num_classes: int) -> nn.Module:
+        """The published classifier, which takes the class token that `pyramid=False` gives."""
+        return TokenClassifier(self.width, num_classes)
+
+    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The published files are older than torchvision's numbers for the two layers of an MLP."""
+        return {key.replace(".linear_1.", ".0.").replace(".linear_2.", ".3."): value for key, value in state.items()}
+
+
+class TokenClassifier(nn.Module):
+    """One linear layer on the class token `(B, C, 1, 1)`."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.heads = nn.Sequential(OrderedDict(head=nn.Linear(channels, num_classes)))
+        for parameter in self.heads.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Raises ValueError on a map of the pyramid, which no published classifier knows."""
+        if x.shape[1:] != (self.channels, 1, 1):
+            raise ValueError(f"ViT's classifier takes the class token, not a {tuple(x.shape)} map: use pyramid=False")
+        return self.heads(x.flatten(1))

@@ -1,0 +1,113 @@
+"""Multi-Scale Context Aggregation by Dilated Convolutions (DilatedNet). Yu, Koltun 2015, arXiv:1511.07122.
+
+A front end scores the last map at output stride 8, and the context module refines those scores by 3x3 convolutions
+whose dilation doubles, starting as the identity. VGG and AlexNet keep fc6 and fc7 as convolutions, as in the paper; on
+other backbones the 1x1 scores stand on their last map. The dilations count pixels of the map at every output stride.
+Differences from the paper: pools 4 and 5 stay, at stride 1, so that published weights see what they saw (the paper
+takes them out); each layer pads itself with zeros, where the paper's network reflects the image; weights are not
+trained in two stages unless the user does so. The paper does not say how wide the large module's extra layers are in
+the ten-layer form; here they are as wide as layer 6.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from heads.deeplabv1 import init_score
+from heads.head import Head
+
+NOISE = 1e-3
+"""Deviation of a layer's initial noise, as a part of its centre taps. The paper asks for much less than 1."""
+
+
+class Layer(NamedTuple):
+    """One row of the paper's table 1."""
+
+    kernel_size: int
+    dilation: int
+    large: int
+    """Channels in the large module, in multiples of the classes; the basic module has 1 throughout."""
+
+
+FRONT = (Layer(3, 1, 2), Layer(3, 1, 2), Layer(3, 2, 4), Layer(3, 4, 8), Layer(3, 8, 16))
+BACK = (Layer(3, 1, 32), Layer(1, 1, 1))
+
+FORMS: dict[int, tuple[Layer, ...]] = {
+    7: (*FRONT, *BACK),  # KITTI
+    8: (*FRONT, Layer(3, 16, 32), *BACK),  # Pascal VOC, CamVid
+    10: (*FRONT, Layer(3, 16, 32), Layer(3, 32, 32), Layer(3, 64, 32), *BACK),  # Cityscapes
+}
+
+
+class DilatedNet(Head):
+    """Front end and context module; logits at the last map's stride.
+
+    Args:
+        context: "basic" has `num_classes` channels in each layer, "large" up to 32 times as many, "none" is the front
+            end alone.
+        layers: of the context module: 8 for VOC, 10 for Cityscapes, 7 for KITTI.
+    """
+
+    output_stride = 8
+    backbone_knobs = {"fully_convolutional": True}
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        reductions: Sequence[int],
+        num_classes: int,
+        *,
+        context: Literal["none", "basic", "large"] = "basic",
+        layers: Literal[7, 8, 10] = 8,
+    ) -> None:
+        super().__init__()
+        self.score = init_score(nn.Conv2d(channels[-1], num_classes, 1))
+        self.context: nn.Module = nn.Identity()
+        if context != "none":
+            self.context = context_module(num_classes, context, layers)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        return self.context(self.score(features[-1]))
+
+
+def context_module(num_classes: int, width: str, layers: int) -> nn.Sequential:
+    """`(B, num_classes, H, W)` -> the same shape: layer and ReLU in turn, no ReLU behind the last.
+
+    Raises:
+        ValueError: there is no such width or number of layers.
+    """
+    if width not in ("basic", "large"):
+        raise ValueError(f"dilatednet has context=none, basic or large, not context={width}")
+    if layers not in FORMS:
+        raise ValueError(f"dilatednet's context has layers={', '.join(map(str, FORMS))}, not layers={layers}")
+    modules: list[nn.Module] = []
+    before = num_classes
+    for kernel_size, dilation, large in FORMS[layers]:
+        after = num_classes * (large if width == "large" else 1)
+        padding = dilation * (kernel_size // 2)
+        convolution = nn.Conv2d(before, after, kernel_size, padding=padding, dilation=dilation)
+        modules += [init_identity(convolution, num_classes), nn.ReLU(inplace=True)]
+        before = after
+    return nn.Sequential(*modules[:-1])
+
+
+def init_identity(layer: nn.Conv2d, num_classes: int) -> nn.Conv2d:
+    """Start as the identity of `num_classes` maps, each spread evenly over neighbouring channels (equation 5).
+
+    ReLUs between such layers pass what is not negative. `NOISE` breaks the symmetry of channels that would else learn
+    the same; it moves the output by about one percent of the input per layer.
+    """
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    tap = num_classes / layer.out_channels
+    nn.init.normal_(layer.weight, 0, NOISE * tap)
+    source = torch.arange(layer.in_channels) * num_classes // layer.in_channels
+    target = torch.arange(layer.out_channels) * num_classes // layer.out_channels
+    centre = layer.kernel_size[0] // 2
+    same = target[:, None] == source
+    with torch.no_grad():
+        here = layer.weight[:, :, centre, centre]
+        here.copy_(torch.where(same.to(here.device), tap, here))
+    return layer
