@@ -8,42 +8,36 @@ import sys
 from typing import Any
 
 import torch
-from torch import nn
 
 from backbones import BACKBONES
-from backbones.backbone import Backbone
 from experiments.cost import cost
-from experiments.listing import CATALOGUE, ROOT, catalogue, figures, first_lines
+from experiments.listing import figures, first_lines
+from experiments.names import CATALOGUE, ROOT, catalogue
+from heads import HEADS
+from heads.head import missing_strides
+from lightning_modules.network import Network, refusal
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- backbones: python experiments/catalogue.py -->", "<!-- end of backbones -->"
 
 
-class Classified(nn.Module):
-    """A backbone with its published classifier, as its paper counts parameters."""
-
-    def __init__(self, backbone: Backbone, num_classes: int) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.classifier = backbone.classifier(num_classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.backbone(x)[-1])
-
-
 def entry(name: str) -> dict[str, Any]:
-    """params with the 1000-class classifier, gmacs at `input_size`, top1 of the published weights, output_strides."""
-    build = BACKBONES[name]
+    """Costs with the 1000-class classifier at `input_size`, top1 of the published weights, what can be built."""
     with torch.device("meta"):
-        backbone = build()
-        network = Classified(backbone, 1000)
-    size = (backbone.input_size, backbone.input_size)
+        network = Network(name, "classifier", 1000)
+        if network.has_aux:  # they exist in training only and are not counted
+            network = Network(name, "classifier", 1000, backbone_options={"aux": 0})
+        backbone = BACKBONES[name]()
     return {
-        **cost(network, size),
+        **cost(network, (backbone.input_size, backbone.input_size)),
         "top1": backbone.published_top1(),
         "output_strides": list(backbone.output_strides),
         "input_size": backbone.input_size,
-        "reductions": list(backbone.reductions),
+        "refused": {
+            head: refusal(name, head, backbone.reductions)
+            for head in HEADS
+            if missing_strides(HEADS[head], backbone.reductions)
+        },
     }
 
 

@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from experiments.names import module_dict, names_of, nearest
+from experiments.names import catalogue, module_dict, names_of, nearest
 
 USAGE_ERROR = 2
 
@@ -174,6 +174,12 @@ def usage_problem(config: RunConfig) -> str | None:
             continue
         if value not in known and not value.startswith("timm/"):
             return f"{dashed(one.name)}: no {one.name} '{value}'; nearest: {nearest(value, known)}"
+    known_of = catalogue().get(config.backbone, {})
+    if config.head in known_of.get("refused", {}):
+        return known_of["refused"][config.head]
+    if config.output_stride and known_of and config.output_stride not in known_of["output_strides"]:
+        strides = " or ".join(map(str, known_of["output_strides"]))
+        return f"--output-stride {config.output_stride}: {config.backbone} can only be built at {strides}"
     if config.image_size is not None and len(config.image_size) > 2:  # type: ignore[arg-type]
         return "--image-size takes one number or two, H W"
     if config.devices != "auto" and not config.devices.isdigit():

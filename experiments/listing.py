@@ -1,16 +1,12 @@
 """`run.py --list`: every backbone, head and data set, from the sources and catalogue.json, without importing torch."""
 
 import ast
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from experiments.names import ROOT
-
-CATALOGUE = Path(__file__).with_name("catalogue.json")
+from experiments.names import ROOT, catalogue
 
 
 def first_lines(folder: str) -> dict[str, str]:
@@ -34,11 +30,6 @@ def first_lines(folder: str) -> dict[str, str]:
         docstring = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
         lines[str(key.value)] = docstring.splitlines()[0] if docstring else ""
     return lines
-
-
-def catalogue() -> dict[str, dict[str, Any]]:
-    """Figures of the backbones as `python experiments/catalogue.py` last counted them."""
-    return json.loads(CATALOGUE.read_text(encoding="utf-8")) if CATALOGUE.is_file() else {}
 
 
 def figures(entry: dict[str, Any]) -> tuple[str, ...]:
@@ -70,7 +61,7 @@ def print_listing() -> None:
             console.print(f"[dim]{paper}", no_wrap=True, overflow="ellipsis")
             shown = paper
         console.print(f"{name:22}{columns(figures(known.get(name, {})))}")
-    console.print("timm/NAME             any timm model with features_only; pip install 'graft[timm]'")
+    console.print("timm/NAME             any timm model with features_only; pip install 'graft\\[timm]'")
     for folder, title in (("heads", "head"), ("datamodules", "data")):
         console.print(f"\n[bold]{title}")
         for name, line in first_lines(folder).items():

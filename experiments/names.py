@@ -2,10 +2,18 @@
 
 import ast
 import difflib
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+CATALOGUE = Path(__file__).with_name("catalogue.json")
+
+
+def catalogue() -> dict[str, dict[str, Any]]:
+    """What `python experiments/catalogue.py` last found of each backbone: costs, and the heads it is refused under."""
+    return json.loads(CATALOGUE.read_text(encoding="utf-8")) if CATALOGUE.is_file() else {}
 
 
 def names_of(folder: str) -> list[str]:

@@ -119,7 +119,7 @@ def clock(seconds: float) -> str:
 
 def print_results(folder: RunFolder, scores: dict[str, Any]) -> None:
     """The final scores of each split, per class where there are such, and where everything lies."""
-    table = Table(title=f"{folder.path.name}: best checkpoint")
+    table = Table(title="best checkpoint")
     table.add_column("score")
     for split in scores:
         table.add_column(split, justify="right")
@@ -128,4 +128,5 @@ def print_results(folder: RunFolder, scores: dict[str, Any]) -> None:
         table.add_row(name, *(f"{values[f'{split}/{name}']:.4f}" for split, values in scores.items()))
     console = Console()
     console.print(table)
-    console.print(f"{folder.path}/: config.yaml metrics.csv results.json predictions.png checkpoints/", highlight=False)
+    files = "config.yaml metrics.csv results.json predictions.png checkpoints/"
+    console.print(f"{folder.path}/: {files}", highlight=False, soft_wrap=True)

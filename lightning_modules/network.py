@@ -2,13 +2,15 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import BACKBONES, find_backbone
+from backbones.backbone import Backbone
 from heads import HEADS, find_head
 from heads.head import missing_strides
 
@@ -21,7 +23,7 @@ class Network(nn.Module):
 
     Args:
         weights: "imagenet", a file, or None; see `Backbone.load`.
-        output_stride: 8, 16 or 32; None takes the head's own.
+        output_stride: 8, 16 or 32; None takes the head's own, or 32 where the backbone cannot be dilated.
         backbone_options, head_options: constructor knobs beyond the common ones, by name.
 
     Raises:
@@ -45,7 +47,9 @@ class Network(nn.Module):
         knobs = accepted_options(backbone, build, backbone_options or {})
         known = inspect.signature(build).parameters
         knobs = {name: value for name, value in head_class.backbone_knobs.items() if name in known} | knobs
-        self.output_stride = output_stride or head_class.output_stride
+        supported = cast("type[Backbone]", cast("partial[Backbone]", build).func).output_strides
+        own = head_class.output_stride if head_class.output_stride in supported else max(supported)
+        self.output_stride = output_stride or own
         if head_class.takes_classifier and "aux" in known:
             knobs = {"aux": num_classes} | knobs
         self.has_aux = bool(knobs.get("aux"))

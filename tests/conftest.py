@@ -1,7 +1,14 @@
 """Shared by all tests: two threads, no network, fixed seeds."""
 
+import os
+
 import pytest
 import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one process for each core
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

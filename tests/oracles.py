@@ -43,7 +43,7 @@ CLASSES: dict[str, int] = {"lenet5": 10, "wrn28_10": 10, "wrn40_4": 10}
 # The knobs that a head for classification sets, under which the last map is what the published classifier takes.
 KNOBS: dict[str, dict[str, bool]] = {name: {"pyramid": False} for name in ("vit_b_16", "vit_b_32", "vit_l_16")}
 # Image sizes for parity, where the oracle does not take just any.
-SIZES: dict[str, tuple[tuple[int, int], ...]] = {name: ((224, 224),) for name in KNOBS}
+SIZES: dict[str, tuple[tuple[int, int], ...]] = dict.fromkeys(KNOBS, ((224, 224),))
 
 # Measured in double precision under dilation: at random weights these amplify the rounding of single precision beyond
 # the bound (ReLU6 switches at both ends, and nothing renormalises), so that it would not show what is exact.

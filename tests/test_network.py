@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -24,23 +23,24 @@ def backbones_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Builds each configuration of a backbone once, and runs it once: the maps are the same under every head."""
     built: dict[str, Backbone] = {}
 
-    def find(name: str) -> Callable[..., Backbone]:
+    def find(name: str) -> functools.partial[Backbone]:
         build = find_backbone(name)
 
-        @functools.wraps(build, assigned=())
-        def builder(**knobs: object) -> Backbone:
-            key = repr(sorted(knobs.items()))
-            if key not in built:
-                built[key] = backbone = build(**knobs).eval()
-                maps = backbone(torch.empty(2, 3, max(65, backbone.min_size), 97))
-                monkeypatch.setattr(backbone, "forward", lambda x: maps)
-            return built[key]
+        class Builder(functools.partial):
+            def __call__(self, **knobs: object) -> Backbone:
+                key = repr(sorted(knobs.items()))
+                if key not in built:
+                    built[key] = backbone = build(**knobs).eval()
+                    maps = backbone(torch.empty(2, 3, max(65, backbone.min_size), 97))
+                    monkeypatch.setattr(backbone, "forward", lambda x: maps)
+                return built[key]
 
-        return builder
+        return Builder(build.func, *build.args)
 
     monkeypatch.setattr("lightning_modules.network.find_backbone", find)
 
 
+@pytest.mark.xdist_group("pairs")
 @pytest.mark.usefixtures("backbones_once")
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_pair_fits_odd_sizes_or_is_refused(backbone: str) -> None:
@@ -60,6 +60,7 @@ def test_every_pair_fits_odd_sizes_or_is_refused(backbone: str) -> None:
     REFUSALS[backbone] = refused
 
 
+@pytest.mark.xdist_group("pairs")
 def test_few_pairs_are_refused() -> None:
     """Refused pairs, all told, of the run above; the families that cannot be dilated make most of them."""
     if len(REFUSALS) < len(BACKBONES):
@@ -105,6 +106,14 @@ def test_pooled_norm_leaves_its_statistics_alone_on_one_value() -> None:
     assert torch.equal(norm.running_mean, before)
     norm(torch.randn(2, 3, 1, 1))
     assert not torch.equal(norm.running_mean, before)
+
+
+def test_a_head_takes_the_output_stride_there_is() -> None:
+    with torch.device("meta"):
+        assert Network("resnet18", "deeplab", CLASSES).output_stride == 16
+        assert Network("swin_t", "deeplab", CLASSES).output_stride == 32
+        with pytest.raises(ValueError, match="output_stride is 16"):
+            Network("swin_t", "deeplab", CLASSES, output_stride=16)
 
 
 def test_levels_keep_their_order_under_dilation() -> None:

@@ -126,6 +126,8 @@ MISTAKES = {
     "--weights nowhere.pth": "--weights nowhere.pth: no such file",
     "--image-size 1 2 3": "--image-size takes one number or two",
     "--config nowhere.yaml": "nowhere.yaml: no such file",
+    "--backbone lenet5 --head fcn8s": "fcn8s needs maps at strides 8, 16, 32; lenet5 has 2, 4. Heads that work",
+    "--backbone swin_t --output-stride 8": "--output-stride 8: swin_t can only be built at 32",
     "--batch-size": "--batch-size: expected one argument",
 }
 
