@@ -62,9 +62,13 @@ def train(config: RunConfig) -> None:
         module.network = torch.compile(module.network)  # type: ignore[assignment]
     # Convolutions on channels-last maps need no reordering on CPUs and tensor cores.
     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    trainer.fit(module, datamodule=data, ckpt_path=folder.last_checkpoint if config.resume else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    checkpoint = folder.last_checkpoint if config.resume else None
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
     finish(config, folder, trainer, module, data, costs, best.best_model_path, time.time() - started)
     close(loggers)
 

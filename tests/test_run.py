@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,24 @@ def test_resume_continues_where_it_stopped(finished: Path, folder: Path, tmp_pat
     rows = list(csv.DictReader((tmp_path / "part" / "metrics.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert not (tmp_path / "part-2").exists()
+
+
+def test_ctrl_c_says_how_to_go_on_and_that_works(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    from experiments.progress import ProgressLines
+
+    def press(self, trainer, *_: object) -> None:
+        if trainer.global_step == 6:
+            raise KeyboardInterrupt
+
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patched:
+        patched.setattr(ProgressLines, "on_train_batch_end", press)
+        assert main(small(folder, tmp_path, "--name", "cut")) == 130
+    signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
+    assert "stopped; the same command with --resume continues" in capsys.readouterr().err
+    assert main(small(folder, tmp_path, "--name", "cut", "--resume")) == 0
+    rows = list(csv.DictReader((tmp_path / "cut" / "metrics.csv").open()))
+    assert [row["step"] for row in rows] == ["4", "8"]
 
 
 def test_two_processes_report_what_one_reports(folder: Path, tmp_path: Path) -> None:
