@@ -69,7 +69,10 @@ def train(config: RunConfig) -> None:
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
-    finish(config, folder, trainer, module, data, costs, best.best_model_path, time.time() - started)
+    if not best.best_model_path:  # --max-steps ended it before the first validation
+        for name in ("best.ckpt", "last.ckpt"):
+            trainer.save_checkpoint(folder.checkpoints / name)
+    finish(config, folder, trainer, module, data, costs, time.time() - started)
     close(loggers)
 
 
@@ -80,11 +83,10 @@ def finish(
     module: GraftModule,
     data: GraftDataModule,
     costs: dict[str, float],
-    best: str,
     seconds: float,
 ) -> None:
     """Score the best checkpoint, then write results.json and predictions.png and print the table."""
-    state = torch.load(best, map_location=module.device, weights_only=True)
+    state = torch.load(folder.checkpoints / "best.ckpt", map_location=module.device, weights_only=True)
     module.load_state_dict(state["state_dict"])
     scores = {}
     for split in data.splits[1:]:

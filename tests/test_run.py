@@ -93,6 +93,12 @@ def test_resume_continues_where_it_stopped(finished: Path, folder: Path, tmp_pat
     assert not (tmp_path / "part-2").exists()
 
 
+def test_max_steps_may_end_it_before_the_first_validation(folder: Path, tmp_path: Path) -> None:
+    assert main(small(folder, tmp_path, "--name", "short", "--max-steps", "2")) == 0
+    assert json.loads((tmp_path / "short" / "results.json").read_text())["scores"]["val"]["miou"] > 0
+    assert (tmp_path / "short" / "checkpoints" / "last.ckpt").is_file()
+
+
 def test_ctrl_c_says_how_to_go_on_and_that_works(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     from experiments.progress import ProgressLines
 
