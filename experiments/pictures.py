@@ -5,7 +5,6 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from torch import Tensor
 
 from datamodules.base import GraftDataModule
 from lightning_modules.base import GraftModule
@@ -18,7 +17,7 @@ SAMPLES = 6
 
 
 def samples(module: GraftModule, data: GraftDataModule) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(image in [0, 1] `(H, W, 3)`, truth, prediction) of evenly spaced validation images."""
+    """(image uint8 `(H, W, 3)`, truth, prediction) of evenly spaced validation images."""
     assert data.val is not None
     indices = np.linspace(0, len(data.val) - 1, min(SAMPLES, len(data.val))).astype(int)
     items = [data.val[int(index)] for index in indices]
@@ -27,15 +26,9 @@ def samples(module: GraftModule, data: GraftDataModule) -> list[tuple[np.ndarray
     with torch.inference_mode():
         predictions = module(images).argmax(1).cpu()
     return [
-        (denormalise(item["image"], data), item["target"].numpy(), prediction.numpy())
+        (data.to_pixels(item["image"]).permute(1, 2, 0).numpy(), item["target"].numpy(), prediction.numpy())
         for item, prediction in zip(items, predictions, strict=True)
     ]
-
-
-def denormalise(image: Tensor, data: GraftDataModule) -> np.ndarray:
-    """`(3, H, W)` as the network takes it -> `(H, W, 3)` in [0, 1]."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
-    return (image * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
 
 
 def coloured(labels: np.ndarray, data: GraftDataModule) -> np.ndarray:
