@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from backbones.atrous import Step, atrous_steps
 from backbones.backbone import Backbone
 from backbones.deformable import DeformableConv2d, Offsets
+from backbones.pooled_linear import PooledLinear
 from backbones.squeeze_excitation import SqueezeExcitation
 
 
@@ -238,14 +239,3 @@ def make_stage(
     blocks = [block(in_channels, width, step, style)]
     blocks += [block(width * block.expansion, width, rest, style) for _ in range(depth - 1)]
     return nn.Sequential(*blocks)
-
-
-class PooledLinear(nn.Module):
-    """Global average pooling and one linear layer."""
-
-    def __init__(self, channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.fc = nn.Linear(channels, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x.mean((2, 3)))

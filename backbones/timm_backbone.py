@@ -12,7 +12,7 @@ from types import ModuleType
 from torch import Tensor, nn
 
 from backbones.backbone import Backbone
-from backbones.resnet import PooledLinear
+from backbones.pooled_linear import PooledLinear
 from backbones.weights import read_weights
 
 

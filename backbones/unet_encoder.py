@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from backbones.atrous import atrous_steps
 from backbones.backbone import Backbone
+from backbones.pooled_linear import PooledLinear
 from backbones.pooling import Pool2d
-from backbones.resnet import PooledLinear
 
 CHANNELS = (64, 128, 256, 512, 1024)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from backbones.atrous import atrous_steps
 from backbones.backbone import Backbone
-from backbones.resnet import PooledLinear
+from backbones.pooled_linear import PooledLinear
 
 # Blocks per stage and widening factor: d = 6 * blocks + 4.
 VARIANTS = {"wrn28_10": (4, 10), "wrn40_4": (6, 4)}
