@@ -10,7 +10,7 @@ publishes weights for). `zero_init` starts the last batch norm of each block at 
 identity (Goyal et al. 2017, arXiv:1706.02677): very deep networks start to learn at once. Convolutions start as in
 He et al. 2015. Loads torchvision's checkpoints (V1).
 
-Three knobs change the blocks of any variant. The published weights load under the first two, whose own parameters then
+Four knobs change the blocks of any variant. The published weights load under the first two, whose own parameters then
 keep their initial values:
 
 - `se`: a squeeze-and-excitation gate on each residual (Hu et al. 2017, arXiv:1709.01507), reduction 16. Untrained gates
@@ -18,8 +18,11 @@ keep their initial values:
 - `deformable` = n: the 3x3 convolutions of the last n stages are deformable (see `backbones.deformable`).
 - `shortcut`: where the shape changes, "B" projects by a 1x1 convolution; "A" has no parameters: it keeps every
   stride-th pixel and fills the new channels with zeros.
+- `multi_grid`: a further dilation for each block of the last stage, such as (1, 2, 4) (DeepLabv3, arXiv:1706.05587,
+  section 3.2.1). It has no parameters, but the published weights were trained without it.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch.nn.functional as F
@@ -170,10 +173,16 @@ class ResNet(Backbone):
         deformable: int = 0,
         deformable_version: Literal[1, 2] = 2,
         shortcut: Literal["A", "B"] = "B",
+        multi_grid: Sequence[int] = (),
     ) -> None:
         super().__init__(variant)
         check_knobs(deformable, deformable_version, shortcut)
         block, depths, groups, group_width = VARIANTS[variant]
+        if multi_grid and (len(multi_grid) != depths[-1] or min(multi_grid) < 1):
+            raise ValueError(
+                f"multi_grid is {list(multi_grid)}; {variant} takes {depths[-1]} rates of 1 or more, one for each block "
+                "of its last stage"
+            )
         self.shortcut = shortcut
         plain = Style(groups, group_width, se, shortcut)
         styles = (4 - deformable) * [plain] + deformable * [plain._replace(deformable=deformable_version)]
@@ -187,7 +196,7 @@ class ResNet(Backbone):
         self.layer1 = make_stage(block, 64, widths[0], depths[0], stages[0], styles[0])
         self.layer2 = make_stage(block, widths[0] * c, widths[1], depths[1], stages[1], styles[1])
         self.layer3 = make_stage(block, widths[1] * c, widths[2], depths[2], stages[2], styles[2])
-        self.layer4 = make_stage(block, widths[2] * c, widths[3], depths[3], stages[3], styles[3])
+        self.layer4 = make_stage(block, widths[2] * c, widths[3], depths[3], stages[3], styles[3], multi_grid)
         self.channels = (64, *(width * c for width in widths))
         self.reductions = (stem.reduction, *(step.reduction for step in stages))
         self.start(zero_init)
@@ -232,10 +241,17 @@ def check_knobs(deformable: int, deformable_version: int, shortcut: str) -> None
 
 
 def make_stage(
-    block: type[BasicBlock] | type[Bottleneck], in_channels: int, width: int, depth: int, step: Step, style: Style
+    block: type[BasicBlock] | type[Bottleneck],
+    in_channels: int,
+    width: int,
+    depth: int,
+    step: Step,
+    style: Style,
+    multi_grid: Sequence[int] = (),
 ) -> nn.Sequential:
-    """`depth` blocks, the first of which strides (or dilates the rest)."""
-    rest = Step(1, step.after, step.after, step.reduction)
-    blocks = [block(in_channels, width, step, style)]
-    blocks += [block(width * block.expansion, width, rest, style) for _ in range(depth - 1)]
-    return nn.Sequential(*blocks)
+    """`depth` blocks, the first of which strides (or dilates the rest), each dilated further by its `multi_grid`."""
+    steps = [step, *(depth - 1) * [Step(1, step.after, step.after, step.reduction)]]
+    for i, rate in enumerate(multi_grid):
+        steps[i] = steps[i]._replace(dilation=steps[i].dilation * rate, after=steps[i].after * rate)
+    inputs = [in_channels, *(depth - 1) * [width * block.expansion]]
+    return nn.Sequential(*(block(c, width, one, style) for c, one in zip(inputs, steps, strict=True)))

@@ -4,7 +4,9 @@ Configurations A, B, D and E, plain or with batch norm behind each convolution (
 from the paper: convolutions start as He et al. 2015 say (as in torchvision), the fully connected layers at N(0, 0.01);
 with N(0, 0.01) throughout, as in the paper, only vgg11 learns without help. That help is here too, the staged
 initialisation of section 3.1: given a vgg11 checkpoint file as its weights, a deeper network takes its first four
-convolutions and its fully connected layers, and the rest stays as initialised. Loads torchvision's checkpoints.
+convolutions and its fully connected layers, and the rest stays as initialised. `remove_pools` takes out the pools that
+would lose their stride to dilation, as Yu and Koltun 2015 do (arXiv:1511.07122): simpler, but the maps are then not
+what the weights were trained with. Loads torchvision's checkpoints.
 """
 
 import warnings
@@ -48,6 +50,7 @@ class VGG(FullyConnectedBackbone):
         output_stride: int = 32,
         in_channels: int = 3,
         fully_convolutional: bool = False,
+        remove_pools: bool = False,
     ) -> None:
         super().__init__(variant)
         depths, batch_norm = VARIANTS[variant]
@@ -60,7 +63,8 @@ class VGG(FullyConnectedBackbone):
                     layers.append(nn.BatchNorm2d(width))
                 layers.append(nn.ReLU(inplace=True))
                 in_channels = width
-            layers.append(Pool2d("max", 2, step))
+            # A window of one pixel passes the map on.
+            layers.append(Pool2d("max", 1 if remove_pools and step.after > 1 else 2, step))
         self.features = nn.Sequential(*layers)
         self.channels = CHANNELS
         self.reductions = tuple(step.reduction for step in steps)

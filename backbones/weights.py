@@ -23,19 +23,29 @@ def read_weights(source: str) -> dict[str, Tensor]:
     path = fetched(source) if source.startswith("https://") else Path(source)
     if not path.is_file():
         raise ValueError(f"--weights {source}: no such file; give imagenet, none, a .pth, .safetensors or .ckpt file")
+    state = read_state(path, "--weights")
+    own = {key.removeprefix(RUN_PREFIX): value for key, value in state.items() if key.startswith(RUN_PREFIX)}
+    return own or state
+
+
+def read_state(path: Path, flag: str) -> dict[str, Tensor]:
+    """The state dict in a file that `flag` named, out of whatever wraps it.
+
+    Raises:
+        ValueError: it cannot be read as one.
+    """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        raise ValueError(f"--weights {path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{flag} {path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
     if not isinstance(state, dict):
-        raise ValueError(f"--weights {path} holds a {type(state).__name__}; expected a dict of tensors")
+        raise ValueError(f"{flag} {path} holds a {type(state).__name__}; expected a dict of tensors")
     for key in ("state_dict", "model"):  # Lightning's and many research codes' wrapping
         if isinstance(state.get(key), dict):
             state = state[key]
-    own = {key.removeprefix(RUN_PREFIX): value for key, value in state.items() if key.startswith(RUN_PREFIX)}
-    return own or state
+    return state
 
 
 def fetched(url: str) -> Path:

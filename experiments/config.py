@@ -14,6 +14,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 from experiments.names import catalogue, module_dict, names_of, nearest
 
 USAGE_ERROR = 2
+LOSSES = ("lightning_modules/losses.py", "LOSSES")
 
 
 def flag(default: Any, help: str, **more: Any) -> Any:
@@ -29,6 +30,8 @@ class RunConfig:
     data: str = flag("digits", "data set", folder="datamodules")
     data_dir: str | None = flag(None, "folder of the data set")
     weights: str = flag("none", "what the backbone starts from: imagenet, a file, or none")
+    start_from: str | None = flag(None, "checkpoint of another run, whose network this one takes over as far as it fits")
+    staged: bool = flag(False, "train in the stages of the head's paper, such as fcn32s and fcn16s before fcn8s")
     output_stride: Literal[8, 16, 32] | None = flag(None, "pixels per pixel of the last map; default: the head's")
     backbone_options: dict[str, Any] | None = flag(None, "further options of the backbone, YAML: '{zero_init: false}'")
     head_options: dict[str, Any] | None = flag(None, "further options of the head, as YAML: '{up: interpolate}'")
@@ -43,7 +46,9 @@ class RunConfig:
     weight_decay: NonNegativeFloat = flag(1e-4, "on weights; never on norms and biases")
     schedule: str = flag("poly", "how the rate falls", variable=("lightning_modules/schedules.py", "SCHEDULES"))
     warmup: NonNegativeFloat = flag(0.05, "share of the steps over which the rate rises first")
-    loss: str = flag("cross_entropy", "loss", variable=("lightning_modules/losses.py", "LOSSES"))
+    loss: str = flag("cross_entropy", "loss, or a sum such as cross_entropy+0.5*dice", terms=LOSSES)
+    label_smoothing: NonNegativeFloat = flag(0.0, "share of the truth spread over all classes")
+    aux_weight: NonNegativeFloat | None = flag(None, "of the loss of an auxiliary head on the stride-16 map; default: none")
     seed: NonNegativeInt = flag(0, "of weights, sample order and augmentation")
     accelerator: str = flag("auto", "auto, cpu, gpu, mps ...")
     devices: str = flag("auto", "processes on this machine: a number, or auto")
@@ -82,7 +87,7 @@ class Parser(ArgumentParser):
 def one_line(message: str) -> str:
     """What jsonargparse says over several lines, as: flag, value given, what is expected, nearest."""
     unknown = re.search(r"unrecognized arguments: (\S+)", message, re.IGNORECASE)
-    flags = [dashed(one.name) for one in fields(RunConfig)] + ["--config", "--print-config", "--list", "--help"]
+    flags = [dashed(one.name) for one in fields(RunConfig)] + ["--config", "--print-config", "--list", "--matrix", "--help"]
     if unknown:
         return f"no flag {unknown[1]}; nearest: {nearest(unknown[1].split('=')[0], flags)}"
     expected_argument = re.search(r"argument (--[\w-]+).*: (expected .*)", message)
@@ -138,17 +143,18 @@ def build_parser() -> Parser:
         default = list(one.default) if isinstance(one.default, tuple) else one.default
         parser.add_argument(dashed(one.name), type=one.type, default=default, help=one.metadata["help"], **more)
     parser.add_argument("--print-config", action="store_true", help="print the settings as YAML and stop")
+    parser.add_argument("--matrix", action="store_true", help="show which heads go onto which backbones and stop")
     parser.add_argument("--list", action="store_true", help="list every backbone, head and data set and stop")
     return parser
 
 
 def parse(arguments: list[str] | None = None) -> tuple[RunConfig, Any]:
-    """The settings, and a namespace with `print_config` and `list`. Exits with 2 on a usage error."""
+    """The settings, and a namespace with `print_config`, `list` and `matrix`. Exits with 2 on a usage error."""
     parser = build_parser()
     namespace = parser.parse_args(arguments)
     config = RunConfig(**{one.name: plain(namespace[one.name]) for one in fields(RunConfig)})
     problem = usage_problem(config)
-    if problem and not namespace.list:
+    if problem and not (namespace.list or namespace.matrix):
         parser.error(problem)
     return config, namespace
 
@@ -165,15 +171,19 @@ def plain(value: Any) -> Any:
 def usage_problem(config: RunConfig) -> str | None:
     """What can be known to be wrong before torch is imported, in one line."""
     for one in fields(config):
-        value = getattr(config, one.name)
+        values = [getattr(config, one.name)]
         if "folder" in one.metadata:
             known = names_of(one.metadata["folder"])
         elif "variable" in one.metadata:
             known = module_dict(*one.metadata["variable"])
+        elif "terms" in one.metadata:
+            known = module_dict(*one.metadata["terms"])
+            values = [term.split("*")[-1].strip() for term in values[0].split("+")]
         else:
             continue
-        if value not in known and not value.startswith("timm/"):
-            return f"{dashed(one.name)}: no {one.name} '{value}'; nearest: {nearest(value, known)}"
+        for value in values:
+            if value not in known and not value.startswith("timm/"):
+                return f"{dashed(one.name)}: no {one.name} '{value}'; nearest: {nearest(value, known)}"
     known_of = catalogue().get(config.backbone, {})
     if config.head in known_of.get("refused", {}):
         return known_of["refused"][config.head]
@@ -190,6 +200,8 @@ def usage_problem(config: RunConfig) -> str | None:
         return f"--warmup is a share of all steps, below 1, not {config.warmup:g}"
     if config.data_dir is not None and not Path(config.data_dir).is_dir():
         return f"--data-dir {config.data_dir}: no such folder"
+    if config.start_from is not None and not Path(config.start_from).is_file():
+        return f"--start-from {config.start_from}: no such file; give a run's checkpoints/best.ckpt"
     if config.weights not in ("imagenet", "none") and not Path(config.weights).is_file():
         return f"--weights {config.weights}: no such file (or give imagenet or none)"
     return None

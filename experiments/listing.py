@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.names import ROOT, catalogue
+from experiments.names import ROOT, catalogue, names_of
 
 
 def first_lines(folder: str) -> dict[str, str]:
@@ -66,3 +66,24 @@ def print_listing() -> None:
         console.print(f"\n[bold]{title}")
         for name, line in first_lines(folder).items():
             console.print(f"{name:22}{line}", no_wrap=True, overflow="ellipsis")
+
+
+def print_matrix() -> None:
+    """Heads across, backbones down: a dot where every output stride works, 32 where only that does, a dash if refused."""
+    console = Console(highlight=False)
+    heads, known = names_of("heads"), catalogue()
+    width = max(map(len, known))
+    console.print("\n".join(f"{'':{width}} {'│  ' * i}┌─ {head}" for i, head in enumerate(heads)), style="dim")
+    refused = []
+    for name, entry in known.items():
+        cells = []
+        for head in heads:
+            reason = entry["refused"].get(head)
+            refused += [reason] if reason else []
+            cells.append("[red]- [/]" if reason else "● " if len(entry["output_strides"]) == 3 else "32")
+        console.print(f"{name:{width}} {' '.join(cells)}", soft_wrap=True)
+    pairs = len(known) * len(heads)
+    console.print(f"\n{pairs - len(refused)} of {pairs} pairs work: ● at output stride 8, 16 and 32, 32 at 32 only")
+    console.print(f"{len(refused)} are refused (-):")
+    for reason in refused:
+        console.print(f"  {reason.split('. ')[0]}", soft_wrap=True)

@@ -17,11 +17,20 @@ def main(arguments: list[str] | None = None) -> int:
 
         print_listing()
         return 0
+    if asked.matrix:
+        from experiments.listing import print_matrix
+
+        print_matrix()
+        return 0
     # Threads that spin while they wait steal the processor from the loader: several-fold slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from experiments.train import train
-
     try:
+        if config.staged:
+            from experiments.stages import run_stages
+
+            return run_stages(config)
+        from experiments.train import train
+
         train(config)
     except ValueError as error:
         print(f"run.py: error: {str(error).splitlines()[-1]}", file=sys.stderr)

@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from backbones import find_backbone
 from datamodules import DATAMODULES
@@ -44,6 +45,9 @@ def train(config: RunConfig) -> None:
     data = build_data(config)
     data.setup("fit")
     module = build_module(config, data)
+    if config.start_from is not None:
+        fresh = module.start_from(config.start_from)
+        rank_zero_only(print)(f"starts from {config.start_from}; as initialised stay: {', '.join(fresh) or 'none'}")
     folder = open_run_folder(config)
     size = data.image_size
     costs = cost(module.network, size)
@@ -127,6 +131,8 @@ def build_module(config: RunConfig, data: GraftDataModule) -> GraftModule:
         backbone_options=config.backbone_options,
         head_options=config.head_options,
         loss=config.loss,
+        label_smoothing=config.label_smoothing,
+        aux_weight=config.aux_weight,
         ignore_index=data.ignore_index,
         optimizer=config.optimizer,
         lr=config.lr,

@@ -9,18 +9,22 @@ from heads.deeplabv2 import DeepLabV2
 from heads.deeplabv3 import DeepLabV3
 from heads.dilatednet import DilatedNet
 from heads.fcn import FCN8s, FCN16s, FCN32s
+from heads.fcn_head import FCNHead
 from heads.fpn import FPN
 from heads.head import Head
 from heads.hypercolumn import Hypercolumn
 from heads.lraspp import LRASPP
 from heads.pspnet import PSPNet
+from heads.spp import SPP
 from heads.unet import UNet
 
 HEADS: dict[str, type[Head]] = {
     "classifier": Classifier,
+    "spp": SPP,
     "fcn32s": FCN32s,
     "fcn16s": FCN16s,
     "fcn8s": FCN8s,
+    "fcn": FCNHead,
     "hypercolumn": Hypercolumn,
     "unet": UNet,
     "deeplabv1": DeepLabV1,

@@ -1,12 +1,12 @@
 """Multi-Scale Context Aggregation by Dilated Convolutions (DilatedNet). Yu, Koltun 2015, arXiv:1511.07122.
 
 A front end scores the last map at output stride 8, and the context module refines those scores by 3x3 convolutions
-whose dilation doubles, starting as the identity. VGG and AlexNet keep fc6 and fc7 as convolutions, as in the paper; on
-other backbones the 1x1 scores stand on their last map. The dilations count pixels of the map at every output stride.
-Differences from the paper: pools 4 and 5 stay, at stride 1, so that published weights see what they saw (the paper
-takes them out); each layer pads itself with zeros, where the paper's network reflects the image; weights are not
-trained in two stages unless the user does so. The paper does not say how wide the large module's extra layers are in
-the ten-layer form; here they are as wide as layer 6.
+whose dilation doubles, starting as the identity. As in the paper, VGG keeps fc6 and fc7 as convolutions, and its pools
+4 and 5 are taken out; AlexNet and ZFNet keep fc6 and fc7, and on them as on all other backbones strides are traded for
+dilation exactly. The dilations count pixels of the map at every output stride. `--staged` trains front end and context
+one after the other. Differences from the paper: layers pad themselves with zeros unless `padding` is "reflect"; in the
+second stage the backbone is held and the 1x1 scores on it are not. The paper does not say how wide the large module's
+extra layers are in the ten-layer form; here they are as wide as layer 6.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,8 @@ from heads.head import Head
 
 NOISE = 1e-3
 """Deviation of a layer's initial noise, as a part of its centre taps. The paper asks for much less than 1."""
+MARGIN = 192
+"""Pixels; a multiple of every output stride, so that the maps stay where they are."""
 
 
 class Layer(NamedTuple):
@@ -48,10 +50,13 @@ class DilatedNet(Head):
         context: "basic" has `num_classes` channels in each layer, "large" up to 32 times as many, "none" is the front
             end alone.
         layers: of the context module: 8 for VOC, 10 for Cityscapes, 7 for KITTI.
+        padding: "zeros" at every layer; "reflect" mirrors the image outwards by 192 pixels before the backbone, more
+            than the front end's field of view reaches, so that no zeros are seen near the border (the paper: 186).
     """
 
     output_stride = 8
-    backbone_knobs = {"fully_convolutional": True}
+    backbone_knobs = {"fully_convolutional": True, "remove_pools": True}
+    stages = ({"head_options": {"context": "none"}}, {"backbone_lr_mult": 0.0})
 
     def __init__(
         self,
@@ -61,12 +66,19 @@ class DilatedNet(Head):
         *,
         context: Literal["none", "basic", "large"] = "basic",
         layers: Literal[7, 8, 10] = 8,
+        padding: Literal["zeros", "reflect"] = "zeros",
     ) -> None:
         super().__init__()
+        if padding not in ("zeros", "reflect"):
+            raise ValueError(f"dilatednet has padding=zeros or padding=reflect, not padding={padding}")
+        self.padding = padding
         self.score = init_score(nn.Conv2d(channels[-1], num_classes, 1))
         self.context: nn.Module = nn.Identity()
         if context != "none":
             self.context = context_module(num_classes, context, layers)
+
+    def margins(self, size: int) -> tuple[int, int]:
+        return (MARGIN, MARGIN) if self.padding == "reflect" else (0, 0)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         return self.context(self.score(features[-1]))

@@ -5,7 +5,8 @@ FCN-16s and FCN-32s. Coarse scores are doubled and added to finer ones, the sum 
 is by transposed convolutions that start as bilinear interpolation and learn on (`learn_upsampling`). Differences from
 the paper: the last enlargement learns too; maps stay aligned by symmetric padding, so the 100-pixel border and the
 crops after it are not needed; sizes that do not double exactly are interpolated to the map they join. At output stride
-16 or 8 maps that are no longer coarser than the next are added as they are.
+16 or 8 maps that are no longer coarser than the next are added as they are. All layers learn at once, or with
+`--staged` as in the paper: FCN-32s first, FCN-16s from it, FCN-8s from that.
 """
 
 from collections.abc import Sequence
@@ -60,18 +61,21 @@ class FCN(Head):
             nn.init.zeros_(score.bias)
         self.scores = nn.ModuleList(scores)
         strides = [*(reductions[index] for index in self.levels), 1]
-        self.ups = nn.ModuleList(bilinear_upsampling(num_classes, coarse // fine) for coarse, fine in pairwise(strides))
-        self.ups.requires_grad_(learn_upsampling)
+        *ups, final = (bilinear_upsampling(num_classes, coarse // fine) for coarse, fine in pairwise(strides))
+        self.ups = nn.ModuleList(ups)
+        self.final = final
+        for up in (*ups, final):
+            up.requires_grad_(learn_upsampling)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         maps = [features[index] for index in self.levels]
         total = self.scores[0](maps[0])
-        for finer, score, up in zip(maps[1:], self.scores[1:], self.ups, strict=False):
+        for finer, score, up in zip(maps[1:], self.scores[1:], self.ups, strict=True):
             total = up(total)
             if total.shape[2:] != finer.shape[2:]:
                 total = F.interpolate(total, finer.shape[2:], mode="bilinear", align_corners=False)
             total = total + score(finer)
-        return self.ups[-1](total)
+        return self.final(total)
 
 
 class FCN32s(FCN):
@@ -84,9 +88,11 @@ class FCN16s(FCN):
     """FCN-32s joined by scores of the stride-16 map."""
 
     needs = (16, 32)
+    stages = ({"head": "fcn32s"}, {})
 
 
 class FCN8s(FCN):
     """FCN-16s joined by scores of the stride-8 map."""
 
     needs = (8, 16, 32)
+    stages = ({"head": "fcn32s"}, {"head": "fcn16s"}, {})

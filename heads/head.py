@@ -24,6 +24,15 @@ class Head(nn.Module):
     takes_classifier: ClassVar[bool] = False
     """Whether it is given the backbone's published classifier as `classifier=`."""
 
+    cut: int = 0
+    """Pixels of the image on each side that its logits lack, as unpadded convolutions leave them."""
+    stages: ClassVar[tuple[dict[str, Any], ...]] = ()
+    """The papers' staged training: settings of run.py that differ in each run, the last being its own."""
+
+    def margins(self, size: int) -> tuple[int, int]:
+        """Pixels by which a side of `size` pixels is to be mirrored outwards before the backbone sees the image."""
+        return 0, 0
+
     def forward(self, features: list[Tensor]) -> Tensor:
         raise NotImplementedError
 

@@ -1,6 +1,7 @@
 """What classification and segmentation share: the network, the optimiser, the schedule and the one step."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -8,14 +9,15 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from backbones.weights import read_state
 from heads.head import Task
-from lightning_modules.losses import find_loss
+from lightning_modules.losses import FOR_MAPS, WeightedSum
 from lightning_modules.metrics import ClassificationScores, SegmentationScores
 from lightning_modules.network import Network
 from lightning_modules.schedules import learning_rate_factor
 
 Batch = Mapping[str, Any]
-AUX_WEIGHT = 0.3  # of each auxiliary classifier (Szegedy et al. 2014, section 5)
+AUX_CLASSIFIER_WEIGHT = 0.3  # of each auxiliary classifier (Szegedy et al. 2014, section 5)
 
 
 class GraftModule(pl.LightningModule):
@@ -25,6 +27,10 @@ class GraftModule(pl.LightningModule):
         backbone, head: names; see `backbones.BACKBONES` and `heads.HEADS`.
         class_names: one name per class, in the order of the labels.
         weights: what the backbone starts from. Not kept in checkpoints, which hold the weights themselves.
+        loss: a name or a weighted sum of names, such as "cross_entropy+0.5*dice"; see `losses.LOSSES`.
+        class_weights: one number per class, for the losses; None for equal ones.
+        aux_weight: of the loss of an auxiliary FCN head on the map of stride 16, which works in training only; 0 builds
+            none. For classification, of GoogLeNet's auxiliary classifiers; None is their paper's 0.3.
         lr: base learning rate; the backbone's is `lr * backbone_lr_mult`.
         warmup: share of all optimiser steps over which the rate rises linearly.
 
@@ -48,6 +54,9 @@ class GraftModule(pl.LightningModule):
         backbone_options: dict[str, Any] | None = None,
         head_options: dict[str, Any] | None = None,
         loss: str = "cross_entropy",
+        class_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        aux_weight: float | None = None,
         ignore_index: int = 255,
         optimizer: str = "adamw",
         lr: float = 1e-3,
@@ -69,13 +78,20 @@ class GraftModule(pl.LightningModule):
             in_channels=in_channels,
             backbone_options=backbone_options,
             head_options=head_options,
+            aux=bool(aux_weight),
         )
         if optimizer not in ("sgd", "adamw"):
             raise ValueError(f"no optimizer '{optimizer}'; there are sgd, adamw")
         if self.network.task != self.task:
             raise ValueError(f"{head} is a {self.network.task} head; this module is for {self.task}")
         learning_rate_factor(schedule, 0, 1, 0)  # refuses unknown names now, not after the first epoch
-        self.loss = find_loss(loss)
+        self.loss = WeightedSum(
+            loss, len(class_names), ignore_index=ignore_index, class_weights=class_weights, label_smoothing=label_smoothing
+        )
+        for _, name in self.loss.terms:
+            if name in FOR_MAPS and self.task != "segmentation":
+                raise ValueError(f"--loss {name} weighs pixels by their neighbours; it is for segmentation heads only")
+        self.aux_weight = AUX_CLASSIFIER_WEIGHT if aux_weight is None else aux_weight
         splits = ("val", "test")
         self.metrics = nn.ModuleDict({split: self.new_scores(len(class_names), ignore_index) for split in splits})
         # float64: the mean over a split must not depend on how it was cut into batches and processes
@@ -83,6 +99,31 @@ class GraftModule(pl.LightningModule):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
+
+    def start_from(self, checkpoint: str) -> list[str]:
+        """Take over another run's network as far as names and shapes agree, such as FCN-32s's under FCN-16s.
+
+        Returns:
+            The names of the tensors that stay as initialised.
+
+        Raises:
+            ValueError: the file cannot be read, or its backbone or all of its head is another.
+        """
+        there = {
+            name.removeprefix("network."): value
+            for name, value in read_state(Path(checkpoint), "--start-from").items()
+            if name.startswith("network.")
+        }
+        own = self.network.state_dict()
+        fits = {name: value for name, value in there.items() if name in own and own[name].shape == value.shape}
+        left = [name for name in own if name not in fits]
+        strange = [name for name in left if name.startswith("backbone.")]
+        if strange:
+            raise ValueError(f"--start-from {checkpoint}: its backbone is another (it has no {strange[0]} of that shape)")
+        if not any(name.startswith("head.") for name in fits):
+            raise ValueError(f"--start-from {checkpoint}: nothing of its head fits; use --weights to take its backbone only")
+        self.network.load_state_dict(fits, strict=False)
+        return left
 
     def new_scores(self, num_classes: int, ignore_index: int) -> SegmentationScores | ClassificationScores:
         """The metric that gathers one split's scores."""
@@ -100,8 +141,8 @@ class GraftModule(pl.LightningModule):
         # Only networks that have auxiliary classifiers leave `forward`, which is what torch.compile compiles.
         aux_too = split == "train" and self.network.has_aux
         logits, aux = self.network.forward_with_aux(images) if aux_too else (self(images), [])
-        losses = [self.loss(one.float(), target, self.hparams["ignore_index"]) for one in (logits, *aux)]
-        loss = losses[0] + AUX_WEIGHT * sum(losses[1:]) if aux else losses[0]
+        losses = [self.loss(one.float(), target) for one in (logits, *aux)]
+        loss = losses[0] + self.aux_weight * sum(losses[1:]) if aux else losses[0]
         if split == "train":
             self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=len(images))
         else:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from backbones import BACKBONES, find_backbone
 from backbones.backbone import Backbone
 from heads import HEADS, find_head
-from heads.head import missing_strides
+from heads.fcn_head import FCNHead
+from heads.head import level, missing_strides
 
 
 class Network(nn.Module):
@@ -25,6 +26,8 @@ class Network(nn.Module):
         weights: "imagenet", a file, or None; see `Backbone.load`.
         output_stride: 8, 16 or 32; None takes the head's own, or 32 where the backbone cannot be dilated.
         backbone_options, head_options: constructor knobs beyond the common ones, by name.
+        aux: an auxiliary FCN head on the map of native stride 16 (the last but one where there is none), which works
+            in training only, through `forward_with_aux`. For segmentation heads.
 
     Raises:
         ValueError: unknown names or options, or a pair that cannot work; the message says what would.
@@ -41,6 +44,7 @@ class Network(nn.Module):
         in_channels: int = 3,
         backbone_options: Mapping[str, Any] | None = None,
         head_options: Mapping[str, Any] | None = None,
+        aux: bool = False,
     ) -> None:
         super().__init__()
         build, head_class = find_backbone(backbone), find_head(head)
@@ -52,7 +56,8 @@ class Network(nn.Module):
         self.output_stride = output_stride or own
         if head_class.takes_classifier and "aux" in known:
             knobs = {"aux": num_classes} | knobs
-        self.has_aux = bool(knobs.get("aux"))
+        if aux and head_class.task == "classification" and "aux" not in known:
+            raise ValueError(f"--aux-weight adds a head to segmentation heads; {head} on {backbone} has no such thing")
         self.backbone = build(output_stride=self.output_stride, in_channels=in_channels, **knobs)
         channels, reductions = self.backbone.channels, self.backbone.reductions
         if missing_strides(head_class, reductions):
@@ -62,21 +67,54 @@ class Network(nn.Module):
             options["classifier"] = self.backbone.classifier(num_classes)
         self.head = head_class(channels, reductions, num_classes, **options)
         self.task = head_class.task
+        self.aux_head: FCNHead | None = None
+        self.aux_level = -2
+        if aux and head_class.task == "segmentation":
+            if len(channels) < 2:
+                raise ValueError(f"--aux-weight needs a map before the last; {backbone} has one map only")
+            found = level(reductions[:-1], 16)
+            self.aux_level = len(channels) - 2 if found is None else found
+            self.aux_head = FCNHead(channels[: self.aux_level + 1], reductions[: self.aux_level + 1], num_classes)
+        self.has_aux = bool(knobs.get("aux")) or self.aux_head is not None
         published = options.get("classifier") if num_classes == 1000 else None
         self.backbone.load(weights, published)
 
     def forward_with_aux(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits, and those of the backbone's auxiliary classifiers, which there are in training only."""
-        features, aux = self.backbone.forward_with_aux(x)
-        return self._upsampled(self.head(features), x), aux
+        """Logits, and those of the auxiliary head or the backbone's auxiliary classifiers, which train only."""
+        features, aux = self.backbone.forward_with_aux(self._with_margins(x))
+        if self.aux_head is not None:
+            aux = [self._at_image_size(self.aux_head([features[self.aux_level]]), x)]
+        return self._at_image_size(self.head(features), x, self.head.cut), aux
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._upsampled(self.head(self.backbone(x)), x)
+        return self._at_image_size(self.head(self.backbone(self._with_margins(x))), x, self.head.cut)
 
-    def _upsampled(self, logits: Tensor, x: Tensor) -> Tensor:
-        if self.task == "segmentation" and logits.shape[2:] != x.shape[2:]:
-            logits = F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=False)
-        return logits
+    def _with_margins(self, x: Tensor) -> Tensor:
+        """The image, mirrored outwards where the head asks for it."""
+        h, w = x.shape[2:]
+        rows, columns = self.head.margins(h), self.head.margins(w)
+        if rows == columns == (0, 0):
+            return x
+        return x[:, :, mirrored(h, *rows, x.device)][:, :, :, mirrored(w, *columns, x.device)]
+
+    def _at_image_size(self, logits: Tensor, x: Tensor, cut: int = 0) -> Tensor:
+        """Enlarge logits to the pixels that they stand for, and leave the margins out."""
+        if self.task == "classification":
+            return logits
+        h, w = x.shape[2:]
+        (top, bottom), (left, right) = self.head.margins(h), self.head.margins(w)
+        size = (h + top + bottom - 2 * cut, w + left + right - 2 * cut)
+        if logits.shape[2:] != size:
+            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        return logits[:, :, top - cut : top - cut + h, left - cut : left - cut + w] if size != (h, w) else logits
+
+
+def mirrored(size: int, before: int, after: int, device: torch.device) -> Tensor:
+    """Indices of a row of `size` pixels reflected at its ends, as often as the margins need; the edge is not repeated."""
+    position = torch.arange(-before, size + after, device=device)
+    period = max(1, 2 * (size - 1))
+    position = position % period
+    return torch.where(position < size, position, period - position)
 
 
 def accepted_options(name: str, build: Any, options: Mapping[str, Any]) -> dict[str, Any]:

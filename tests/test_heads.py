@@ -110,12 +110,12 @@ def test_fcn_32s_and_16s_count_as_published_without_their_deconvolutions() -> No
     for head, published in (("fcn32s", 134_346_581), ("fcn16s", 134_346_581 + 512 * CLASSES + CLASSES)):
         with torch.device("meta"):
             network = Network("vgg16", head, CLASSES)
-        assert count(network) - count(network.head.ups) == published
+        assert count(network) - count(network.head.ups) - count(network.head.final) == published
 
 
 def test_fcn_upsampling_can_stay_fixed() -> None:
     head = FCN8s(CHANNELS, strides(32), CLASSES, learn_upsampling=False)
-    assert not any(parameter.requires_grad for parameter in head.ups.parameters())
+    assert not any(parameter.requires_grad for part in (head.ups, head.final) for parameter in part.parameters())
     assert all(parameter.requires_grad for parameter in head.scores.parameters())
 
 

@@ -1,0 +1,185 @@
+"""Losses against definitions written out, on maps with ignored pixels, and over two processes."""
+
+import math
+import socket
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_modules.classification import ClassificationModule
+from lightning_modules.losses import LOSSES, WeightedSum, gaps, near_boundary, terms
+
+CLASSES = 3
+WEIGHTS = (0.5, 1.0, 3.0)
+
+
+def sample() -> tuple[Tensor, Tensor]:
+    logits = torch.randn(2, CLASSES, 8, 9, requires_grad=True)
+    target = torch.randint(0, CLASSES, (2, 8, 9))
+    target[0, :2] = 255
+    return logits, target
+
+
+@pytest.mark.parametrize("name", [*LOSSES, "cross_entropy+0.5*dice"])
+def test_losses_fall_along_their_gradient_and_skip_ignored_pixels(name: str) -> None:
+    loss = WeightedSum(name, CLASSES, class_weights=WEIGHTS)
+    _, target = sample()
+    logits = torch.zeros(2, CLASSES, 8, 9, requires_grad=True)
+    value = loss(logits, target)
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert gradient[0, :, :2].abs().max() == 0, "an ignored pixel pulled at the logits"
+    assert loss(logits - gradient / gradient.abs().max() / 10, target) < value
+    nothing = loss(logits, torch.full_like(target, 255))
+    assert nothing.item() == 0
+    assert not torch.autograd.grad(nothing, logits)[0].any()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_is_pytorchs(smoothing: float) -> None:
+    logits, target = sample()
+    ours = WeightedSum("cross_entropy", CLASSES, class_weights=WEIGHTS, label_smoothing=smoothing)
+    plain = F.cross_entropy(logits, target, torch.tensor(WEIGHTS), ignore_index=255, label_smoothing=0)
+    theirs = F.cross_entropy(logits, target, torch.tensor(WEIGHTS), ignore_index=255, label_smoothing=smoothing)
+    torch.testing.assert_close(ours(logits, target), theirs)
+    assert smoothing == 0 or not torch.isclose(plain, theirs)
+    labels = torch.tensor([0, 2])
+    logits = torch.randn(2, CLASSES)
+    torch.testing.assert_close(WeightedSum("cross_entropy", CLASSES)(logits, labels), F.cross_entropy(logits, labels))
+
+
+def test_weighted_sums_add_up() -> None:
+    logits, target = sample()
+    one, other = (WeightedSum(name, CLASSES)(logits, target) for name in ("cross_entropy", "lovasz"))
+    torch.testing.assert_close(WeightedSum("2*cross_entropy + .25*lovasz", CLASSES)(logits, target), 2 * one + other / 4)
+    assert terms("cross_entropy+0.5*dice") == [(1.0, "cross_entropy"), (0.5, "dice")]
+
+
+def test_focal_pixel_by_pixel() -> None:
+    logits, target = sample()
+    losses, weights = [], 0.0
+    for b, y, x in (target != 255).nonzero().tolist():
+        label = int(target[b, y, x])
+        p = logits[b, :, y, x].softmax(0)[label].item()
+        losses.append(-((1 - p) ** 2) * math.log(p) * WEIGHTS[label])
+        weights += WEIGHTS[label]
+    ours = WeightedSum("focal", CLASSES, class_weights=WEIGHTS)(logits, target)
+    assert ours.item() == pytest.approx(sum(losses) / weights, rel=1e-5)
+
+
+def test_hard_examples_are_those_below_the_threshold_or_a_sixteenth() -> None:
+    logits, target = sample()
+    valid = target != 255
+    losses = F.cross_entropy(logits, target, reduction="none", ignore_index=255)[valid]
+    hard = losses[losses > -math.log(0.7)]
+    assert 0 < len(hard) < len(losses)
+    torch.testing.assert_close(WeightedSum("ohem", CLASSES)(logits, target), hard.mean())
+    sure = 20 * F.one_hot(target.where(valid, 0), CLASSES).movedim(-1, 1) + logits
+    losses = F.cross_entropy(sure, target, reduction="none", ignore_index=255)[valid]
+    hardest = losses.sort().values[-(len(losses) // 16) :]
+    torch.testing.assert_close(WeightedSum("ohem", CLASSES)(sure, target), hardest.mean())
+
+
+def confident(target: Tensor, said: Tensor) -> tuple[Tensor, list[tuple[int, int, int]]]:
+    """Logits that say `said` beyond doubt, and (both, truth, said) counts of each class in the truth."""
+    valid = target != 255
+    counts = [
+        (int(((target == c) & (said == c)).sum()), int((target == c).sum()), int(((said == c) & valid).sum()))
+        for c in range(CLASSES)
+        if (target == c).any()
+    ]
+    return 100.0 * F.one_hot(said, CLASSES).movedim(-1, 1), counts
+
+
+def test_lovasz_and_dice_of_sure_answers_are_the_scores_they_stand_for() -> None:
+    _, target = sample()
+    target[target == 2] = 1  # a class that does not occur counts for nothing
+    logits, counts = confident(target, torch.randint(0, CLASSES, target.shape))
+    ious = [1 - both / (truth + said - both) for both, truth, said in counts]
+    assert WeightedSum("lovasz", CLASSES)(logits, target).item() == pytest.approx(np.mean(ious), rel=1e-5)
+    dices = [1 - 2 * both / (truth + said) for both, truth, said in counts]
+    assert WeightedSum("dice", CLASSES)(logits, target).item() == pytest.approx(np.mean(dices), rel=1e-5)
+    weighted = WeightedSum("dice", CLASSES, class_weights=WEIGHTS)(logits, target).item()
+    assert weighted == pytest.approx((0.5 * dices[0] + dices[1]) / 1.5, rel=1e-5)
+
+
+def test_boundaries_are_where_another_label_is_near() -> None:
+    _, target = sample()
+    target[1] = 0
+    target[1, 3, 4] = 2
+    expected = torch.zeros(target.shape, dtype=torch.bool)
+    for b, y, x in (target != 255).nonzero().tolist():
+        window = target[b, max(0, y - 2) : y + 3, max(0, x - 2) : x + 3]
+        expected[b, y, x] = len(set(window.unique().tolist()) - {255}) > 1
+    found = near_boundary(target.where(target != 255, 0), target != 255, 2)
+    assert torch.equal(found, expected)
+    assert 0 < found[1].sum() < found[1].numel()
+    logits = torch.randn(2, CLASSES, 8, 9)
+    losses = F.cross_entropy(logits, target, reduction="none", ignore_index=255)
+    weights = (1.0 + 4 * expected) * (target != 255)
+    ours = WeightedSum("boundary", CLASSES)(logits, target)
+    torch.testing.assert_close(ours, (losses * weights).sum() / weights.sum())
+
+
+def test_unet_weighs_the_background_between_two_objects() -> None:
+    labels = torch.zeros(20, 30, dtype=torch.int64)
+    labels[5:15, 4:12] = 1
+    labels[5:15, 15:20] = 1
+    labels[0, 29] = 2
+    weights = gaps(labels)
+    rows, columns = np.mgrid[:20, :30]
+    distances = []
+    for points in ((slice(5, 15), slice(4, 12)), (slice(5, 15), slice(15, 20)), (slice(0, 1), slice(29, 30))):
+        ys, xs = rows[points].ravel(), columns[points].ravel()
+        distances.append(np.hypot(rows[..., None] - ys, columns[..., None] - xs).min(-1))
+    first, second, _ = np.sort(distances, axis=0)
+    expected = np.where(labels.numpy() == 0, 10 * np.exp(-((first + second) ** 2) / 50), 0)
+    np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-5, atol=1e-12)
+    assert weights[10, 13] > 7
+    assert not gaps(torch.zeros(4, 4, dtype=torch.int64)).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("dise", {}), "no loss 'dise'; there are cross_entropy"),
+        (("cross_entropy-dice", {}), "'cross_entropy-dice' is not NAME or WEIGHT"),
+        (("dice", {"class_weights": (1, 2)}), "2 class weights for 3 classes"),
+        (("dice", {"class_weights": (1, 2, -1)}), "none negative"),
+        (("dice", {"label_smoothing": 1}), "--label-smoothing is 1"),
+    ],
+)
+def test_mistakes_are_named(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WeightedSum(arguments[0], CLASSES, **arguments[1])
+
+
+def test_losses_of_maps_are_refused_for_classification() -> None:
+    with pytest.raises(ValueError, match="--loss boundary weighs pixels by their neighbours"):
+        ClassificationModule("lenet5", "classifier", ("a", "b"), loss="cross_entropy+boundary")
+
+
+def gradient_on_one_of_two(rank: int, port: int, logits: Tensor, target: Tensor, results: Tensor) -> None:
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    own = logits[rank : rank + 1].clone().requires_grad_()
+    WeightedSum("cross_entropy+focal+boundary", CLASSES, class_weights=WEIGHTS)(own, target[rank : rank + 1]).backward()
+    results[rank] = own.grad[0] / 2  # DDP averages gradients
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_two_processes_pull_like_one_even_where_one_sees_nothing(empty: bool) -> None:
+    logits, target = sample()
+    if empty:
+        target[0] = 255
+    WeightedSum("cross_entropy+focal+boundary", CLASSES, class_weights=WEIGHTS)(logits, target).backward()
+    results = torch.zeros(2, CLASSES, 8, 9).share_memory_()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = (port, logits.detach(), target, results)
+    torch.multiprocessing.start_processes(gradient_on_one_of_two, arguments, nprocs=2, start_method="fork")
+    torch.testing.assert_close(results, logits.grad)
