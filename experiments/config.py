@@ -30,7 +30,9 @@ class RunConfig:
     data: str = flag("digits", "data set", folder="datamodules")
     data_dir: str | None = flag(None, "folder of the data set")
     weights: str = flag("none", "what the backbone starts from: imagenet, a file, or none")
-    start_from: str | None = flag(None, "checkpoint of another run, whose network this one takes over as far as it fits")
+    start_from: str | None = flag(
+        None, "checkpoint of another run, whose network this one takes over as far as it fits"
+    )
     staged: bool = flag(False, "train in the stages of the head's paper, such as fcn32s and fcn16s before fcn8s")
     output_stride: Literal[8, 16, 32] | None = flag(None, "pixels per pixel of the last map; default: the head's")
     backbone_options: dict[str, Any] | None = flag(None, "further options of the backbone, YAML: '{zero_init: false}'")
@@ -48,7 +50,9 @@ class RunConfig:
     warmup: NonNegativeFloat = flag(0.05, "share of the steps over which the rate rises first")
     loss: str = flag("cross_entropy", "loss, or a sum such as cross_entropy+0.5*dice", terms=LOSSES)
     label_smoothing: NonNegativeFloat = flag(0.0, "share of the truth spread over all classes")
-    aux_weight: NonNegativeFloat | None = flag(None, "of the loss of an auxiliary head on the stride-16 map; default: none")
+    aux_weight: NonNegativeFloat | None = flag(
+        None, "of the loss of an auxiliary head on the stride-16 map; default: none"
+    )
     seed: NonNegativeInt = flag(0, "of weights, sample order and augmentation")
     accelerator: str = flag("auto", "auto, cpu, gpu, mps ...")
     devices: str = flag("auto", "processes on this machine: a number, or auto")
@@ -87,7 +91,13 @@ class Parser(ArgumentParser):
 def one_line(message: str) -> str:
     """What jsonargparse says over several lines, as: flag, value given, what is expected, nearest."""
     unknown = re.search(r"unrecognized arguments: (\S+)", message, re.IGNORECASE)
-    flags = [dashed(one.name) for one in fields(RunConfig)] + ["--config", "--print-config", "--list", "--matrix", "--help"]
+    flags = [dashed(one.name) for one in fields(RunConfig)] + [
+        "--config",
+        "--print-config",
+        "--list",
+        "--matrix",
+        "--help",
+    ]
     if unknown:
         return f"no flag {unknown[1]}; nearest: {nearest(unknown[1].split('=')[0], flags)}"
     expected_argument = re.search(r"argument (--[\w-]+).*: (expected .*)", message)

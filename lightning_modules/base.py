@@ -86,7 +86,11 @@ class GraftModule(pl.LightningModule):
             raise ValueError(f"{head} is a {self.network.task} head; this module is for {self.task}")
         learning_rate_factor(schedule, 0, 1, 0)  # refuses unknown names now, not after the first epoch
         self.loss = WeightedSum(
-            loss, len(class_names), ignore_index=ignore_index, class_weights=class_weights, label_smoothing=label_smoothing
+            loss,
+            len(class_names),
+            ignore_index=ignore_index,
+            class_weights=class_weights,
+            label_smoothing=label_smoothing,
         )
         for _, name in self.loss.terms:
             if name in FOR_MAPS and self.task != "segmentation":
@@ -119,9 +123,13 @@ class GraftModule(pl.LightningModule):
         left = [name for name in own if name not in fits]
         strange = [name for name in left if name.startswith("backbone.")]
         if strange:
-            raise ValueError(f"--start-from {checkpoint}: its backbone is another (it has no {strange[0]} of that shape)")
+            raise ValueError(
+                f"--start-from {checkpoint}: its backbone is another (it has no {strange[0]} of that shape)"
+            )
         if not any(name.startswith("head.") for name in fits):
-            raise ValueError(f"--start-from {checkpoint}: nothing of its head fits; use --weights to take its backbone only")
+            raise ValueError(
+                f"--start-from {checkpoint}: nothing of its head fits; use --weights to take its backbone only"
+            )
         self.network.load_state_dict(fits, strict=False)
         return left
 

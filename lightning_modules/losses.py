@@ -172,7 +172,9 @@ def terms(expression: str) -> list[tuple[float, str]]:
         if match is None:
             raise ValueError(f"--loss {expression}: '{term}' is not NAME or WEIGHT*NAME, as in cross_entropy+0.5*dice")
         if match[2] not in LOSSES:
-            raise ValueError(f"no loss '{match[2]}'; there are {', '.join(LOSSES)}, and sums such as cross_entropy+0.5*dice")
+            raise ValueError(
+                f"no loss '{match[2]}'; there are {', '.join(LOSSES)}, and sums such as cross_entropy+0.5*dice"
+            )
         found.append((float(match[1] or 1), match[2]))
     return found
 

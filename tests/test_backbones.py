@@ -39,13 +39,14 @@ def test_logits_equal_the_oracle(name: str) -> None:
     published = oracle(name)
     randomise(published)
     state = published.state_dict()
-    backbone = BACKBONES[name](**KNOBS.get(name, {}))
-    classifier = backbone.classifier(1000)
+    with torch.device("meta"):  # no time spent on weights that are replaced
+        backbone = BACKBONES[name](**KNOBS.get(name, {}))
+        classifier = backbone.classifier(1000)
     renamed = backbone.rename(state)
     own = backbone.state_dict().keys() | classifier.state_dict().keys()
     assert own == renamed.keys()
-    backbone.load_state_dict({k: v for k, v in renamed.items() if k in backbone.state_dict()}, strict=True)
-    classifier.load_state_dict({k: v for k, v in renamed.items() if k in classifier.state_dict()}, strict=True)
+    for module in (backbone, classifier):
+        module.load_state_dict({k: renamed[k] for k in module.state_dict()}, strict=True, assign=True)
     backbone.eval(), classifier.eval()
     for size in SIZES.get(name, ((64, 64), (97, 131))):
         x = torch.randn(1, 3, *size)
@@ -113,18 +114,6 @@ def test_dilation_is_exact(name: str, output_stride: int, monkeypatch: pytest.Mo
     ):
         step = native // reduction
         assert relative(dense_map[..., ::step, ::step], strided_map) <= 1e-5
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_parameter_gets_a_gradient(name: str) -> None:
-    backbone = BACKBONES[name](**KNOBS.get(name, {}))
-    classifier = backbone.classifier(10)
-    side = max(64, backbone.min_size)
-    classifier(backbone(torch.randn(2, 3, side, side))[-1]).sum().backward()
-    for module in (backbone, classifier):
-        for key, parameter in module.named_parameters():
-            assert parameter.grad is not None, f"no gradient for {key}"
-            assert parameter.grad.isfinite().all(), f"gradient of {key} is not finite"
 
 
 @pytest.mark.parametrize("name", NAMES)

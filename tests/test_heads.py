@@ -4,20 +4,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.segmentation import deeplabv3_resnet50, lraspp_mobilenet_v3_large
 
+from backbones import BACKBONES
+from backbones.pooling import Pool2d
 from heads import HEADS, dilatednet
 from heads.aspp import scaled_rates
 from heads.deeplab import DeepLab
 from heads.deeplabv2 import DeepLabV2
-from heads.deeplabv3 import DeepLabV3
 from heads.dilatednet import context_module
 from heads.fcn import FCN8s
 from heads.fpn import FPN
 from heads.hypercolumn import Hypercolumn
-from heads.lraspp import LRASPP
 from lightning_modules.network import Network
-from tests.conftest import randomise
 
 CLASSES = 21
 CHANNELS = (6, 8, 12, 16, 32)
@@ -31,6 +29,7 @@ FORMS: list[tuple[str, dict]] = [(name, {}) for name in SEGMENTERS] + [
     ("dilatednet", {"context": "large"}),
     ("dilatednet", {"layers": 7}),
     ("dilatednet", {"layers": 10}),
+    ("dilatednet", {"padding": "reflect"}),
     ("hypercolumn", {"form": "concatenate"}),
 ]
 
@@ -96,7 +95,6 @@ def test_any_number_of_maps(name: str) -> None:
         ("vgg16", "dilatednet", {"context": "basic"}, 134_346_581 + 28_392),
         ("vgg16", "dilatednet", {"context": "large"}, 134_346_581 + 6_803_139),
         ("vgg16", "deeplabv1", {}, 20_505_429),  # "20.5 M"
-        ("resnet50", "deeplabv3", {}, 42_004_074 - 2_365_205),  # torchvision's less its auxiliary classifier
     ],
 )
 def test_networks_have_the_published_number_of_parameters(
@@ -166,40 +164,104 @@ def test_context_starts_as_the_identity(width: str, layers: int, monkeypatch: py
     torch.testing.assert_close(context_module(CLASSES, width, layers)(x), x)
 
 
-def test_deeplabv3_equals_torchvision() -> None:
-    """At output stride 8, the one torchvision builds."""
-    theirs = randomise(deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=5).classifier).eval()
-    ours = DeepLabV3((64, 256, 512, 1024, 2048), (2, 4, 8, 8, 8), 5).eval()
-    names = {
-        "0.convs.0": "aspp.pointwise",
-        "0.convs.1": "aspp.atrous.0",
-        "0.convs.2": "aspp.atrous.1",
-        "0.convs.3": "aspp.atrous.2",
-        "0.convs.4.1": "aspp.pooled.conv",
-        "0.convs.4.2": "aspp.pooled.norm",
-        "0.project": "aspp.project",
-        "1": "refine.0",
-        "2": "refine.1",
-        "4": "score",
-    }
-    state = {}
-    for key, value in theirs.state_dict().items():
-        prefix = max((name for name in names if key.startswith(name + ".")), key=len)
-        state[names[prefix] + key.removeprefix(prefix)] = value
-    ours.load_state_dict(state, strict=True)
-    x = torch.rand(2, 2048, 9, 13)
-    with torch.no_grad():
-        torch.testing.assert_close(ours([x]), theirs(x))
+@pytest.mark.parametrize(("in_channels", "classes", "published"), [(1, 2, 31_030_658), (3, 21, 31_033_045)])
+def test_unet_is_the_original(in_channels: int, classes: int, published: int) -> None:
+    """Parameters, and the sizes of figure 1: 572 pixels of input for 388 of output."""
+    with torch.device("meta"):
+        network = Network(
+            "unet_encoder",
+            "unet",
+            classes,
+            in_channels=in_channels,
+            backbone_options={"valid_convolutions": True},
+            head_options={"valid": True, "norm": False},
+        )
+        assert count(network) == published
+        assert network.head.margins(388) == (92, 92)
+        features = network.backbone(torch.empty(1, in_channels, 572, 572))
+        assert [x.shape[2] for x in features] == [568, 280, 136, 64, 28]
+        assert network.head(features).shape == (1, classes, 388, 388)
+        for size in (1, 65, 97):  # no size needs to fit the pools
+            assert network(torch.empty(1, in_channels, size, size + 1)).shape == (1, classes, size, size + 1)
 
 
-def test_lraspp_equals_torchvision() -> None:
-    theirs = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5).classifier
-    theirs = randomise(theirs).eval()
-    ours = LRASPP((16, 24, 40, 112, 960), (2, 4, 8, 16, 16), 5).eval()
-    ours.load_state_dict(theirs.state_dict(), strict=True)
-    features = [torch.rand(2, c, 18 // s, 26 // s) for c, s in ((16, 1), (24, 1), (40, 1), (112, 2), (960, 2))]
+def test_unpadded_unet_scores_the_pixel_it_should() -> None:
+    """The pixel that pulls most at a score is the score's own; at the border, where mirrored pixels count twice, near."""
+    network = Network(
+        "unet_encoder", "unet", 1, backbone_options={"valid_convolutions": True}, head_options={"valid": True}
+    ).eval()
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, 1 / parameter[0].numel() if parameter.ndim > 1 else 0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+    for place in ((20, 13), (0, 32), (40, 1)):
+        x = torch.rand(1, 3, 41, 33, requires_grad=True)
+        (gradient,) = torch.autograd.grad(network(x)[0, 0, place[0], place[1]], x)
+        row, column = divmod(int(gradient[0].sum(0).argmax()), 33)
+        near = 0 if place == (20, 13) else 2
+        assert max(abs(row - place[0]), abs(column - place[1])) <= near
+
+
+def test_reflection_leaves_no_zeros_to_see() -> None:
+    """An image of stripes that goes on beyond its border by reflection is scored like the middle of a larger one."""
+    backbone = "mobilenet_v1_025"  # whose field of view, 315 pixels, the margins cover
+    network = Network(backbone, "dilatednet", 3, head_options={"padding": "reflect", "context": "none"}).eval()
+    for module in network.modules():  # norms at rest let the maps of a fresh network fade away
+        if isinstance(module, nn.BatchNorm2d):
+            module.train().momentum = None
+    network(torch.randn(1, 3, 64, 64))
+    network.eval()
+    rows = torch.randn(1, 3, 17, 1)
+    small = rows.expand(-1, -1, -1, 16)
+    large = rows.expand(-1, -1, -1, 400)
     with torch.no_grad():
-        torch.testing.assert_close(ours(features), theirs({"low": features[2], "high": features[-1]}))
+        plain = Network(backbone, "dilatednet", 3, head_options={"context": "none"}).eval()
+        plain.load_state_dict(network.state_dict())
+        inside = network(large)[..., 192:208]
+        scale = inside.std()
+        assert (network(small) - inside).abs().max() < 1e-4 * scale
+        assert (plain(small) - plain(large)[..., 192:208]).abs().max() > 0.1 * scale
+
+
+def test_pools_that_give_up_their_stride_can_be_left_out() -> None:
+    knobs = {"output_stride": 8, "fully_convolutional": True}
+    with torch.device("meta"):
+        backbone = Network("vgg16", "dilatednet", CLASSES).backbone
+        kept = BACKBONES["vgg16"](**knobs)
+    pools = [module.kernel_size for module in backbone.modules() if isinstance(module, Pool2d)]
+    assert pools == [2, 2, 2, 1, 1]
+    assert [module.kernel_size for module in kept.modules() if isinstance(module, Pool2d)] == [2] * 5
+    rates = [module.dilation[0] for module in backbone.modules() if isinstance(module, nn.Conv2d)]
+    assert rates == [1] * 10 + [2] * 3 + [4, 1]  # conv5 at 2, fc6 at 4
+    x = torch.rand(1, 4, 5, 6)
+    torch.testing.assert_close(Pool2d("max", 1, backbone.features[-1].step)(x), x)
+
+
+def test_multi_grid_dilates_the_blocks_of_the_last_stage() -> None:
+    with torch.device("meta"):
+        network = Network("resnet50", "deeplabv3", CLASSES, backbone_options={"multi_grid": [1, 2, 4]})
+        assert [block.conv2.dilation[0] for block in network.backbone.layer4] == [1, 4, 8]
+        plain = Network("resnet50", "deeplabv3", CLASSES)
+        assert [block.conv2.dilation[0] for block in plain.backbone.layer4] == [1, 2, 2]
+    dense, strided = (BACKBONES["resnet18"](output_stride=stride, multi_grid=(2, 4)).eval() for stride in (8, 32))
+    dense.load_state_dict(strided.state_dict())
+    x = torch.randn(1, 3, 128, 128)
+    with torch.no_grad():
+        torch.testing.assert_close(dense(x)[-1][..., ::4, ::4], strided(x)[-1], rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="multi_grid is \\[1, 2, 4\\]; resnet18 takes 2 rates"):
+        BACKBONES["resnet18"](multi_grid=(1, 2, 4))
+
+
+def test_spp_gives_21_values_per_channel_whatever_the_size() -> None:
+    head = HEADS["spp"](CHANNELS, strides(32), 3).eval()
+    assert head.layers[0].in_features == 21 * CHANNELS[-1]
+    x = torch.rand(1, CHANNELS[-1], 7, 5)
+    pooled = [pool(x) for pool in head.pools]
+    assert [list(level.shape[2:]) for level in pooled] == [[4, 4], [2, 2], [1, 1]]
+    torch.testing.assert_close(pooled[1][..., 0, 0], x[..., :4, :3].amax((2, 3)))
+    for size in ((1, 1), (3, 9), (13, 13)):
+        assert head([torch.rand(2, CHANNELS[-1], *size)]).shape == (2, 3)
 
 
 def test_deeplabv2_sums_the_papers_four_branches() -> None:
@@ -242,6 +304,9 @@ def test_fpn_steps_by_the_papers_number_of_convolutions() -> None:
         ("deeplabv2", {"branches": "M"}, "branches=L or branches=S, not branches=M"),
         ("dilatednet", {"context": "small"}, "not context=small"),
         ("dilatednet", {"layers": 9}, "layers=7, 8, 10, not layers=9"),
+        ("dilatednet", {"padding": "wrap"}, "not padding=wrap"),
+        ("unet", {"valid": True}, "valid=true for maps at strides 1, 2, 4, 8, 16 only"),
+        ("spp", {"bins": []}, "spp has bins="),
         ("hypercolumn", {"form": "mean"}, "form=sum or form=concatenate, not form=mean"),
         ("fpn", {"width": 100}, "width is 100; it must be a multiple of 32"),
     ],

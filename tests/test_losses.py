@@ -54,7 +54,9 @@ def test_cross_entropy_is_pytorchs(smoothing: float) -> None:
 def test_weighted_sums_add_up() -> None:
     logits, target = sample()
     one, other = (WeightedSum(name, CLASSES)(logits, target) for name in ("cross_entropy", "lovasz"))
-    torch.testing.assert_close(WeightedSum("2*cross_entropy + .25*lovasz", CLASSES)(logits, target), 2 * one + other / 4)
+    torch.testing.assert_close(
+        WeightedSum("2*cross_entropy + .25*lovasz", CLASSES)(logits, target), 2 * one + other / 4
+    )
     assert terms("cross_entropy+0.5*dice") == [(1.0, "cross_entropy"), (0.5, "dice")]
 
 

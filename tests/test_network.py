@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
 
 from backbones import BACKBONES, find_backbone
 from backbones.backbone import Backbone
@@ -13,9 +14,16 @@ from heads import HEADS
 from heads.conv_norm import PooledBatchNorm
 from heads.fcn import bilinear_upsampling
 from heads.head import level, missing_strides
-from lightning_modules.network import Network
+from lightning_modules.network import Network, mirrored
+from tests.oracles import KNOBS
 
 CLASSES = 5
+CHEAPER = {"spp": {"hidden": 64}}
+"""Options under which a head is the same network, only narrower."""
+
+
+def sizes(backbone: Backbone) -> list[tuple[int, int]]:
+    return [(max(65, backbone.min_size), 97), (321, 321)]
 
 
 @pytest.fixture
@@ -31,8 +39,8 @@ def backbones_once(monkeypatch: pytest.MonkeyPatch) -> None:
                 key = repr(sorted(knobs.items()))
                 if key not in built:
                     built[key] = backbone = build(**knobs).eval()
-                    maps = backbone(torch.empty(2, 3, max(65, backbone.min_size), 97))
-                    monkeypatch.setattr(backbone, "forward", lambda x: maps)
+                    maps = {size: backbone(torch.empty(2, 3, *size)) for size in sizes(backbone)}
+                    monkeypatch.setattr(backbone, "forward", lambda x: maps[x.shape[2], x.shape[3]])
                 return built[key]
 
         return Builder(build.func, *build.args)
@@ -46,8 +54,7 @@ def test_every_pair_fits_odd_sizes_or_is_refused(backbone: str) -> None:
     refused = set()
     entry = catalogue()[backbone]
     with torch.device("meta"):
-        height = max(65, BACKBONES[backbone]().min_size)
-        x = torch.empty(2, 3, height, 97)
+        images = [torch.empty(2, 3, *size) for size in sizes(BACKBONES[backbone]())]
         for output_stride, head in itertools.product((8, 16, 32), HEADS):
             try:
                 network = Network(backbone, head, CLASSES, output_stride=output_stride).eval()
@@ -58,8 +65,9 @@ def test_every_pair_fits_odd_sizes_or_is_refused(backbone: str) -> None:
                     assert f"{head} needs maps at" in str(error)
                     refused.add(head)
                 continue
-            expected = (2, CLASSES) if network.task == "classification" else (2, CLASSES, height, 97)
-            assert network(x).shape == expected, f"{head} at output stride {output_stride}"
+            for x in images:
+                expected = (2, CLASSES) if network.task == "classification" else (2, CLASSES, *x.shape[2:])
+                assert network(x).shape == expected, f"{head} at output stride {output_stride}"
     assert refused == entry["refused"].keys()
 
 
@@ -75,16 +83,43 @@ def test_few_pairs_are_refused() -> None:
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 @pytest.mark.parametrize("head", HEADS)
 def test_every_parameter_gets_a_finite_gradient(head: str, output_stride: int) -> None:
-    check_gradients(Network("resnet18", head, CLASSES, output_stride=output_stride))
+    aux = HEADS[head].task == "segmentation"
+    options = CHEAPER.get(head)
+    check_gradients(Network("resnet18", head, CLASSES, output_stride=output_stride, head_options=options, aux=aux))
 
 
-@pytest.mark.parametrize("head", ["classifier", "fcn8s", "unet", "deeplab"])
-def test_bottlenecks_get_gradients_too(head: str) -> None:
-    check_gradients(Network("resnet50", head, CLASSES))
+@pytest.mark.parametrize("backbone", ["resnet50", "mobilenet_v2"])
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_trains_bottlenecks_and_inverted_ones(head: str, backbone: str) -> None:
+    check_gradients(Network(backbone, head, CLASSES, output_stride=32, head_options=CHEAPER.get(head)))
+
+
+def test_a_transformer_trains_its_whole_pyramid() -> None:
+    check_gradients(Network("vit_b_32", "hypercolumn", CLASSES))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_backbone_trains_under_two_heads(name: str) -> None:
+    """The head that reads the last map and the one that reads all; both on the maps of one pass, to save time."""
+    backbone = BACKBONES[name](**KNOBS.get(name, {}))
+    size = max(32, backbone.min_size)
+    maps = backbone(torch.randn(2, 3, size, size + 1))
+    classifier = HEADS["classifier"](
+        backbone.channels, backbone.reductions, CLASSES, classifier=backbone.classifier(CLASSES)
+    )
+    for head in (classifier, HEADS["hypercolumn"](backbone.channels, backbone.reductions, CLASSES)):
+        backbone.zero_grad()
+        head(maps).square().mean().backward(retain_graph=True)
+        check_all_have_gradients(nn.ModuleList((backbone, head)))
 
 
 def check_gradients(network: Network) -> None:
-    network(torch.randn(2, 3, 65, 97)).square().mean().backward()
+    logits, aux = network.forward_with_aux(torch.randn(2, 3, 65, 97))
+    sum(one.square().mean() for one in (logits, *aux)).backward()
+    check_all_have_gradients(network)
+
+
+def check_all_have_gradients(network: nn.Module) -> None:
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, f"no gradient for {name}"
         assert parameter.grad.isfinite().all(), f"the gradient of {name} is not finite"
@@ -94,6 +129,41 @@ def check_gradients(network: Network) -> None:
 def test_one_image_per_device_trains(head: str) -> None:
     network = Network("resnet18", head, CLASSES)
     network(torch.randn(1, 3, 64, 64)).mean().backward()
+
+
+@pytest.mark.parametrize("head", ["fcn8s", "deeplab"])
+def test_logits_come_back_at_every_size_from_1_to_80(head: str) -> None:
+    """Of height and width in turn."""
+    network = Network("resnet18", head, CLASSES).eval()
+    with torch.no_grad():
+        for size in range(1, 81):
+            for shape in ((size, 33), (47, size)):
+                assert network(torch.zeros(1, 3, *shape)).shape[2:] == shape
+
+
+def test_an_auxiliary_head_reads_the_stride_16_map_and_works_in_training_only() -> None:
+    for output_stride in (8, 16, 32):
+        network = Network("resnet18", "unet", CLASSES, output_stride=output_stride, aux=True)
+        assert network.aux_level == 3
+        assert network.aux_head.layers[0].in_channels == 256
+    x = torch.randn(2, 3, 65, 97)
+    logits, (aux,) = network.forward_with_aux(x)
+    assert aux.shape == logits.shape == (2, CLASSES, 65, 97)
+    network.zero_grad()
+    network(x).mean().backward()
+    assert all(parameter.grad is None for parameter in network.aux_head.parameters())
+    with torch.device("meta"):
+        assert Network("lenet5", "unet", CLASSES, aux=True).aux_level == 0
+        with pytest.raises(ValueError, match="--aux-weight adds a head to segmentation heads"):
+            Network("resnet18", "classifier", CLASSES, aux=True)
+
+
+def test_mirrored_margins_go_back_and_forth_as_often_as_needed() -> None:
+    assert mirrored(3, 4, 5, torch.device("cpu")).tolist() == [0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2, 1]
+    assert mirrored(1, 2, 1, torch.device("cpu")).tolist() == [0, 0, 0, 0]
+    row = torch.arange(5.0).expand(1, 1, 5, 5)
+    ours = row[..., mirrored(5, 3, 2, torch.device("cpu"))]
+    torch.testing.assert_close(ours, torch.nn.functional.pad(row, (3, 2, 0, 0), mode="reflect"))
 
 
 def test_pooled_norm_leaves_its_statistics_alone_on_one_value() -> None:
