@@ -180,8 +180,8 @@ class ResNet(Backbone):
         block, depths, groups, group_width = VARIANTS[variant]
         if multi_grid and (len(multi_grid) != depths[-1] or min(multi_grid) < 1):
             raise ValueError(
-                f"multi_grid is {list(multi_grid)}; {variant} takes {depths[-1]} rates of 1 or more, one for each block "
-                "of its last stage"
+                f"multi_grid is {list(multi_grid)}; {variant} takes {depths[-1]} rates of 1 or more, one for each "
+                "block of its last stage"
             )
         self.shortcut = shortcut
         plain = Style(groups, group_width, se, shortcut)

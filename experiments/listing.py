@@ -69,7 +69,7 @@ def print_listing() -> None:
 
 
 def print_matrix() -> None:
-    """Heads across, backbones down: a dot where every output stride works, 32 where only that does, a dash if refused."""
+    """Heads across, backbones down: a dot where every output stride works, 32 where only it does, a dash if refused."""
     console = Console(highlight=False)
     heads, known = names_of("heads"), catalogue()
     width = max(map(len, known))

@@ -110,7 +110,7 @@ class Network(nn.Module):
 
 
 def mirrored(size: int, before: int, after: int, device: torch.device) -> Tensor:
-    """Indices of a row of `size` pixels reflected at its ends, as often as the margins need; the edge is not repeated."""
+    """Indices of a row of `size` pixels reflected at its ends, as often as needed; the edge is not repeated."""
     position = torch.arange(-before, size + after, device=device)
     period = max(1, 2 * (size - 1))
     position = position % period

@@ -1,4 +1,4 @@
-"""Whole segmentation networks against torchvision's, and decoders against segmentation_models.pytorch, on the same weights.
+"""Segmentation networks against torchvision's, decoders against segmentation_models.pytorch, on the same weights.
 
 Where structures differ from the oracle's, the test says how and compares what coincides.
 """
@@ -155,7 +155,7 @@ def test_decoder_of_deeplabv3plus_equals_smps_where_it_is_built_alike() -> None:
 
 
 def test_unet_levels_equal_smps() -> None:
-    """Smp enlarges by nearest neighbour, joins in the other order and goes on to the image's size; a level is the same."""
+    """Smp enlarges to the nearest, joins in the other order and goes on to the image's size; a level is the same."""
     theirs = smp_unet.UnetDecoderBlock(24, 12, 16)
     randomise(theirs).eval()
     ours = double_conv(12 + 24, 16, norm=True, valid=False).eval()

@@ -186,7 +186,7 @@ def test_unet_is_the_original(in_channels: int, classes: int, published: int) ->
 
 
 def test_unpadded_unet_scores_the_pixel_it_should() -> None:
-    """The pixel that pulls most at a score is the score's own; at the border, where mirrored pixels count twice, near."""
+    """The pixel that pulls most at a score is its own; at the border, where mirrored pixels count twice, one near."""
     network = Network(
         "unet_encoder", "unet", 1, backbone_options={"valid_convolutions": True}, head_options={"valid": True}
     ).eval()

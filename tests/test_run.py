@@ -154,6 +154,8 @@ MISTAKES = {
     "--backbone lenet5 --head fcn8s": "fcn8s needs maps at strides 8, 16, 32; lenet5 has 2, 4. Heads that work",
     "--backbone swin_t --output-stride 8": "--output-stride 8: swin_t can only be built at 32",
     "--batch-size": "--batch-size: expected one argument",
+    "--loss cross_entropy+0.5*dise": "no loss 'dise'; nearest: dice",
+    "--start-from nowhere.ckpt": "--start-from nowhere.ckpt: no such file",
 }
 
 
@@ -169,12 +171,24 @@ def test_usage_errors_are_one_line_without_torch(arguments: str, capsys, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--list"], ["--backbone", "resnet10"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--list"], ["--matrix"], ["--backbone", "resnet10"]])
 def test_answers_come_without_importing_torch(arguments: list[str]) -> None:
     code = f"import sys, experiments.run as run\ntry:\n run.main({arguments!r})\nexcept SystemExit: pass\n"
     code += "assert not {'torch', 'lightning', 'albumentations'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_matrix_counts_every_pair(capsys) -> None:
+    from experiments.names import catalogue, names_of
+
+    assert main(["--matrix"]) == 0
+    printed = capsys.readouterr().out
+    pairs = len(names_of("backbones")) * len(names_of("heads"))
+    refused = sum(len(entry["refused"]) for entry in catalogue().values())
+    assert f"{pairs - refused} of {pairs} pairs work" in printed
+    assert "lenet5              ●  ●  -  -  -  ●" in printed
+    assert printed.count("needs maps at strides") == refused
 
 
 def test_print_config_can_be_run(capsys, tmp_path) -> None:

@@ -1,0 +1,127 @@
+"""Staged training: FCN-8s from FCN-16s from FCN-32s, DilatedNet's context from its front end."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments import stages as module
+from experiments.config import RunConfig
+from experiments.run import main
+from experiments.stages import run_stages, stages
+from lightning_modules.segmentation import SegmentationModule
+
+NAMES = ("sky", "road", "car")
+
+
+def checkpoint(path: Path, head: str, **options: object) -> tuple[SegmentationModule, str]:
+    """A run's checkpoint, as far as another run reads it."""
+    one = SegmentationModule("resnet18", head, NAMES, **options)
+    torch.save({"state_dict": one.state_dict()}, path)
+    return one, str(path)
+
+
+def test_fcn8s_takes_over_what_fcn16s_has(tmp_path: Path) -> None:
+    coarse, path = checkpoint(tmp_path / "16s.ckpt", "fcn16s")
+    fine = SegmentationModule("resnet18", "fcn8s", NAMES)
+    assert fine.start_from(path) == [
+        "head.scores.2.weight", "head.scores.2.bias", "head.ups.1.weight", "head.final.weight",
+    ]  # fmt: skip
+    for name in ("backbone.conv1.weight", "head.scores.0.weight", "head.scores.1.bias", "head.ups.0.weight"):
+        assert torch.equal(fine.network.state_dict()[name], coarse.network.state_dict()[name])
+    # Its new skip starts at zero, so that it begins with the scores of FCN-16s.
+    features = [
+        torch.rand(1, c, 64 // s, 64 // s) for c, s in zip((64, 64, 128, 256, 512), (2, 4, 8, 16, 32), strict=True)
+    ]
+    two, three = coarse.network.head, fine.network.head
+    before = two.ups[0](two.scores[0](features[4])) + two.scores[1](features[3])
+    after = three.ups[0](three.scores[0](features[4])) + three.scores[1](features[3])
+    assert torch.equal(after, before)
+    assert not three.scores[2](features[2]).any()
+
+
+def test_the_context_takes_over_the_front_end(tmp_path: Path) -> None:
+    front, path = checkpoint(tmp_path / "front.ckpt", "dilatednet", head_options={"context": "none"})
+    whole = SegmentationModule("resnet18", "dilatednet", NAMES)
+    left = whole.start_from(path)
+    assert left
+    assert all(name.startswith("head.context.") for name in left)
+    assert torch.equal(whole.network.head.score.weight, front.network.head.score.weight)
+
+
+def test_another_network_is_refused(tmp_path: Path) -> None:
+    _, path = checkpoint(tmp_path / "unet.ckpt", "unet")
+    with pytest.raises(ValueError, match="nothing of its head fits; use --weights"):
+        SegmentationModule("resnet18", "fcn32s", NAMES).start_from(path)
+    with pytest.raises(ValueError, match="its backbone is another"):
+        SegmentationModule("resnet34", "unet", NAMES).start_from(path)
+    (tmp_path / "torn.ckpt").write_bytes(b"PK")
+    with pytest.raises(ValueError, match="--start-from .*torn.ckpt cannot be read"):
+        SegmentationModule("resnet18", "unet", NAMES).start_from(str(tmp_path / "torn.ckpt"))
+
+
+def test_each_stage_starts_from_the_one_before(tmp_path: Path) -> None:
+    config = RunConfig(
+        backbone="resnet18", head="fcn8s", out=str(tmp_path), name="a", staged=True, head_options={"x": 1}
+    )
+    first, second, third = stages(config)
+    assert [one.head for one in (first, second, third)] == ["fcn32s", "fcn16s", "fcn8s"]
+    assert [one.name for one in (first, second, third)] == ["a-stage1", "a-stage2", "a"]
+    assert first.start_from is None
+    assert third.start_from == str(tmp_path / "a-stage2" / "checkpoints" / "best.ckpt")
+    assert not any(one.staged for one in (first, second, third))
+    front, context = stages(dataclasses.replace(config, head="dilatednet", head_options={"context": "large"}))
+    assert (front.head_options, context.head_options) == ({"context": "none"}, {"context": "large"})
+    assert (front.backbone_lr_mult, context.backbone_lr_mult) == (1.0, 0.0)
+    with pytest.raises(ValueError, match="--staged: unet trains at once; heads with stages: fcn16s, fcn8s, dilatednet"):
+        stages(dataclasses.replace(config, head="unet"))
+
+
+def test_finished_stages_are_skipped_and_a_failure_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    config = RunConfig(head="fcn8s", out=str(tmp_path), name="a", staged=True)
+    codes = {"a-stage1": 0, "a-stage2": 3}
+    ran: list[RunConfig] = []
+    monkeypatch.setattr(module, "run", lambda one: ran.append(one) or codes[one.name])
+    assert run_stages(config) == 3
+    assert [(one.name, one.resume) for one in ran] == [("a-stage1", False), ("a-stage2", False)]
+    for name, file in (("a-stage1", "results.json"), ("a-stage2", "checkpoints/last.ckpt")):
+        (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / file).write_text("{}")
+    codes |= {"a-stage2": 0, "a": 0}
+    ran.clear()
+    assert run_stages(dataclasses.replace(config, resume=True)) == 0
+    assert [(one.name, one.resume) for one in ran] == [("a-stage2", True), ("a", False)]
+    assert "stage 1/3: " in capsys.readouterr().out
+
+
+def test_staged_training_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through run.py, each stage in this process to save the imports."""
+
+    def here(config: RunConfig) -> int:
+        monkeypatch.delenv("GRAFT_RUN_FOLDER", raising=False)
+        settings = tmp_path / f"{config.name}.yaml"
+        settings.write_text(module.to_yaml(config))
+        return main(["--config", str(settings)])
+
+    monkeypatch.setattr(module, "run", here)
+    arguments = [
+        "--backbone",
+        "resnet18",
+        "--head",
+        "fcn16s",
+        "--image-size",
+        "32",
+        "--max-steps",
+        "1",
+        "--workers",
+        "0",
+    ]
+    assert main([*arguments, "--staged", "--out", str(tmp_path), "--name", "a", "--accelerator", "cpu"]) == 0
+    assert json.loads((tmp_path / "a-stage1" / "results.json").read_text())["head"] == "fcn32s"
+    assert json.loads((tmp_path / "a" / "results.json").read_text())["head"] == "fcn16s"
+    assert "start_from: " + str(tmp_path / "a-stage1") in (tmp_path / "a" / "config.yaml").read_text()
+    assert main(["--head", "unet", "--staged"]) == 2
