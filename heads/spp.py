@@ -3,7 +3,7 @@
 He, Zhang, Ren, Sun 2014, arXiv:1406.4729. The last map is max-pooled into 4x4, 2x2 and 1x1 bins, whatever its size: 21
 values per channel, then fc6 and fc7 with 4096 units, ReLU and dropout 0.5, and the output layer. Images of any size and
 shape are classified, undistorted. Differences from the paper: bins are spread evenly over the map (adaptive pooling),
-where the paper's windows and strides round up and down; weights start by He et al. 2015, the output layer at N(0, 0.01).
+the paper's windows and strides round up and down; weights start by He et al. 2015, the output layer at N(0, 0.01).
 """
 
 from collections.abc import Sequence
