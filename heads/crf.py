@@ -110,7 +110,7 @@ class DenseCRF(nn.Module):
         self.memory_budget = memory_budget
         if trainable and num_classes is not None and compatibility is None:
             compatibility = 1 - torch.eye(num_classes)
-        weights = torch.tensor([settings.w1, settings.w2])
+        weights = torch.tensor([settings.w1, settings.w2], dtype=torch.float32)
         if trainable:
             self.weights = nn.Parameter(weights)
             self.compatibility = None if compatibility is None else nn.Parameter(compatibility.clone())
