@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from experiments.crf_settings import settings_problem
 from experiments.names import catalogue, module_dict, names_of, nearest
 
 USAGE_ERROR = 2
@@ -32,6 +33,10 @@ class RunConfig:
     output_stride: Literal[8, 16, 32] | None = flag(None, "pixels per pixel of the last map; default: the head's")
     backbone_options: dict[str, Any] | None = flag(None, "further options of the backbone, YAML: '{zero_init: false}'")
     head_options: dict[str, Any] | None = flag(None, "further options of the head, as YAML: '{up: interpolate}'")
+    crf: Literal["none", "test", "train"] = flag(
+        "none", "fully connected CRF: test scores without and with it, train learns it with the network"
+    )
+    crf_settings: str | None = flag(None, "of --crf: a preset of heads/crf.py, or a YAML file that tune_crf.py wrote")
     image_size: PositiveInt | None = flag(None, "H W, or one number for both; default: the data set's", nargs="+")
     batch_size: PositiveInt = flag(16, "images per process and step")
     epochs: PositiveInt = flag(5, "passes over the training images")
@@ -188,6 +193,10 @@ def usage_problem(config: RunConfig) -> str | None:
         return "--devices: there must be at least 1"
     if config.warmup >= 1:
         return f"--warmup is a share of all steps, below 1, not {config.warmup:g}"
+    if config.crf_settings is not None and config.crf == "none":
+        return "--crf-settings does nothing with --crf none; add --crf test or --crf train"
+    if config.crf_settings is not None and settings_problem(config.crf_settings):
+        return settings_problem(config.crf_settings)
     if config.data_dir is not None and not Path(config.data_dir).is_dir():
         return f"--data-dir {config.data_dir}: no such folder"
     if config.weights not in ("imagenet", "none") and not Path(config.weights).is_file():

@@ -25,6 +25,7 @@ class GraftModule(pl.LightningModule):
         backbone, head: names; see `backbones.BACKBONES` and `heads.HEADS`.
         class_names: one name per class, in the order of the labels.
         weights: what the backbone starts from. Not kept in checkpoints, which hold the weights themselves.
+        crf: settings of a fully connected CRF that is learned with the network; see `heads.crf.CRFSettings`.
         lr: base learning rate; the backbone's is `lr * backbone_lr_mult`.
         warmup: share of all optimiser steps over which the rate rises linearly.
 
@@ -47,6 +48,7 @@ class GraftModule(pl.LightningModule):
         in_channels: int = 3,
         backbone_options: dict[str, Any] | None = None,
         head_options: dict[str, Any] | None = None,
+        crf: dict[str, Any] | None = None,
         loss: str = "cross_entropy",
         ignore_index: int = 255,
         optimizer: str = "adamw",
@@ -74,6 +76,9 @@ class GraftModule(pl.LightningModule):
             raise ValueError(f"no optimizer '{optimizer}'; there are sgd, adamw")
         if self.network.task != self.task:
             raise ValueError(f"{head} is a {self.network.task} head; this module is for {self.task}")
+        self.crf: nn.Module | None = None
+        if crf is not None:
+            self.add_crf(crf, trainable=True)
         learning_rate_factor(schedule, 0, 1, 0)  # refuses unknown names now, not after the first epoch
         self.loss = find_loss(loss)
         splits = ("val", "test")
@@ -82,7 +87,15 @@ class GraftModule(pl.LightningModule):
         self.losses = nn.ModuleDict({split: MeanMetric().set_dtype(torch.float64) for split in splits})
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)
+        return self.refine(self.network(x), x)
+
+    def add_crf(self, settings: dict[str, Any], *, trainable: bool) -> None:
+        """Refine the logits by a fully connected CRF from now on."""
+        raise ValueError(f"a CRF refines segmentations; {self.hparams['head']} is a {self.task} head")
+
+    def refine(self, logits: Tensor, images: Tensor) -> Tensor:
+        """The network's logits after what follows the network: nothing, or a CRF, which sees the images too."""
+        return logits if self.crf is None else self.crf(logits, images)
 
     def new_scores(self, num_classes: int, ignore_index: int) -> SegmentationScores | ClassificationScores:
         """The metric that gathers one split's scores."""
@@ -99,7 +112,8 @@ class GraftModule(pl.LightningModule):
         images, target = batch["image"], batch["target"]
         # Only networks that have auxiliary classifiers leave `forward`, which is what torch.compile compiles.
         aux_too = split == "train" and self.network.has_aux
-        logits, aux = self.network.forward_with_aux(images) if aux_too else (self(images), [])
+        logits, aux = self.network.forward_with_aux(images) if aux_too else (self.network(images), [])
+        logits = self.refine(logits, images)
         losses = [self.loss(one.float(), target, self.hparams["ignore_index"]) for one in (logits, *aux)]
         loss = losses[0] + AUX_WEIGHT * sum(losses[1:]) if aux else losses[0]
         if split == "train":
@@ -144,6 +158,8 @@ class GraftModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         hparams = self.hparams
         groups = parameter_groups(self.network, hparams["lr"], hparams["backbone_lr_mult"], hparams["weight_decay"])
+        if self.crf is not None:  # first, so that the rate in metrics.csv stays the head's; decay would weaken it
+            groups.insert(0, {"params": list(self.crf.parameters()), "lr": hparams["lr"], "weight_decay": 0.0})
         if hparams["optimizer"] == "sgd":
             optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=hparams["lr"], momentum=hparams["momentum"])
         else:
