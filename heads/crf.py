@@ -7,13 +7,16 @@ Conditional Random Fields as Recurrent Neural Networks (Zheng et al. 2015, arXiv
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from heads.gaussian import SpatialGaussian
 from heads.permutohedral import Permutohedral
 
+Normalization = Literal["symmetric", "before", "after"]
+Spatial = Literal["exact", "lattice"]
 CLIP = 1e-5  # least probability of the unary, as in DeepLab's scripts and pydensecrf
 
 
@@ -40,7 +43,7 @@ class CRFSettings:
     w2: float = 3.0
     sigma_gamma: float = 1.0
     iterations: int = 10
-    normalization: Literal["symmetric", "before", "after"] = "symmetric"
+    normalization: Normalization = "symmetric"
 
     def __post_init__(self) -> None:
         for name in ("sigma_alpha", "sigma_beta", "sigma_gamma"):
@@ -64,25 +67,52 @@ PRESETS: dict[str, CRFSettings] = {
 }
 
 
-class Kernels:
-    """Both kernels of one image (K, H, W): what depends on the image and the standard deviations alone."""
+class _Filter(torch.autograd.Function):
+    """A kernel's filter, whose gradient is the transposed filter: nothing of its inside is kept for backward."""
 
-    def __init__(self, image: Tensor, settings: CRFSettings) -> None:
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, kernel: Permutohedral | SpatialGaussian, reverse: bool) -> Tensor:
+        ctx.kernel, ctx.reverse = kernel, reverse
+        return kernel.filter(values, reverse)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _Filter.apply(gradient.contiguous(), ctx.kernel, not ctx.reverse), None, None
+
+
+class NormalizedKernel:
+    """A kernel and the factors (N, 1) that normalise it before and after filtering."""
+
+    def __init__(self, kernel: Permutohedral | SpatialGaussian, ones: Tensor, normalization: Normalization) -> None:
+        self.kernel = kernel
+        inverse = 1 / kernel.filter(ones)
+        if normalization == "symmetric":
+            inverse.sqrt_()
+        self.before = None if normalization == "after" else inverse
+        self.after = ones if normalization == "before" else inverse
+
+    def filter(self, q: Tensor) -> Tensor:
+        """(N, C) -> (N, C), not yet multiplied by `after`."""
+        return _Filter.apply(q if self.before is None else q * self.before, self.kernel, False)
+
+
+class ImageKernels:
+    """Both kernels of one image (K, H, W) in 0..255: what depends on the image and the standard deviations alone."""
+
+    def __init__(self, image: Tensor, settings: CRFSettings, spatial: Spatial) -> None:
         _, height, width = image.shape
-        y, x = torch.meshgrid(*(torch.arange(n, device=image.device) for n in (height, width)), indexing="ij")
-        position = torch.stack((x, y), -1).reshape(-1, 2).to(image.dtype)
-        colour = image.flatten(1).T
         self.size = (height, width)
-        self.bilateral = Permutohedral(torch.cat((position / settings.sigma_alpha, colour / settings.sigma_beta), 1))
-        self.spatial = Permutohedral(position / settings.sigma_gamma)
-        self.normalization = settings.normalization
-
-    def filter(self, kernel: Permutohedral, q: Tensor) -> Tensor:
-        """The normalised kernel times q (N, C)."""
-        norm = kernel.filter(q.new_ones(len(q), 1)) + 1e-20
-        if self.normalization == "symmetric":
-            return kernel.filter(q * norm.rsqrt()) * norm.rsqrt()
-        return kernel.filter(q / norm) if self.normalization == "before" else kernel.filter(q) / norm
+        y, x = torch.meshgrid(*(torch.arange(n, device=image.device) for n in (height, width)), indexing="ij")
+        position = torch.stack((x, y), -1).flatten(0, 1).to(image.dtype)
+        bilateral = torch.cat((position / settings.sigma_alpha, image.flatten(1).T / settings.sigma_beta), 1)
+        ones = torch.ones_like(position[:, :1])
+        self.bilateral = NormalizedKernel(Permutohedral(bilateral), ones, settings.normalization)
+        near: Permutohedral | SpatialGaussian
+        if spatial == "exact":
+            near = SpatialGaussian(height, width, settings.sigma_gamma, ones)
+        else:
+            near = Permutohedral(position / settings.sigma_gamma)
+        self.spatial = NormalizedKernel(near, ones, settings.normalization)
 
 
 class DenseCRF(nn.Module):
@@ -103,10 +133,12 @@ class DenseCRF(nn.Module):
         num_classes: int | None = None,
         trainable: bool = False,
         compatibility: Tensor | None = None,
+        spatial: Spatial = "exact",
         memory_budget: int | None = None,
     ) -> None:
         super().__init__()
         self.settings = settings
+        self.spatial = spatial
         self.memory_budget = memory_budget
         if trainable and num_classes is not None and compatibility is None:
             compatibility = 1 - torch.eye(num_classes)
@@ -118,12 +150,12 @@ class DenseCRF(nn.Module):
             self.register_buffer("weights", weights, persistent=False)
             self.register_buffer("compatibility", compatibility, persistent=False)
 
-    def build(self, images: Tensor) -> list[Kernels]:
+    def build(self, images: Tensor) -> list[ImageKernels]:
         """Kernels of images (B, K, H, W) in 0..255: reusable wherever the standard deviations are the same."""
         images = images if images.is_floating_point() else images.float()
-        return [Kernels(image, self.settings) for image in images]
+        return [ImageKernels(image, self.settings, self.spatial) for image in images]
 
-    def forward(self, scores: Tensor, images: Tensor | Sequence[Kernels], *, from_logits: bool = True) -> Tensor:
+    def forward(self, scores: Tensor, images: Tensor | Sequence[ImageKernels], *, from_logits: bool = True) -> Tensor:
         """Scores (B, C, H, W), logits or probabilities, to refined probabilities (B, C, H, W).
 
         Args:
@@ -134,13 +166,14 @@ class DenseCRF(nn.Module):
         log_unary = probabilities.clamp(min=CLIP).log()
         return torch.stack([self._infer(one, k) for one, k in zip(log_unary, kernels, strict=True)])
 
-    def _infer(self, log_unary: Tensor, kernels: Kernels) -> Tensor:
-        flat = log_unary.flatten(1).T
-        w1, w2 = self.weights.to(flat.dtype)
-        q = flat.softmax(1)
+    def _infer(self, log_unary: Tensor, kernels: ImageKernels) -> Tensor:
+        unary = log_unary.flatten(1).T.contiguous()
+        w1, w2 = self.weights.to(unary.dtype)
+        q = unary.softmax(1)
         for _ in range(self.settings.iterations):
-            message = w1 * kernels.filter(kernels.bilateral, q) + w2 * kernels.filter(kernels.spatial, q)
+            message = w1 * kernels.bilateral.after * kernels.bilateral.filter(q)
+            message = torch.addcmul(message, kernels.spatial.filter(q), w2 * kernels.spatial.after)
             if self.compatibility is not None:
-                message = -message @ self.compatibility.to(flat.dtype).T
-            q = (flat + message).softmax(1)
+                message = -message @ self.compatibility.to(unary.dtype).T
+            q = (unary + message).softmax(1)
         return q.T.reshape(log_unary.shape)
