@@ -1,11 +1,14 @@
 """Trimap scores against a brute-force search for the nearest pixel of another label."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from experiments.trimap import main
 from lightning_modules.trimap import TrimapScores, boundary_distance
 
 IGNORE = 255
@@ -90,3 +93,28 @@ def test_a_band_without_pixels_has_no_score() -> None:
 def test_bad_widths_are_named(widths: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="widths of the bands"):
         TrimapScores(2, IGNORE, widths)
+
+
+def test_the_script_prints_what_the_run_scored_and_draws_it(crf_run: Path, tmp_path: Path, capsys) -> None:
+    assert main([str(crf_run), "--out", str(tmp_path / "curve.png")]) == 0
+    lines = [[cell.strip() for cell in line.split("│")] for line in capsys.readouterr().out.splitlines()]
+    cells = {line[1]: line[2:5] for line in lines if len(line) == 6}
+    assert list(cells) == [f"up to {width}" for width in (1, 2, 4, 8, 16, 32)] + ["all"]
+    scores = json.loads((crf_run / "results.json").read_text())["scores"]
+    expected = [scores["val"]["miou"], scores["val_crf"]["miou"]]
+    assert [float(cell) for cell in cells["all"][:2]] == pytest.approx(expected, abs=1e-4)
+    assert (tmp_path / "curve.png").read_bytes()[1:4] == b"PNG"
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_other_settings_give_another_curve_and_a_wrong_name_one_line(crf_run: Path, tmp_path: Path, capsys) -> None:
+    tables = []
+    for more in ([], ["--crf-settings", "pydensecrf"]):
+        assert main([str(crf_run), "--out", str(tmp_path / "curve.png"), *more]) == 0
+        tables.append(capsys.readouterr().out)
+    assert tables[0] != tables[1]
+    with pytest.raises(SystemExit):
+        main([str(crf_run), "--crf-settings", "nothing"])
+    error = capsys.readouterr().err
+    assert error.startswith("trimap.py: error: --crf-settings: no preset and no file 'nothing'")
+    assert error.count("\n") == 1
