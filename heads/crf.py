@@ -175,25 +175,22 @@ class DenseCRF(nn.Module):
         """
         with torch.autocast(scores.device.type, enabled=False):
             scores = scores if scores.dtype == torch.float64 else scores.float()
-            self._check(scores, images, from_logits)
             kernels = self.build(images, scores.dtype) if isinstance(images, Tensor) else images
+            self._check(scores, kernels, from_logits)
             probabilities = scores.softmax(1) if from_logits else scores
             unary = probabilities.clamp(min=CLIP).log().movedim(1, 3)
             q = [self._infer(one.reshape(-1, scores.shape[1]), k) for one, k in zip(unary, kernels, strict=True)]
             return torch.stack(q).view_as(unary).movedim(3, 1)
 
-    def _check(self, scores: Tensor, images: Tensor | Sequence[ImageKernels], from_logits: bool) -> None:
+    def _check(self, scores: Tensor, kernels: Sequence[ImageKernels], from_logits: bool) -> None:
         """Raise a ValueError for what cannot be refined."""
         if scores.dim() != 4 or scores.numel() == 0:
             raise ValueError(f"scores have the shape {tuple(scores.shape)}; a CRF takes (B, C, H, W) with pixels")
         count, labels, *size = scores.shape
-        sizes = [tuple(images.shape[-2:])] if isinstance(images, Tensor) else [k.size for k in images]
-        if len(images) != count or any(s != tuple(size) for s in sizes):
-            raise ValueError(
-                f"{count} score maps of {size[0]} x {size[1]} pixels do not match {len(images)} images of "
-                f"{' and '.join(f'{h} x {w}' for h, w in sorted(set(sizes)))}; resize the scores to the images"
-            )
-        if not isinstance(images, Tensor) and any(_features(k.settings) != _features(self.settings) for k in images):
+        if [k.size for k in kernels] != [tuple(size)] * count:
+            sizes = ", ".join(f"{k.size[0]} x {k.size[1]}" for k in kernels)
+            raise ValueError(f"{count} score maps of {size[0]} x {size[1]} pixels do not match the images, {sizes}")
+        if any(_features(k.settings) != _features(self.settings) for k in kernels):
             raise ValueError("the kernels were built with other standard deviations or normalisation; build them again")
         if self.compatibility is not None and self.compatibility.shape != (labels, labels):
             shape = " x ".join(map(str, self.compatibility.shape))
