@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
+from experiments import crf_pictures
 from experiments.crf_settings import read_settings
 from experiments.run import main
 from heads.crf import PRESETS, DenseCRF
@@ -169,3 +171,21 @@ def test_settings_files_may_say_where_they_come_from(tmp_path: Path) -> None:
     assert read_settings(str(file)) == dataclasses.replace(DEFAULT, w1=5, normalization="after")
     assert read_settings("pydensecrf") == PRESETS["pydensecrf"]
     assert read_settings(None) == DEFAULT
+
+
+def test_pictures_show_annotations_completed_along_the_edges(tmp_path: Path, capsys) -> None:
+    image = np.full((24, 36, 3), 40, np.uint8)
+    image[:, 15:] = 200
+    truth = np.full((24, 36, 3), (0, 0, 90), np.uint8)
+    truth[:, 15:] = (0, 90, 0)
+    annotation = truth.copy()
+    annotation[:, 8:28] = 0  # unknown
+    assert np.array_equal(crf_pictures.refine(image, annotation), truth)
+    for name, picture in (("im1", image), ("anno1", annotation), ("out1", truth), ("im2", image), ("anno2", truth)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), picture[..., ::-1])
+    crf_pictures.main([str(tmp_path), "--out", str(tmp_path / "all.png")])
+    assert "100.00% of the pixels are the same" in capsys.readouterr().out
+    assert cv2.imread(str(tmp_path / "all.png")).shape[1] == crf_pictures.WIDTH
+    (tmp_path / "anno2.png").write_text("no picture")
+    with pytest.raises(SystemExit, match="anno2.png is no picture"):
+        crf_pictures.main([str(tmp_path), "--out", str(tmp_path / "all.png")])
