@@ -1,6 +1,6 @@
 """What every backbone is: a module that turns images into maps, and knows its published weights and classifier."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
@@ -12,6 +12,12 @@ from backbones.weights import adapt_input_channels, read_weights, shapes_that_di
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def to_pixels(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
+    """Undo the normalisation of images `(..., C, H, W)`: float -> uint8 in 0..255, exactly the pixels there were."""
+    offset, scale = (torch.as_tensor(values, device=images.device).view(-1, 1, 1) for values in (mean, std))
+    return ((images * scale + offset) * 255).round().clamp(0, 255).byte()
 
 
 class Backbone(nn.Module):

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
+from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD, to_pixels
 from datamodules.errors import DataError
 
 IGNORE_INDEX = 255
@@ -232,8 +232,7 @@ class GraftDataModule(LightningDataModule):
 
     def to_pixels(self, image: Tensor) -> Tensor:
         """Undo the normalisation: float `(..., 3, H, W)` -> uint8."""
-        mean, std = (torch.tensor(values, device=image.device).view(3, 1, 1) for values in (self.mean, self.std))
-        return ((image * std + mean) * 255).round().clamp(0, 255).byte()
+        return to_pixels(image, self.mean, self.std)
 
 
 def one_thread(worker: int) -> None:

@@ -5,20 +5,26 @@ import re
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from experiments.crf_settings import settings_problem
 from experiments.names import catalogue, module_dict, names_of, nearest
 
 USAGE_ERROR = 2
 LOSSES = ("lightning_modules/losses.py", "LOSSES")
+Settings = TypeVar("Settings")
 
 
 def flag(default: Any, help: str, **more: Any) -> Any:
     return field(default=default, metadata={"help": help, **more})
+
+
+def positional(help: str) -> Any:
+    return field(metadata={"help": help})
 
 
 @dataclass
@@ -37,6 +43,10 @@ class RunConfig:
     output_stride: Literal[8, 16, 32] | None = flag(None, "pixels per pixel of the last map; default: the head's")
     backbone_options: dict[str, Any] | None = flag(None, "further options of the backbone, YAML: '{zero_init: false}'")
     head_options: dict[str, Any] | None = flag(None, "further options of the head, as YAML: '{up: interpolate}'")
+    crf: Literal["none", "test", "train"] = flag(
+        "none", "fully connected CRF: test scores without and with it, train learns it with the network"
+    )
+    crf_settings: str | None = flag(None, "of --crf: a preset of heads/crf.py, or a YAML file that tune_crf.py wrote")
     image_size: PositiveInt | None = flag(None, "H W, or one number for both; default: the data set's", nargs="+")
     batch_size: PositiveInt = flag(16, "images per process and step")
     epochs: PositiveInt = flag(5, "passes over the training images")
@@ -81,23 +91,22 @@ class RunConfig:
 
 
 class Parser(ArgumentParser):
-    """jsonargparse, saying what is wrong in one line."""
+    """jsonargparse for the fields of a dataclass, saying what is wrong in one line."""
+
+    settings: type = RunConfig
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        sys.stderr.write(f"run.py: error: {one_line(message)}\n")
+        # jsonargparse has options of its own, which have underscores.
+        flags = [
+            name for action in self._actions for name in action.option_strings if name[:2] == "--" and "_" not in name
+        ]
+        sys.stderr.write(f"{self.prog}: error: {one_line(message, self.settings, flags)}\n")
         sys.exit(USAGE_ERROR)
 
 
-def one_line(message: str) -> str:
+def one_line(message: str, settings: type, flags: list[str]) -> str:
     """What jsonargparse says over several lines, as: flag, value given, what is expected, nearest."""
     unknown = re.search(r"unrecognized arguments: (\S+)", message, re.IGNORECASE)
-    flags = [dashed(one.name) for one in fields(RunConfig)] + [
-        "--config",
-        "--print-config",
-        "--list",
-        "--matrix",
-        "--help",
-    ]
     if unknown:
         return f"no flag {unknown[1]}; nearest: {nearest(unknown[1].split('=')[0], flags)}"
     expected_argument = re.search(r"argument (--[\w-]+).*: (expected .*)", message)
@@ -110,7 +119,7 @@ def one_line(message: str) -> str:
     value = re.findall(r"(?:Given value|Got value|got input): ?(.*)", message) or re.findall(
         r"'([^']*)'\s*$|: (\S+) does not conform", message
     )
-    known = {one.name: one for one in fields(RunConfig)}
+    known = {one.name: one for one in fields(settings)}
     if key and key[1] in known:
         given = f"{''.join(value[-1]).strip()} is not" if value else "is not"
         return f"{dashed(key[1])}: {given} {expectation(known[key[1]])}"
@@ -146,27 +155,41 @@ def dashed(name: str) -> str:
 def build_parser() -> Parser:
     parser = Parser(prog="run.py", description="Train any backbone under any head.", print_config=None)
     parser.add_argument("--config", action="config", help="YAML file of these settings; the command line wins")
-    for one in fields(RunConfig):
-        more: dict[str, Any] = {"nargs": "+"} if "nargs" in one.metadata else {}
-        if one.type is bool:
-            more = {"nargs": "?", "const": True}
-        default = list(one.default) if isinstance(one.default, tuple) else one.default
-        parser.add_argument(dashed(one.name), type=one.type, default=default, help=one.metadata["help"], **more)
+    add_settings(parser, RunConfig)
     parser.add_argument("--print-config", action="store_true", help="print the settings as YAML and stop")
     parser.add_argument("--matrix", action="store_true", help="show which heads go onto which backbones and stop")
     parser.add_argument("--list", action="store_true", help="list every backbone, head and data set and stop")
     return parser
 
 
+def add_settings(parser: Parser, settings: type) -> None:
+    """A flag for each field of the dataclass; one without a default comes first, without a dash."""
+    parser.settings = settings
+    for one in fields(settings):
+        if one.default is dataclasses.MISSING:
+            parser.add_argument(one.name, type=one.type, help=one.metadata["help"])
+            continue
+        more: dict[str, Any] = {"nargs": "+"} if "nargs" in one.metadata else {}
+        if one.type is bool:
+            more = {"nargs": "?", "const": True}
+        default = list(one.default) if isinstance(one.default, tuple) else one.default
+        parser.add_argument(dashed(one.name), type=one.type, default=default, help=one.metadata["help"], **more)
+
+
 def parse(arguments: list[str] | None = None) -> tuple[RunConfig, Any]:
     """The settings, and a namespace with `print_config`, `list` and `matrix`. Exits with 2 on a usage error."""
     parser = build_parser()
     namespace = parser.parse_args(arguments)
-    config = RunConfig(**{one.name: plain(namespace[one.name]) for one in fields(RunConfig)})
+    config = settings_from(namespace, RunConfig)
     problem = usage_problem(config)
     if problem and not (namespace.list or namespace.matrix):
         parser.error(problem)
     return config, namespace
+
+
+def settings_from(namespace: Any, settings: type[Settings]) -> Settings:
+    """What was parsed, as the dataclass."""
+    return settings(**{one.name: plain(namespace[one.name]) for one in fields(settings)})  # type: ignore[arg-type]
 
 
 def plain(value: Any) -> Any:
@@ -208,6 +231,10 @@ def usage_problem(config: RunConfig) -> str | None:
         return "--devices: there must be at least 1"
     if config.warmup >= 1:
         return f"--warmup is a share of all steps, below 1, not {config.warmup:g}"
+    if config.crf_settings is not None and config.crf == "none":
+        return "--crf-settings does nothing with --crf none; add --crf test or --crf train"
+    if config.crf_settings is not None and settings_problem(config.crf_settings):
+        return settings_problem(config.crf_settings)
     if config.data_dir is not None and not Path(config.data_dir).is_dir():
         return f"--data-dir {config.data_dir}: no such folder"
     if config.start_from is not None and not Path(config.start_from).is_file():

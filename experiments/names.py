@@ -37,6 +37,18 @@ def module_dict(file: str, variable: str) -> list[str]:
     return _keys(ROOT / file, variable)
 
 
+def class_fields(file: str, name: str) -> list[str]:
+    """Annotated attributes of a class, such as those of CRFSettings in heads/crf.py."""
+    for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return [
+                one.target.id
+                for one in node.body
+                if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)
+            ]
+    raise LookupError(f"{file} has no class {name}")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Up to four of the known names, the closest spelling first."""
     known = list(known)

@@ -3,16 +3,18 @@
 import csv
 import io
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, track
 from rich.table import Table
 
 from experiments.run_folder import RunFolder
 
+Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -110,6 +112,21 @@ class ProgressLines(pl.Callback):
         loss = float(trainer.callback_metrics.get("train/loss_step", float("nan")))
         score = "" if self.score != self.score else f"{self.monitor} {self.score:.3f}  "
         return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {loss:.3f}  {score}{clock(left)} left"
+
+
+def shown(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
+    """The items as they come, with a bar on a terminal, else a line every ten seconds."""
+    console = Console()
+    if console.is_terminal:
+        yield from track(items, title, total, console=console)
+        return
+    started = last_line = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        if time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
+            last_line = time.monotonic()
+            left = (last_line - started) / done * (total - done)
+            console.print(f"{title}  {done}/{total}  {clock(left)} left", highlight=False)
 
 
 def clock(seconds: float) -> str:

@@ -17,12 +17,13 @@ def write_results(
     config: RunConfig,
     folder: RunFolder,
     data: GraftDataModule,
+    crf: dict[str, Any] | None,
     costs: dict[str, float],
     scores: dict[str, Any],
     best_epoch: int,
     seconds: float,
 ) -> None:
-    """Scores of the best checkpoint on each split, in [0, 1], and their protocol."""
+    """Scores of the best checkpoint on each split, in [0, 1], and their protocol; "val_crf" is val with the CRF."""
     results = {
         "scores": {
             split: {name.removeprefix(f"{split}/"): finite(value) for name, value in values.items()}
@@ -40,6 +41,7 @@ def write_results(
         },
         "backbone": config.backbone,
         "head": config.head,
+        "crf": None if crf is None else {"mode": config.crf, **crf},
         **costs,
         "wall_time_s": round(seconds, 1),
         "versions": {

@@ -1,5 +1,6 @@
 """Build the data, the network and the Trainer from the settings; fit, test and leave a run folder."""
 
+import dataclasses
 import logging
 import time
 import warnings
@@ -15,6 +16,7 @@ from datamodules import DATAMODULES
 from datamodules.base import GraftDataModule
 from experiments.config import RunConfig
 from experiments.cost import cost
+from experiments.crf_settings import read_settings
 from experiments.loggers import WandbPictures, close, make_loggers
 from experiments.pictures import write_predictions
 from experiments.progress import EpochTable, ProgressLines, print_results
@@ -42,9 +44,10 @@ def train(config: RunConfig) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "`isinstance\\(treespec", module="lightning")  # its own business with torch
     pl.seed_everything(config.seed, workers=True, verbose=False)
+    crf = crf_settings(config)
     data = build_data(config)
     data.setup("fit")
-    module = build_module(config, data)
+    module = build_module(config, data, crf if config.crf == "train" else None)
     if config.start_from is not None:
         fresh = module.start_from(config.start_from)
         rank_zero_only(print)(f"starts from {config.start_from}; as initialised stay: {', '.join(fresh) or 'none'}")
@@ -76,7 +79,7 @@ def train(config: RunConfig) -> None:
     if not best.best_model_path:  # --max-steps ended it before the first validation
         for name in ("best.ckpt", "last.ckpt"):
             trainer.save_checkpoint(folder.checkpoints / name)
-    finish(config, folder, trainer, module, data, costs, time.time() - started)
+    finish(config, folder, trainer, module, data, crf, costs, time.time() - started)
     close(loggers)
 
 
@@ -86,21 +89,62 @@ def finish(
     trainer: pl.Trainer,
     module: GraftModule,
     data: GraftDataModule,
+    crf: dict[str, Any] | None,
     costs: dict[str, float],
     seconds: float,
 ) -> None:
     """Score the best checkpoint, then write results.json and predictions.png and print the table."""
     state = torch.load(folder.checkpoints / "best.ckpt", map_location=module.device, weights_only=True)
     module.load_state_dict(state["state_dict"])
+    scores = evaluate(trainer, module, data)
+    if trainer.is_global_zero:
+        write_predictions(module, data, folder.predictions)
+    if crf is not None and config.crf == "test":
+        module.add_crf(crf, trainable=False)
+        refined = evaluate_apart(trainer, module, data)
+        both = scores | refined
+        scores = {name: both[name] for split in scores for name in (split, f"{split}_crf")}
+    if trainer.is_global_zero:
+        write_results(config, folder, data, crf, costs, scores, int(state["epoch"]) + 1, seconds)
+        print_results(folder, scores)
+
+
+def evaluate(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule) -> dict[str, dict[str, float]]:
+    """The scores of each split but the training images, by split and then as logged: "val/miou"."""
     scores = {}
     for split in data.splits[1:]:
         loader = data.val_dataloader() if split == "val" else data.test_dataloader()
-        evaluate = trainer.validate if split == "val" else trainer.test
-        (scores[split],) = evaluate(module, loader, verbose=False)
-    if trainer.is_global_zero:
-        write_results(config, folder, data, costs, scores, int(state["epoch"]) + 1, seconds)
-        write_predictions(module, data, folder.predictions)
-        print_results(folder, scores)
+        run = trainer.validate if split == "val" else trainer.test
+        (logged,) = run(module, loader, verbose=False)
+        scores[split] = dict(logged)
+    return scores
+
+
+def evaluate_apart(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule) -> dict[str, dict[str, float]]:
+    """The scores with the CRF, as "val_crf" and "val_crf/miou", so that no curve of the network's own is continued."""
+    loggers, trainer.loggers = trainer.loggers, []
+    scores = {
+        f"{split}_crf": {name.replace(split, f"{split}_crf", 1): value for name, value in values.items()}
+        for split, values in evaluate(trainer, module, data).items()
+    }
+    for logger in loggers:
+        logger.log_metrics({name: value for values in scores.values() for name, value in values.items()})
+    return scores
+
+
+def crf_settings(config: RunConfig) -> dict[str, Any] | None:
+    """What `--crf` asks for, as plain values.
+
+    Raises:
+        ValueError: the head does not segment, or a setting is out of its range.
+    """
+    if config.crf == "none":
+        return None
+    if find_head(config.head).task != "segmentation":
+        raise ValueError(
+            f"--crf {config.crf} refines segmentations; {config.head} is a {find_head(config.head).task} head"
+        )
+    return dataclasses.asdict(read_settings(config.crf_settings))
 
 
 def build_data(config: RunConfig) -> GraftDataModule:
@@ -120,8 +164,8 @@ def build_data(config: RunConfig) -> GraftDataModule:
     )
 
 
-def build_module(config: RunConfig, data: GraftDataModule) -> GraftModule:
-    """The Lightning module for the data's classes."""
+def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] | None) -> GraftModule:
+    """The Lightning module for the data's classes, and with the CRF that is to be learned, if any."""
     return MODULES[data.task](
         config.backbone,
         config.head,
@@ -130,6 +174,7 @@ def build_module(config: RunConfig, data: GraftDataModule) -> GraftModule:
         output_stride=config.output_stride,
         backbone_options=config.backbone_options,
         head_options=config.head_options,
+        crf=crf,
         loss=config.loss,
         label_smoothing=config.label_smoothing,
         aux_weight=config.aux_weight,

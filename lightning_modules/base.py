@@ -31,6 +31,7 @@ class GraftModule(pl.LightningModule):
         class_weights: one number per class, for the losses; None for equal ones.
         aux_weight: of the loss of an auxiliary FCN head on the map of stride 16, which works in training only; 0 builds
             none. For classification, of GoogLeNet's auxiliary classifiers; None is their paper's 0.3.
+        crf: settings of a fully connected CRF that is learned with the network; see `heads.crf.CRFSettings`.
         lr: base learning rate; the backbone's is `lr * backbone_lr_mult`.
         warmup: share of all optimiser steps over which the rate rises linearly.
 
@@ -53,6 +54,7 @@ class GraftModule(pl.LightningModule):
         in_channels: int = 3,
         backbone_options: dict[str, Any] | None = None,
         head_options: dict[str, Any] | None = None,
+        crf: dict[str, Any] | None = None,
         loss: str = "cross_entropy",
         class_weights: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
@@ -84,6 +86,9 @@ class GraftModule(pl.LightningModule):
             raise ValueError(f"no optimizer '{optimizer}'; there are sgd, adamw")
         if self.network.task != self.task:
             raise ValueError(f"{head} is a {self.network.task} head; this module is for {self.task}")
+        self.crf: nn.Module | None = None
+        if crf is not None:
+            self.add_crf(crf, trainable=True)
         learning_rate_factor(schedule, 0, 1, 0)  # refuses unknown names now, not after the first epoch
         self.loss = WeightedSum(
             loss,
@@ -102,7 +107,15 @@ class GraftModule(pl.LightningModule):
         self.losses = nn.ModuleDict({split: MeanMetric().set_dtype(torch.float64) for split in splits})
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)
+        return self.refine(self.network(x), x)
+
+    def add_crf(self, settings: dict[str, Any], *, trainable: bool) -> None:
+        """Refine the logits by a fully connected CRF from now on."""
+        raise ValueError(f"a CRF refines segmentations; {self.hparams['head']} is a {self.task} head")
+
+    def refine(self, logits: Tensor, images: Tensor) -> Tensor:
+        """The network's logits after what follows the network: nothing, or a CRF, which sees the images too."""
+        return logits if self.crf is None else self.crf(logits, images)
 
     def start_from(self, checkpoint: str) -> list[str]:
         """Take over another run's network as far as names and shapes agree, such as FCN-32s's under FCN-16s.
@@ -148,7 +161,8 @@ class GraftModule(pl.LightningModule):
         images, target = batch["image"], batch["target"]
         # Only networks that have auxiliary classifiers leave `forward`, which is what torch.compile compiles.
         aux_too = split == "train" and self.network.has_aux
-        logits, aux = self.network.forward_with_aux(images) if aux_too else (self(images), [])
+        logits, aux = self.network.forward_with_aux(images) if aux_too else (self.network(images), [])
+        logits = self.refine(logits, images)
         losses = [self.loss(one.float(), target) for one in (logits, *aux)]
         loss = losses[0] + self.aux_weight * sum(losses[1:]) if aux else losses[0]
         if split == "train":
@@ -193,6 +207,8 @@ class GraftModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         hparams = self.hparams
         groups = parameter_groups(self.network, hparams["lr"], hparams["backbone_lr_mult"], hparams["weight_decay"])
+        if self.crf is not None:  # first, so that the rate in metrics.csv stays the head's; decay would weaken it
+            groups.insert(0, {"params": list(self.crf.parameters()), "lr": hparams["lr"], "weight_decay": 0.0})
         if hparams["optimizer"] == "sgd":
             optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=hparams["lr"], momentum=hparams["momentum"])
         else:
@@ -208,9 +224,10 @@ class GraftModule(pl.LightningModule):
 
 
 def parameter_groups(network: Network, lr: float, backbone_lr_mult: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Backbone and head apart; norms and biases, the parameters with one axis, without weight decay."""
+    """Backbone and heads apart; norms and biases, the parameters with one axis, without weight decay."""
+    heads = nn.ModuleList([network.head] if network.aux_head is None else [network.head, network.aux_head])
     groups = []
-    for part, rate in ((network.backbone, lr * backbone_lr_mult), (network.head, lr)):
+    for part, rate in ((network.backbone, lr * backbone_lr_mult), (heads, lr)):
         for axes, decay in ((True, weight_decay), (False, 0.0)):
             parameters = [p for p in part.parameters() if p.requires_grad and (p.ndim > 1) == axes]
             if parameters:

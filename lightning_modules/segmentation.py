@@ -1,7 +1,11 @@
 """Semantic segmentation: one class per pixel."""
 
+from typing import Any
+
+from heads.crf import CRFSettings
 from lightning_modules.base import GraftModule
 from lightning_modules.metrics import SegmentationScores
+from lightning_modules.refinement import CRFRefinement
 
 
 class SegmentationModule(GraftModule):
@@ -12,3 +16,9 @@ class SegmentationModule(GraftModule):
 
     def new_scores(self, num_classes: int, ignore_index: int) -> SegmentationScores:
         return SegmentationScores(num_classes, ignore_index)
+
+    def add_crf(self, settings: dict[str, Any], *, trainable: bool) -> None:
+        # Images come normalised as the backbone's weights expect them; the CRF undoes that.
+        mean, std = self.network.backbone.mean, self.network.backbone.std
+        classes = len(self.hparams["class_names"])
+        self.crf = CRFRefinement(CRFSettings(**settings), classes, mean, std, trainable=trainable).to(self.device)

@@ -1,7 +1,10 @@
 """Shared by all tests: two threads, no network, fixed seeds."""
 
 import os
+from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -33,3 +36,39 @@ def randomise(module: torch.nn.Module) -> torch.nn.Module:
             if (parameter == parameter.flatten()[0]).all():
                 parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     return module
+
+
+@pytest.fixture(scope="session")
+def crf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight training and five validation images of a bright square on a dark ground, with masks of two classes."""
+    root = tmp_path_factory.mktemp("squares")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 5)):
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True)
+        for i in range(count):
+            mask = np.zeros((32, 40), np.uint8)
+            mask[6 + i : 24, 8 : 24 + i] = 1
+            image = generator.integers(0, 60, (32, 40, 3), np.uint8) + 120 * mask[..., None]
+            cv2.imwrite(str(root / split / "images" / f"{i}.png"), image.astype(np.uint8))
+            cv2.imwrite(str(root / split / "masks" / f"{i}.png"), mask)
+    return root
+
+
+def crf_arguments(crf_folder: Path, out: Path, *more: str) -> list[str]:
+    """The arguments of a run of two epochs that takes two seconds."""
+    return [
+        "--backbone", "mobilenet_v3_small", "--head", "unet", "--data", "folders", "--data-dir", str(crf_folder),
+        "--out", str(out), "--image-size", "32", "40", "--batch-size", "2", "--epochs", "2", "--workers", "0",
+        "--accelerator", "cpu", "--lr", "0.003", "--warmup", "0", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def crf_run(crf_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with `--crf test`."""
+    from experiments.run import main
+
+    out = tmp_path_factory.mktemp("crf_runs")
+    assert main(crf_arguments(crf_folder, out, "--name", "one", "--crf", "test")) == 0
+    return out / "one"

@@ -153,6 +153,26 @@ def test_a_head_of_the_other_task_is_refused() -> None:
         SegmentationModule("resnet18", "classifier", NAMES)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "head", "weight"), [("resnet18", "fcn", 0.4), ("resnet18", "fcn", None), ("googlenet", "unet", 0.4)]
+)
+def test_every_parameter_is_optimised_the_auxiliary_heads_too(backbone: str, head: str, weight: float | None) -> None:
+    module = SegmentationModule(backbone, head, NAMES, aux_weight=weight)
+    grouped = [id(p) for group in parameter_groups(module.network, 1.0, 0.1, 5e-4) for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in module.parameters())
+    assert (module.network.aux_head is not None) == (weight is not None)
+
+
+def test_the_auxiliary_loss_counts_by_its_weight() -> None:
+    batch = {"image": torch.randn(2, 3, 64, 64), "target": torch.randint(0, 3, (2, 64, 64)), "name": ["a", "b"]}
+    module = SegmentationModule("resnet18", "fcn", NAMES, aux_weight=0.4, head_options={"dropout": 0.0}).train()
+    module.log = lambda *_, **__: None
+    module.network.aux_head.layers[3].p = 0.0
+    logits, (aux,) = module.network.forward_with_aux(batch["image"])
+    expected = module.loss(logits, batch["target"]) + 0.4 * module.loss(aux, batch["target"])
+    torch.testing.assert_close(module.training_step(batch, 0), expected)
+
+
 def test_auxiliary_classifiers_are_trained_and_then_gone() -> None:
     module = ClassificationModule("googlenet", "classifier", NAMES)
     batch = {"image": torch.randn(2, 3, 64, 64), "target": torch.tensor([0, 2])}

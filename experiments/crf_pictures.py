@@ -1,0 +1,115 @@
+"""The CRF on photographs with scribbled annotations: `python experiments/crf_pictures.py FOLDER` draws one picture.
+
+FOLDER holds `im1.png`, `anno1.png` (a colour for each label, black for unknown) and, for comparison, `out1.png`, the
+answer of another program; the same with further numbers. pydensecrf's examples (github.com/lucasb-eyer/pydensecrf, MIT
+licence) are named so. As in its example, an annotated pixel has its label with probability 0.7, an unknown one has all
+labels alike, and there are five iterations.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+import torch
+
+from heads.crf import PRESETS, DenseCRF
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+SETTINGS = dataclasses.replace(PRESETS["pydensecrf"], iterations=5)
+CERTAINTY = 0.7
+COLOURS = np.array([(222, 226, 232), (32, 105, 180), (246, 150, 40), (60, 160, 90)], np.uint8)
+"""Of the labels, the one that covers most first: those of the annotations hardly differ to the eye."""
+WIDTH, TITLE, GAP = 1200, 20, 6  # pixels
+DPI = 100
+Cell = tuple[str, np.ndarray]
+"""Title and picture uint8 `(H, W, 3)`."""
+
+
+def read(path: Path) -> np.ndarray:
+    """RGB uint8 `(H, W, 3)`."""
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise SystemExit(f"crf_pictures.py: error: {path} is no picture")
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def refine(image: np.ndarray, annotation: np.ndarray) -> np.ndarray:
+    """The annotation, in its own colours, as the CRF completes it."""
+    colours, labels = np.unique(annotation.reshape(-1, 3), axis=0, return_inverse=True)
+    labels = torch.from_numpy(labels).view(1, 1, *annotation.shape[:2])  # 0 is black, which sorts first: unknown
+    count = len(colours) - 1
+    probabilities = torch.full((1, count, *annotation.shape[:2]), (1 - CERTAINTY) / (count - 1))
+    probabilities[labels == torch.arange(1, count + 1).view(1, -1, 1, 1)] = CERTAINTY
+    probabilities.masked_fill_(labels == 0, 1 / count)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    return colours[1 + DenseCRF(SETTINGS)(probabilities, pixels, from_logits=False)[0].argmax(0).numpy()]
+
+
+def recoloured(labels: np.ndarray, annotation: np.ndarray) -> np.ndarray:
+    """A label map with the annotation's colours, in COLOURS; unknown stays black."""
+    colours, counts = np.unique(annotation.reshape(-1, 3), axis=0, return_counts=True)
+    out = np.zeros_like(labels)
+    for colour, new in zip(colours[1:][counts[1:].argsort()[::-1]], COLOURS, strict=False):
+        out[(labels == colour).all(-1)] = new
+    return out
+
+
+def cells_of(folder: Path, number: int) -> list[Cell]:
+    """What is shown of one photograph, left to right."""
+    image, annotation = read(folder / f"im{number}.png"), read(folder / f"anno{number}.png")
+    refined = refine(image, annotation)
+    cells = [
+        ("image", image),
+        ("annotation", recoloured(annotation, annotation)),
+        ("Graft", recoloured(refined, annotation)),
+    ]
+    reference = folder / f"out{number}.png"
+    if reference.is_file():
+        theirs = read(reference)
+        same = (theirs == refined).all(-1).mean()
+        print(f"{reference}: {same:.2%} of the pixels are the same")
+        cells.append(("pydensecrf", recoloured(theirs, annotation)))
+    return cells
+
+
+def draw(rows: list[list[Cell]], out: Path) -> None:
+    """Rows of equal width; in each, all cells are equally high."""
+    heights = [(WIDTH - GAP * (len(row) - 1)) / sum(cell.shape[1] / cell.shape[0] for _, cell in row) for row in rows]
+    total = sum(heights) + TITLE * len(rows)
+    figure = plt.figure(figsize=(WIDTH / DPI, total / DPI), dpi=DPI)
+    top = total
+    for row, height in zip(rows, heights, strict=True):
+        top -= TITLE + height
+        left = 0.0
+        for title, picture in row:
+            width = height * picture.shape[1] / picture.shape[0]
+            ax = figure.add_axes((left / WIDTH, top / total, width / WIDTH, height / total))
+            ax.imshow(picture, interpolation="antialiased" if title == "image" else "nearest", aspect="auto")
+            ax.set_title(title, fontsize=9, pad=3)
+            ax.axis("off")
+            left += width + GAP
+    figure.savefig(out)
+    plt.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="crf_pictures.py", description="Draw what the CRF makes of annotations.")
+    parser.add_argument("folder", type=Path, help="im1.png, anno1.png, out1.png, im2.png ...")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "images" / "crf.png")
+    options = parser.parse_args(arguments)
+    numbers = sorted(int(path.stem[2:]) for path in options.folder.glob("im[0-9]*.png"))
+    if not numbers:
+        parser.error(f"{options.folder} holds no im1.png")
+    cells = [cells_of(options.folder, number) for number in numbers]
+    # The first, which has a comparison, on a row of its own; the others side by side.
+    draw([cells[0], [cell for photograph in cells[1:] for cell in photograph]] if cells[1:] else cells, options.out)
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()

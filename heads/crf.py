@@ -1,0 +1,258 @@
+"""Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials.
+
+Krähenbühl and Koltun 2011, arXiv:1210.5644: mean-field inference where every pixel is joined to every other by a
+bilateral kernel (position and colour) and a Gaussian kernel of position. Gradients flow through the iterations to the
+scores, the kernels' weights and the label compatibility, as in Conditional Random Fields as Recurrent Neural Networks
+(Zheng et al. 2015, arXiv:1502.03240). Deliberate differences: the kernel of position is computed exactly
+(`spatial="lattice"` gives the authors' approximation), and a kernel has one weight, as in the first paper, where
+CRF-RNN has one for each label. As in the authors' code, a pixel's message includes its own belief.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from heads.gaussian import SpatialGaussian
+from heads.permutohedral import Normalization, Permutohedral
+
+Spatial = Literal["exact", "lattice"]
+Kernel = Permutohedral | SpatialGaussian
+CLIP = 1e-5  # least probability of the unary, as in DeepLab's scripts and pydensecrf
+BLOCK = 2**18  # values updated at a time: a few such arrays fit into a core's cache
+
+
+@dataclass(frozen=True)
+class CRFSettings:
+    """Kernels and iterations of a fully connected CRF, under the names of the DeepLab papers.
+
+    Args:
+        w1: weight of the bilateral kernel.
+        sigma_alpha: its standard deviation in position, pixels.
+        sigma_beta: its standard deviation in colour, in units of 0..255.
+        w2: weight of the Gaussian kernel of position.
+        sigma_gamma: its standard deviation, pixels.
+        iterations: mean-field updates; 0 returns the clipped scores.
+        normalization: how the kernels are normalised: by the root on both sides, or before or after filtering.
+
+    Raises:
+        ValueError: a standard deviation not above 0, an infinite weight, negative iterations, unknown normalisation.
+    """
+
+    w1: float = 4.0
+    sigma_alpha: float = 67.0
+    sigma_beta: float = 3.0
+    w2: float = 3.0
+    sigma_gamma: float = 1.0
+    iterations: int = 10
+    normalization: Normalization = "symmetric"
+
+    def __post_init__(self) -> None:
+        for name in ("sigma_alpha", "sigma_beta", "sigma_gamma"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; a CRF's standard deviations are above 0 and finite")
+        if not (math.isfinite(self.w1) and math.isfinite(self.w2)):
+            raise ValueError(f"w1 is {self.w1} and w2 is {self.w2}; a CRF's weights are finite")
+        if self.iterations < 0:
+            raise ValueError(f"iterations is {self.iterations}; a CRF takes 0 or more")
+        if self.normalization not in ("symmetric", "before", "after"):
+            raise ValueError(f"normalization is {self.normalization!r}; choose symmetric, before or after")
+
+
+PRESETS: dict[str, CRFSettings] = {
+    # DeepLab fixes w2 and sigma_gamma and searches the others on 100 validation images of PASCAL VOC
+    "deeplabv1": CRFSettings(5, 50, 3, 3, 3),  # v1 VGG, default of its script
+    "deeplabv1_msc": CRFSettings(3, 95, 3, 3, 3),  # v1 with multi-scale features
+    "deeplabv1_coco": CRFSettings(5, 67, 3, 3, 3),  # v1 pretrained on COCO
+    "deeplabv2_script": CRFSettings(4, 49, 5, 3, 3),  # v2, run_densecrf.sh (a fork's copy)
+    "deeplabv2_vgg16": CRFSettings(4, 65, 3, 3, 2),  # v2 VGG16, community copies
+    "deeplabv2_resnet101": CRFSettings(
+        4, 67, 3, 3, 1
+    ),  # v2 ResNet-101, as in voc12.yaml of kazuto1011's deeplab-pytorch
+    "pydensecrf": CRFSettings(10, 80, 13, 3, 3),  # example in pydensecrf's README
+}
+
+
+class _Filter(torch.autograd.Function):
+    """A kernel's filter, whose gradient is the transposed filter: nothing of its inside is kept for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, kernel: Kernel, reverse: bool) -> Tensor:
+        ctx.kernel, ctx.reverse = kernel, reverse
+        return kernel.filter(values.contiguous(), reverse)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _Filter.apply(gradient, ctx.kernel, not ctx.reverse), None, None
+
+
+class ImageKernels:
+    """Both kernels of one image (K, H, W) in 0..255: what depends on the image and the standard deviations alone."""
+
+    def __init__(self, image: Tensor, settings: CRFSettings, spatial: Spatial) -> None:
+        _, height, width = image.shape
+        self.settings = settings
+        self.size = (height, width)
+        y, x = torch.meshgrid(*(torch.arange(n, device=image.device) for n in (height, width)), indexing="ij")
+        position = torch.stack((x, y), -1).flatten(0, 1).to(image.dtype)
+        features = torch.cat((position / settings.sigma_alpha, image.flatten(1).T / settings.sigma_beta), 1)
+        self.bilateral = Permutohedral(features, settings.normalization)
+        self.spatial: Kernel
+        if spatial == "exact":
+            self.spatial = SpatialGaussian(height, width, settings.sigma_gamma, settings.normalization, like=position)
+        else:
+            self.spatial = Permutohedral(position / settings.sigma_gamma, settings.normalization)
+
+
+class DenseCRF(nn.Module):
+    """Mean-field inference in the fully connected CRF; moves the borders of a segmentation to those of the image.
+
+    Args:
+        settings: kernels and iterations.
+        num_classes: label count; needed only to learn the compatibility.
+        trainable: make the weights (w1, w2) a parameter, and with `num_classes` or `compatibility` that matrix too.
+        compatibility: (C, C) penalty of label (row) for meeting label (column); None is Potts: 1 off the diagonal.
+        spatial: the kernel of position, exact or by the lattice as in the authors' code.
+        memory_budget: bytes that filtering may take for a while, besides the lattice and three arrays of the scores'
+            size; labels that do not fit are filtered in turns, one at a time at least. Not kept while learning, where
+            what backward needs weighs more.
+    """
+
+    weights: Tensor
+    compatibility: Tensor | None
+
+    def __init__(
+        self,
+        settings: CRFSettings = PRESETS["deeplabv2_resnet101"],
+        *,
+        num_classes: int | None = None,
+        trainable: bool = False,
+        compatibility: Tensor | None = None,
+        spatial: Spatial = "exact",
+        memory_budget: int | None = None,
+    ) -> None:
+        super().__init__()
+        if spatial not in ("exact", "lattice"):
+            raise ValueError(f"spatial is {spatial!r}; choose exact or lattice")
+        self.settings = settings
+        self.spatial = spatial
+        self.memory_budget = memory_budget
+        weights = torch.tensor([settings.w1, settings.w2], dtype=torch.float32)
+        if trainable and num_classes is not None and compatibility is None:
+            compatibility = 1 - torch.eye(num_classes)
+        if trainable:
+            self.weights = nn.Parameter(weights)
+            self.compatibility = None if compatibility is None else nn.Parameter(compatibility.clone())
+        else:
+            self.register_buffer("weights", weights, persistent=False)
+            self.register_buffer("compatibility", compatibility, persistent=False)
+
+    @torch.no_grad()
+    def build(self, images: Tensor, dtype: torch.dtype = torch.float32) -> list[ImageKernels]:
+        """Kernels of images (B, K, H, W) in 0..255, for any CRF with the same standard deviations.
+
+        Raises:
+            ValueError: images of another shape, or that hold NaN or infinity.
+        """
+        if images.dim() != 4 or images.numel() == 0:
+            raise ValueError(f"images have the shape {tuple(images.shape)}; a CRF takes (B, K, H, W) with pixels")
+        if images.is_floating_point() and not images.isfinite().all():
+            raise ValueError("the images hold NaN or infinity; a CRF takes values in 0..255")
+        return [ImageKernels(image, self.settings, self.spatial) for image in images.to(dtype)]
+
+    def forward(self, scores: Tensor, images: Tensor | Sequence[ImageKernels], *, from_logits: bool = True) -> Tensor:
+        """Refine scores (B, C, H, W) to probabilities (B, C, H, W), of float32 or float64.
+
+        Args:
+            scores: logits, or probabilities where `from_logits` is False.
+            images: (B, K, H, W) in 0..255, uint8 or float, any number of channels; or what `build` made of them.
+
+        Raises:
+            ValueError: NaN in the scores, values that are no probabilities, sizes that do not match.
+        """
+        with torch.autocast(scores.device.type, enabled=False):
+            scores = scores if scores.dtype == torch.float64 else scores.float()
+            kernels = self.build(images, scores.dtype) if isinstance(images, Tensor) else images
+            self._check(scores, kernels, from_logits)
+            probabilities = scores.softmax(1) if from_logits else scores
+            unary = probabilities.clamp(min=CLIP).log().movedim(1, 3)
+            q = [self._infer(one.reshape(-1, scores.shape[1]), k) for one, k in zip(unary, kernels, strict=True)]
+            return torch.stack(q).view_as(unary).movedim(3, 1)
+
+    def _check(self, scores: Tensor, kernels: Sequence[ImageKernels], from_logits: bool) -> None:
+        """Raise a ValueError for what cannot be refined."""
+        if scores.dim() != 4 or scores.numel() == 0:
+            raise ValueError(f"scores have the shape {tuple(scores.shape)}; a CRF takes (B, C, H, W) with pixels")
+        count, labels, *size = scores.shape
+        if [k.size for k in kernels] != [tuple(size)] * count:
+            sizes = ", ".join(f"{k.size[0]} x {k.size[1]}" for k in kernels)
+            raise ValueError(f"{count} score maps of {size[0]} x {size[1]} pixels do not match the images, {sizes}")
+        if any(_features(k.settings) != _features(self.settings) for k in kernels):
+            raise ValueError("the kernels were built with other standard deviations or normalisation; build them again")
+        if self.compatibility is not None and self.compatibility.shape != (labels, labels):
+            shape = " x ".join(map(str, self.compatibility.shape))
+            raise ValueError(f"the compatibility is {shape}, but the scores have {labels} labels")
+        low, high = (float(bound) for bound in scores.detach().aminmax())
+        if math.isnan(low) or high == math.inf:
+            raise ValueError("the scores hold NaN or infinity; a CRF needs finite logits or probabilities")
+        if not from_logits and (low < 0 or high > 1.001):
+            raise ValueError(f"scores from {low:.3g} to {high:.3g} are no probabilities; pass from_logits=True")
+
+    def _infer(self, unary: Tensor, kernels: ImageKernels) -> Tensor:
+        """Beliefs (N, C) from the log unary (N, C)."""
+        bilateral, spatial = kernels.bilateral, kernels.spatial
+        q = unary.softmax(1)
+        if torch.is_grad_enabled() and (unary.requires_grad or self.weights.requires_grad):
+            for _ in range(self.settings.iterations):
+                q = self._update(
+                    unary, self._message(_Filter.apply(q, bilateral, False), _Filter.apply(q, spatial, False))
+                )
+            return q
+        tiles = list(self._tiles(q, kernels))
+        for _ in range(self.settings.iterations):
+            if len(tiles) == 1:
+                corners, columns = bilateral.spread(q), spatial.spread(q)
+                for pixels in _blocks(q, kernels.size[1]):
+                    message = self._message(bilateral.gather(corners, pixels), spatial.gather(columns, pixels))
+                    q[pixels] = self._update(unary[pixels], message)
+                continue
+            messages = torch.empty_like(q)
+            for tile in tiles:
+                part = q[:, tile].contiguous()
+                messages[:, tile] = self._message(bilateral.filter(part), spatial.filter(part))
+            for pixels in _blocks(q, kernels.size[1]):
+                q[pixels] = self._update(unary[pixels], messages[pixels])
+        return q
+
+    def _message(self, bilateral: Tensor, spatial: Tensor) -> Tensor:
+        """Filtered beliefs (N, C) of both kernels, weighted."""
+        w1, w2 = self.weights.to(bilateral.dtype)
+        return torch.addcmul(w1 * bilateral, spatial, w2)
+
+    def _update(self, unary: Tensor, message: Tensor) -> Tensor:
+        """Beliefs (N, C); for Potts, what other labels cost is what the same label saves, up to a constant."""
+        if self.compatibility is None:
+            return (unary + message).softmax(1)
+        return torch.addmm(unary, message, self.compatibility.to(unary.dtype).T, alpha=-1).softmax(1)
+
+    def _tiles(self, q: Tensor, kernels: ImageKernels) -> Iterator[slice]:
+        """Labels (C) in slices whose filtering fits into the budget."""
+        count, labels = q.shape
+        corners = max(k.corners for k in (kernels.bilateral, kernels.spatial))
+        need = q.element_size() * (count + max(2 * corners, 4 * count))
+        step = labels if self.memory_budget is None else max(1, self.memory_budget // need)
+        return (slice(first, first + step) for first in range(0, labels, step))
+
+
+def _features(settings: CRFSettings) -> tuple[Any, ...]:
+    """The settings that the kernels depend on."""
+    return settings.sigma_alpha, settings.sigma_beta, settings.sigma_gamma, settings.normalization
+
+
+def _blocks(q: Tensor, width: int) -> Iterator[slice]:
+    """Pixels (N) in slices of whole rows with about BLOCK values."""
+    step = max(1, BLOCK // (width * q.shape[1])) * width
+    return (slice(first, first + step) for first in range(0, len(q), step))

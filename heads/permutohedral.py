@@ -1,0 +1,134 @@
+"""Fast High-Dimensional Filtering Using the Permutohedral Lattice.
+
+Adams, Baek and Davis 2010 (Computer Graphics Forum 29(2); no arXiv id): a Gaussian filter over N points of D features
+in O(N D^2): spread the points' values over the corners of the lattice's simplices, blur along its D + 1 directions,
+gather again. As in the authors' code, only corners that a point touches exist. Differences: corners are found by
+sorting integers instead of in a hash table, and each step is a sum of weighted rows, labels contiguous, in one call
+of `embedding_bag`, which is threaded and takes any device.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ALL = slice(None)
+Normalization = Literal["symmetric", "before", "after"]
+
+
+class Permutohedral:
+    """The normalised Gaussian filter exp(-|f_i - f_j|^2 / 2) over fixed points: built once, applied to any values.
+
+    Args:
+        features: (N, D) float, already divided by the kernel's standard deviations.
+        normalization: divide by the sum of a point's weights before or after filtering, or by its root on both sides.
+    """
+
+    def __init__(self, features: Tensor, normalization: Normalization = "symmetric") -> None:
+        codes, weights, steps = _simplices(features)  # (D + 1, N)
+        ordered, order = codes.flatten().sort(stable=True)
+        first = torch.ones_like(ordered, dtype=torch.bool)
+        torch.ne(ordered[1:], ordered[:-1], out=first[1:])
+        corners = ordered[first]
+        self.corners = len(corners)
+        corner = first.cumsum(0, dtype=torch.int32).sub_(1)
+        self.slice_index = torch.empty_like(corner).scatter_(0, order, corner).view_as(codes).T.contiguous()
+        self.splat_index = (order % len(features)).int()
+        self.splat_start = first.nonzero().flatten().int()
+        self.blurs = [_blur(corners, step, weights.dtype) for step in steps]
+        splat, slice_ = weights.flatten().index_select(0, order), weights.T.contiguous()
+        # one for the filter, one for its transpose
+        self.splat_weights, self.slice_weights = (splat, splat), (slice_, slice_)
+        before, after = normalizers(self.filter(torch.ones_like(features[:, :1])), normalization)
+        self.splat_weights = (splat * before[:, 0][self.splat_index], splat * after[:, 0][self.splat_index])
+        self.slice_weights = (slice_ * after, slice_ * before)
+
+    def spread(self, values: Tensor, reverse: bool = False) -> Tensor:
+        """Values of the points (N, C) to blurred values of the corners (M, C)."""
+        x = sum_rows(values, self.splat_index, self.splat_weights[reverse], self.splat_start)
+        for index, weight in reversed(self.blurs) if reverse else self.blurs:
+            x = sum_rows(x, index, weight)
+        return x
+
+    def gather(self, corners: Tensor, points: slice = ALL, reverse: bool = False) -> Tensor:
+        """Values of the corners (M, C) to those of the points."""
+        return sum_rows(corners, self.slice_index[points], self.slice_weights[reverse][points])
+
+    def filter(self, values: Tensor, reverse: bool = False) -> Tensor:
+        """Values (N, C) -> (N, C); `reverse` is the transpose: blurring along the directions in reverse order."""
+        return self.gather(self.spread(values, reverse), reverse=reverse)
+
+
+def normalizers(sums: Tensor, normalization: Normalization) -> tuple[Tensor, Tensor]:
+    """What to multiply values by before and after a filter whose weights have these sums."""
+    if normalization == "symmetric":
+        return sums.rsqrt(), sums.rsqrt()
+    one, inverse = torch.ones_like(sums), 1 / sums
+    return (inverse, one) if normalization == "before" else (one, inverse)
+
+
+def sum_rows(table: Tensor, index: Tensor, weight: Tensor, start: Tensor | None = None) -> Tensor:
+    """Weighted sums of rows of a table (R, C): of the rows in each row of `index`, or between starts in a flat one."""
+    return F.embedding_bag(index, table, start, mode="sum", per_sample_weights=weight)
+
+
+def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the points lie.
+
+    Returns:
+        Integers that name the corners of each point's simplex (D + 1, N); the point's barycentric weights (D + 1, N);
+        and what to add to a corner's integer to name its next one in each direction (D + 1).
+    """
+    size = features.shape[1] + 1
+    # The lattice lies in the plane where `size` coordinates sum to 0, scaled so that all steps together deviate by 1
+    scales = [math.sqrt(2 / 3) * size / math.sqrt((i + 1) * (i + 2)) for i in range(size - 1)]
+    basis = [[s if row <= i else -row * s if row == i + 1 else 0 for i, s in enumerate(scales)] for row in range(size)]
+    elevated = features.new_tensor(basis) @ features.T
+    # The nearest point whose coordinates are multiples of size; where their sum is not 0, those rounded furthest move
+    nearest = (elevated / size).round_()
+    rest = elevated.sub_(nearest, alpha=size)
+    rank = torch.zeros_like(rest, dtype=torch.int16)  # 0 for the largest rest
+    for i in range(size):
+        for j in range(i + 1, size):
+            less = rest[i] < rest[j]
+            rank[i] += less
+            rank[j] += ~less
+    rank += nearest.sum(0).to(rank.dtype)
+    wrap = (rank < 0).to(rank.dtype) - (rank >= size).to(rank.dtype)
+    rank += size * wrap
+    nearest += wrap
+    rest = rest.div_(size).sub_(wrap)
+    slot = rank.long()
+    ordered = torch.empty_like(rest).scatter_(0, slot, rest)
+    weights = torch.cat(((1 + ordered[-1:] - ordered[:1]), (ordered[:-1] - ordered[1:]).flip(0)))
+    # A corner's integer: its coordinates but the last as digits of a mixed radix, with room for neighbours. Beyond 64
+    # bits (7 colour channels or more) it wraps around: with odd radices, still a hash that all but never collides.
+    low, high = nearest[:-1].aminmax(dim=1)
+    radices = [int(n) * size | 1 for n in high - low + 4]
+    places = [math.prod(radices[:i]) for i in range(size - 1)] + [0]
+    place = torch.tensor([(p + 2**63) % 2**64 - 2**63 for p in places], device=features.device)
+    place_at = torch.empty_like(slot).scatter_(0, slot, place[:, None].expand_as(slot))
+    codes = torch.empty_like(slot)
+    codes[0] = (nearest.long() * (size * place)[:, None]).sum(0)
+    for r in range(1, size):
+        codes[r] = codes[r - 1] + place.sum() - size * place_at[size - r]
+    return codes, weights, place.sum() - size * place
+
+
+def _blur(corners: Tensor, step: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows and weights of 1/2 1 1/2 along one direction (M, 3); a corner that does not exist weighs 0."""
+    wanted = corners + step
+    here = torch.arange(len(corners), device=corners.device, dtype=torch.int32)
+    found = torch.searchsorted(corners, wanted, out_int32=True).clamp_(max=len(corners) - 1)
+    hit = corners.index_select(0, found) == wanted
+    index = here[:, None].repeat(1, 3)
+    weight = torch.zeros(len(corners), 3, dtype=dtype, device=corners.device)
+    weight[:, 0] = 1
+    index[:, 1] = torch.where(hit, found, here)
+    weight[:, 1] = hit * 0.5
+    there = found[hit].long()
+    index[there, 2] = here[hit]
+    weight[there, 2] = 0.5
+    return index, weight

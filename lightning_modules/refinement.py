@@ -1,0 +1,54 @@
+"""A fully connected CRF behind a network, at test time or learned with it.
+
+Learned, it is Conditional Random Fields as Recurrent Neural Networks (Zheng, Jayasumana et al. 2015, arXiv:1502.03240):
+the kernels' weights and the compatibility of labels are parameters, five mean-field iterations are unrolled in training
+and the settings' own number, ten as a rule, in evaluation. Differences: each kernel has one weight, not one for each
+label; it is trained with the network from the start, at the network's learning rate, not after it at 1e-13.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from backbones.backbone import to_pixels
+from heads.crf import CRFSettings, DenseCRF
+
+TRAINING_ITERATIONS = 5
+LEAST = 1e-12  # probability; its logarithm is finite, and so is the gradient
+
+
+class CRFRefinement(nn.Module):
+    """Logits `(B, C, H, W)` and the images behind them, normalised by `mean` and `std` -> log-probabilities.
+
+    Log-probabilities are logits: their softmax is the CRF's answer, so every loss and score takes them as they are.
+    Mean and std are in the state, so a checkpoint knows what its CRF must undo to see pixels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        settings: CRFSettings,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        trainable: bool = False,
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.crf = DenseCRF(settings, num_classes=num_classes, trainable=trainable)
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
+
+    def forward(self, logits: Tensor, images: Tensor) -> Tensor:
+        iterations = self.settings.iterations
+        if self.training:
+            iterations = min(iterations, TRAINING_ITERATIONS)
+        self.crf.settings = dataclasses.replace(self.settings, iterations=iterations)
+        with torch.autocast(images.device.type, enabled=False):  # half precision cannot tell small probabilities apart
+            pixels = to_pixels(images.float(), self.mean, self.std)
+            return self.crf(logits.float(), pixels).clamp(min=LEAST).log()
