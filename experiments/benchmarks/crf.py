@@ -12,7 +12,6 @@ memory to probabilities: the lattice is built every time. pydensecrf has one thr
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -134,9 +133,15 @@ def growth(image: Image.Image, annotation: Image.Image) -> None:
 
 def peak(image: np.ndarray, probabilities: np.ndarray, budget: int | None) -> float:
     """Most MiB that one call takes beyond what is resident before it, in a process of its own (Linux)."""
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    before = resident("VmRSS")
     ours(torch.from_numpy(image), torch.from_numpy(probabilities), CRFSettings(iterations=2), memory_budget=budget)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - resident / 2**20
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> float:
+    """This process's MiB now (VmRSS) or at most (VmHWM); unlike ru_maxrss, not inherited from its parent."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(field + ":")[1].split()[0]) / 2**10
 
 
 def memory(image: Image.Image, annotation: Image.Image) -> None:
