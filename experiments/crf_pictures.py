@@ -40,21 +40,26 @@ def read(path: Path) -> np.ndarray:
 
 def refine(image: np.ndarray, annotation: np.ndarray) -> np.ndarray:
     """The annotation, in its own colours, as the CRF completes it."""
-    colours, labels = np.unique(annotation.reshape(-1, 3), axis=0, return_inverse=True)
-    labels = torch.from_numpy(labels).view(1, 1, *annotation.shape[:2])  # 0 is black, which sorts first: unknown
-    count = len(colours) - 1
-    probabilities = torch.full((1, count, *annotation.shape[:2]), (1 - CERTAINTY) / (count - 1))
-    probabilities[labels == torch.arange(1, count + 1).view(1, -1, 1, 1)] = CERTAINTY
-    probabilities.masked_fill_(labels == 0, 1 / count)
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
-    return colours[1 + DenseCRF(SETTINGS)(probabilities, pixels, from_logits=False)[0].argmax(0).numpy()]
+    colours, _ = colours_of(annotation)
+    is_label = torch.from_numpy((annotation == colours[:, None, None]).all(-1))  # (C, H, W)
+    probabilities = torch.where(is_label, CERTAINTY, (1 - CERTAINTY) / (len(colours) - 1))
+    probabilities[:, ~is_label.any(0)] = 1 / len(colours)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)
+    return colours[DenseCRF(SETTINGS)(probabilities[None], pixels[None], from_logits=False)[0].argmax(0).numpy()]
+
+
+def colours_of(annotation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The colours `(C, 3)` that are labels, which black is not, and how many pixels have each."""
+    colours, counts = np.unique(annotation.reshape(-1, 3), axis=0, return_counts=True)
+    labels = colours.any(-1)
+    return colours[labels], counts[labels]
 
 
 def recoloured(labels: np.ndarray, annotation: np.ndarray) -> np.ndarray:
     """A label map with the annotation's colours, in COLOURS; unknown stays black."""
-    colours, counts = np.unique(annotation.reshape(-1, 3), axis=0, return_counts=True)
+    colours, counts = colours_of(annotation)
     out = np.zeros_like(labels)
-    for colour, new in zip(colours[1:][counts[1:].argsort()[::-1]], COLOURS, strict=False):
+    for colour, new in zip(colours[counts.argsort()[::-1]], COLOURS, strict=False):
         out[(labels == colour).all(-1)] = new
     return out
 

@@ -217,14 +217,14 @@ class DenseCRF(nn.Module):
                 corners, columns = bilateral.spread(q), spatial.spread(q)
                 for pixels in _blocks(q, kernels.size[1]):
                     message = self._message(bilateral.gather(corners, pixels), spatial.gather(columns, pixels))
-                    q[pixels] = self._update(unary[pixels], message)
+                    self._update(unary[pixels], message, out=q[pixels])
                 continue
             messages = torch.empty_like(q)
             for tile in tiles:
                 part = q[:, tile].contiguous()
                 messages[:, tile] = self._message(bilateral.filter(part), spatial.filter(part))
             for pixels in _blocks(q, kernels.size[1]):
-                q[pixels] = self._update(unary[pixels], messages[pixels])
+                self._update(unary[pixels], messages[pixels], out=q[pixels])
         return q
 
     def _message(self, bilateral: Tensor, spatial: Tensor) -> Tensor:
@@ -232,11 +232,11 @@ class DenseCRF(nn.Module):
         w1, w2 = self.weights.to(bilateral.dtype)
         return torch.addcmul(w1 * bilateral, spatial, w2)
 
-    def _update(self, unary: Tensor, message: Tensor) -> Tensor:
+    def _update(self, unary: Tensor, message: Tensor, out: Tensor | None = None) -> Tensor:
         """Beliefs (N, C); for Potts, what other labels cost is what the same label saves, up to a constant."""
         if self.compatibility is None:
-            return (unary + message).softmax(1)
-        return torch.addmm(unary, message, self.compatibility.to(unary.dtype).T, alpha=-1).softmax(1)
+            return _softmax(unary + message, out)
+        return _softmax(torch.addmm(unary, message, self.compatibility.to(unary.dtype).T, alpha=-1), out)
 
     def _tiles(self, q: Tensor, kernels: ImageKernels) -> Iterator[slice]:
         """Labels (C) in slices whose filtering fits into the budget."""
@@ -250,6 +250,18 @@ class DenseCRF(nn.Module):
 def _features(settings: CRFSettings) -> tuple[Any, ...]:
     """The settings that the kernels depend on."""
     return settings.sigma_alpha, settings.sigma_beta, settings.sigma_gamma, settings.normalization
+
+
+def _softmax(logits: Tensor, out: Tensor | None) -> Tensor:
+    """Softmax over the labels of (N, C). PyTorch's takes thrice as long on rows this short for the sake of a maximum
+    that is needed only where exp overflows or vanishes."""
+    if logits.is_cpu and not logits.requires_grad:
+        belief = logits.exp()
+        total = belief @ belief.new_ones(belief.shape[1], 1)  # twice as fast as sum(1)
+        low, high = total.aminmax()
+        if low > 1e-30 and high < 1e30:
+            return torch.div(belief, total, out=out)
+    return torch.softmax(logits, 1, out=out)
 
 
 def _blocks(q: Tensor, width: int) -> Iterator[slice]:

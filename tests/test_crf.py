@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from heads.crf import CLIP, PRESETS, CRFSettings, DenseCRF
+from heads.crf import CLIP, PRESETS, CRFSettings, DenseCRF, _softmax
 
 SETTINGS = CRFSettings(w1=4, sigma_alpha=20, sigma_beta=20, w2=3, sigma_gamma=1.5, iterations=5)
 
@@ -274,3 +274,11 @@ def test_what_backward_keeps_does_not_grow_with_the_lattice() -> None:
     with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
         crf(logits.requires_grad_(), kernels)
     assert kept <= (3 * SETTINGS.iterations + 5) * logits.numel()
+
+
+@pytest.mark.parametrize("scale", [1, 1000, -1000])
+def test_softmax_of_logits_that_overflow(scale: float) -> None:
+    logits = torch.randn(50, 4) + scale
+    out = torch.empty_like(logits)
+    _softmax(logits, out)
+    torch.testing.assert_close(out, logits.softmax(1))

@@ -8,12 +8,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from experiments import crf_search
 from experiments.crf_settings import read_settings
-from experiments.crf_worker import Job
+from experiments.crf_worker import Job, run
 from experiments.tune_crf import main
 from heads.crf import PRESETS, DenseCRF
 
@@ -44,6 +46,7 @@ def test_the_file_it_leaves_is_what_run_takes(crf_run: Path, tmp_path: Path, cap
     assert written["tuned_on"].items() >= {"split": "val", "images": 3, "of": 5}.items()
     scores = [one["miou"] for one in written["tried"]]
     assert len(scores) == 4
+    assert all(0 < score < 1 for score in scores)
     assert scores == sorted(scores, reverse=True)
     best = {name: written[name] for name in crf_search.SEARCHED}
     assert best == {name: written["tried"][0][name] for name in crf_search.SEARCHED}
@@ -80,6 +83,24 @@ def test_settings_that_share_the_sigmas_share_the_lattice(crf_run: Path, tmp_pat
     monkeypatch.setattr(crf_search, "ROUNDS", 0)
     assert main([str(crf_run), "--images", "2", "--processes", "1", "--out", str(tmp_path / "a")]) == 0
     assert len(built) == 2 * 2 + 2, "two images, two pairs of sigmas, and once each for the score without"
+
+
+def test_settings_on_one_lattice_score_as_they_do_alone(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    sample = tmp_path / "0.npz"
+    np.savez(
+        sample,
+        probabilities=generator.dirichlet(np.ones(3), (16, 20)).transpose(2, 0, 1).astype(np.float16),
+        pixels=generator.integers(0, 40, (3, 16, 20), np.uint8),
+        target=np.where(generator.random((16, 20)) < 0.1, 255, generator.integers(0, 3, (16, 20))).astype(np.uint8),
+    )
+    settings = tuple(dataclasses.replace(PRESETS["pydensecrf"], w1=w1, w2=0) for w1 in (0.1, 1.0, 10.0))
+    together = run(Job(sample, settings, 255))
+    assert list(together) == list(settings)
+    for one in settings:
+        assert torch.equal(run(Job(sample, (one,), 255))[one], together[one])
+        assert together[one].sum() == (np.load(sample)["target"] != 255).sum()
+    assert not torch.equal(together[settings[0]], together[settings[2]])
 
 
 def test_ctrl_c_writes_nothing(crf_run: Path, tmp_path: Path, monkeypatch, capsys, small_search) -> None:
