@@ -128,12 +128,13 @@ class Folders(GraftDataModule):
         }
         return dict(sources)
 
+    def preparation(self) -> list[A.BasicTransform]:
+        return [A.Resize(*self.image_size, area_for_downscale="image")] if self.task == "segmentation" else []
+
     def augmentation(self) -> list[A.BasicTransform]:
         if self.task == "segmentation":
-            return [*self.evaluation(), *scale_crop_flip(self.image_size, self.mean)]
+            return scale_crop_flip(self.image_size, self.mean)
         return random_crop_flip(self.image_size)
 
     def evaluation(self) -> list[A.BasicTransform]:
-        if self.task == "segmentation":
-            return [A.Resize(*self.image_size, area_for_downscale="image")]
-        return centre_crop(self.image_size)
+        return [] if self.task == "segmentation" else centre_crop(self.image_size)

@@ -84,7 +84,8 @@ def build(name: str, task: str, root: Path, **options: Any) -> GraftDataModule:
 
 
 def on_process(data: GraftDataModule, rank: int, processes: int) -> GraftDataModule:
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=processes)
+    cpu = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=processes, strategy=cpu)
     return data
 
 
