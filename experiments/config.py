@@ -14,6 +14,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat,
 from experiments.names import catalogue, module_dict, names_of, nearest
 
 USAGE_ERROR = 2
+WEIGHTINGS = ("none", "median_frequency", "inverse_log")
 
 
 def flag(default: Any, help: str, **more: Any) -> Any:
@@ -28,22 +29,26 @@ class RunConfig:
     head: str = flag("deeplab", "what is made of the maps; classifier switches the task", folder="heads")
     data: str = flag("digits", "data set", folder="datamodules")
     data_dir: str | None = flag(None, "folder of the data set")
+    download: bool = flag(False, "fetch the data set if it may be fetched and is not there")
+    on_bad_sample: Literal["error", "skip"] = flag("error", "what a sample that cannot be read does to the run")
     weights: str = flag("none", "what the backbone starts from: imagenet, a file, or none")
     output_stride: Literal[8, 16, 32] | None = flag(None, "pixels per pixel of the last map; default: the head's")
     backbone_options: dict[str, Any] | None = flag(None, "further options of the backbone, YAML: '{zero_init: false}'")
     head_options: dict[str, Any] | None = flag(None, "further options of the head, as YAML: '{up: interpolate}'")
     image_size: PositiveInt | None = flag(None, "H W, or one number for both; default: the data set's", nargs="+")
     batch_size: PositiveInt = flag(16, "images per process and step")
-    epochs: PositiveInt = flag(5, "passes over the training images")
+    epochs: NonNegativeInt = flag(5, "passes over the training images; 0 scores the weights as they are")
     max_steps: PositiveInt | None = flag(None, "stop after so many optimiser steps, whatever --epochs says")
     optimizer: Literal["adamw", "sgd"] = flag("adamw", "optimiser")
     lr: PositiveFloat = flag(1e-3, "base learning rate")
     backbone_lr_mult: NonNegativeFloat = flag(1.0, "the backbone learns at --lr times this")
+    freeze_backbone: bool = flag(False, "train the head only; the backbone's batch norms keep their statistics")
     momentum: NonNegativeFloat = flag(0.9, "of sgd")
     weight_decay: NonNegativeFloat = flag(1e-4, "on weights; never on norms and biases")
     schedule: str = flag("poly", "how the rate falls", variable=("lightning_modules/schedules.py", "SCHEDULES"))
     warmup: NonNegativeFloat = flag(0.05, "share of the steps over which the rate rises first")
     loss: str = flag("cross_entropy", "loss", variable=("lightning_modules/losses.py", "LOSSES"))
+    class_weights: str = flag("none", "of the loss: median_frequency, inverse_log, a file of a number a class, or none")
     seed: NonNegativeInt = flag(0, "of weights, sample order and augmentation")
     accelerator: str = flag("auto", "auto, cpu, gpu, mps ...")
     devices: str = flag("auto", "processes on this machine: a number, or auto")
@@ -82,7 +87,8 @@ class Parser(ArgumentParser):
 def one_line(message: str) -> str:
     """What jsonargparse says over several lines, as: flag, value given, what is expected, nearest."""
     unknown = re.search(r"unrecognized arguments: (\S+)", message, re.IGNORECASE)
-    flags = [dashed(one.name) for one in fields(RunConfig)] + ["--config", "--print-config", "--list", "--help"]
+    own = ["--config", "--print-config", "--list", "--check-data", "--help"]
+    flags = [dashed(one.name) for one in fields(RunConfig)] + own
     if unknown:
         return f"no flag {unknown[1]}; nearest: {nearest(unknown[1].split('=')[0], flags)}"
     expected_argument = re.search(r"argument (--[\w-]+).*: (expected .*)", message)
@@ -138,12 +144,13 @@ def build_parser() -> Parser:
         default = list(one.default) if isinstance(one.default, tuple) else one.default
         parser.add_argument(dashed(one.name), type=one.type, default=default, help=one.metadata["help"], **more)
     parser.add_argument("--print-config", action="store_true", help="print the settings as YAML and stop")
+    parser.add_argument("--check-data", action="store_true", help="report every fault of the data set and stop")
     parser.add_argument("--list", action="store_true", help="list every backbone, head and data set and stop")
     return parser
 
 
 def parse(arguments: list[str] | None = None) -> tuple[RunConfig, Any]:
-    """The settings, and a namespace with `print_config` and `list`. Exits with 2 on a usage error."""
+    """The settings, and a namespace with `print_config`, `list` and `check_data`. Exits with 2 on a usage error."""
     parser = build_parser()
     namespace = parser.parse_args(arguments)
     config = RunConfig(**{one.name: plain(namespace[one.name]) for one in fields(RunConfig)})
@@ -188,8 +195,12 @@ def usage_problem(config: RunConfig) -> str | None:
         return "--devices: there must be at least 1"
     if config.warmup >= 1:
         return f"--warmup is a share of all steps, below 1, not {config.warmup:g}"
-    if config.data_dir is not None and not Path(config.data_dir).is_dir():
+    if config.data_dir is not None and not Path(config.data_dir).is_dir() and not config.download:
         return f"--data-dir {config.data_dir}: no such folder"
+    if config.class_weights not in WEIGHTINGS and not Path(config.class_weights).is_file():
+        return f"--class-weights {config.class_weights}: no such file (or give {', '.join(WEIGHTINGS)})"
+    if config.class_weights != "none" and not config.loss.startswith("cross_entropy"):
+        return f"--class-weights {config.class_weights}: --loss {config.loss} has no class weights; use cross_entropy"
     if config.weights not in ("imagenet", "none") and not Path(config.weights).is_file():
         return f"--weights {config.weights}: no such file (or give imagenet or none)"
     return None

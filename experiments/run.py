@@ -19,9 +19,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     # Threads that spin while they wait steal the processor from the loader: several-fold slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from experiments.train import train
-
     try:
+        if asked.check_data:
+            from experiments.check_data import check_data
+
+            return check_data(config)
+        from experiments.train import train
+
         train(config)
     except ValueError as error:
         print(f"run.py: error: {str(error).splitlines()[-1]}", file=sys.stderr)

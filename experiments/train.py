@@ -2,7 +2,9 @@
 
 import logging
 import time
+import traceback
 import warnings
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,7 +13,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from backbones import find_backbone
 from datamodules import DATAMODULES
-from datamodules.base import GraftDataModule
+from datamodules.base import GraftDataModule, Samples
+from datamodules.class_weights import class_weights
+from datamodules.errors import DataError
 from experiments.config import RunConfig
 from experiments.cost import cost
 from experiments.loggers import WandbPictures, close, make_loggers
@@ -28,6 +32,7 @@ MODULES: dict[str, type[GraftModule]] = {
     "classification": ClassificationModule,
     "segmentation": SegmentationModule,
 }
+NO_CLASS = -100
 
 
 def train(config: RunConfig) -> None:
@@ -63,17 +68,36 @@ def train(config: RunConfig) -> None:
     # Convolutions on channels-last maps need no reordering on CPUs and tensor cores.
     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     checkpoint = folder.last_checkpoint if config.resume else None
+    if config.epochs:
+        fit(trainer, module, data, checkpoint)
+    if config.epochs and not best.best_model_path:  # --max-steps ended it before the first validation
+        for name in ("best.ckpt", "last.ckpt"):
+            trainer.save_checkpoint(folder.checkpoints / name)
+    finish(config, folder, trainer, module, data, costs, time.time() - started)
+    close(loggers)
+
+
+def fit(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule, checkpoint: Path | None) -> None:
+    """Train, with what goes wrong on the way said in one line."""
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
-    if not best.best_model_path:  # --max-steps ended it before the first validation
-        for name in ("best.ckpt", "last.ckpt"):
-            trainer.save_checkpoint(folder.checkpoints / name)
-    finish(config, folder, trainer, module, data, costs, time.time() - started)
-    close(loggers)
+    except (RuntimeError, OSError, EOFError) as error:
+        if not lost_worker(error):
+            raise
+        raise DataError(
+            "a loader process was killed, as the system does when memory runs out; use fewer --workers or a smaller "
+            "--batch-size and go on with --resume"
+        ) from error
+
+
+def lost_worker(error: BaseException) -> bool:
+    """Whether a loader process died: the DataLoader says so, or a batch that it had made cannot be taken over."""
+    taking_over = any(frame.name.startswith("rebuild_storage") for frame in traceback.extract_tb(error.__traceback__))
+    return "DataLoader worker" in str(error) or taking_over
 
 
 def finish(
@@ -86,17 +110,39 @@ def finish(
     seconds: float,
 ) -> None:
     """Score the best checkpoint, then write results.json and predictions.png and print the table."""
-    state = torch.load(folder.checkpoints / "best.ckpt", map_location=module.device, weights_only=True)
-    module.load_state_dict(state["state_dict"])
+    best_epoch = 0
+    if config.epochs:
+        state = torch.load(folder.checkpoints / "best.ckpt", map_location=module.device, weights_only=True)
+        module.load_state_dict(state["state_dict"])
+        best_epoch = int(state["epoch"]) + 1
     scores = {}
-    for split in data.splits[1:]:
+    for split in [split for split in data.splits if split != "train"]:
         loader = data.val_dataloader() if split == "val" else data.test_dataloader()
         evaluate = trainer.validate if split == "val" else trainer.test
         (scores[split],) = evaluate(module, loader, verbose=False)
+    skipped = {split: skipped_samples(trainer, data, split) for split in data.splits}
     if trainer.is_global_zero:
-        write_results(config, folder, data, costs, scores, int(state["epoch"]) + 1, seconds)
+        write_results(config, folder, data, costs, scores, best_epoch, seconds, skipped)
         write_predictions(module, data, folder.predictions)
         print_results(folder, scores)
+        for split, samples in skipped.items():
+            for message in samples:
+                print(f"skipped in {split}: {message}")
+
+
+def skipped_samples(trainer: pl.Trainer, data: GraftDataModule, split: str) -> list[str]:
+    """What is wrong with each sample of a split that any process has skipped."""
+    samples: Samples = getattr(data, split)
+    if not len(samples.bad):
+        return []
+    everywhere = trainer.strategy.reduce(samples.bad.to(trainer.strategy.root_device, torch.int32), reduce_op="sum")
+    messages = []
+    for index in everywhere.nonzero().flatten().tolist():
+        try:
+            samples.source[index]
+        except DataError as error:
+            messages.append(str(error))
+    return messages
 
 
 def build_data(config: RunConfig) -> GraftDataModule:
@@ -113,6 +159,8 @@ def build_data(config: RunConfig) -> GraftDataModule:
         seed=config.seed,
         mean=backbone.mean,
         std=backbone.std,
+        download=config.download,
+        on_bad_sample=config.on_bad_sample,
     )
 
 
@@ -127,10 +175,13 @@ def build_module(config: RunConfig, data: GraftDataModule) -> GraftModule:
         backbone_options=config.backbone_options,
         head_options=config.head_options,
         loss=config.loss,
-        ignore_index=data.ignore_index,
+        class_weights=class_weights(config.class_weights, data),
+        # Images have no class that is ignored; 255 is one of ImageNet's.
+        ignore_index=data.ignore_index if data.task == "segmentation" else NO_CLASS,
         optimizer=config.optimizer,
         lr=config.lr,
         backbone_lr_mult=config.backbone_lr_mult,
+        freeze_backbone=config.freeze_backbone,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         schedule=config.schedule,

@@ -1,7 +1,7 @@
 """What classification and segmentation share: the network, the optimiser, the schedule and the one step."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import lightning.pytorch as pl
 import torch
@@ -25,7 +25,10 @@ class GraftModule(pl.LightningModule):
         backbone, head: names; see `backbones.BACKBONES` and `heads.HEADS`.
         class_names: one name per class, in the order of the labels.
         weights: what the backbone starts from. Not kept in checkpoints, which hold the weights themselves.
+        class_weights: of the cross entropy, one a class.
         lr: base learning rate; the backbone's is `lr * backbone_lr_mult`.
+        freeze_backbone: its parameters get no gradient, and it stays in evaluation mode: batch norms keep their
+            statistics.
         warmup: share of all optimiser steps over which the rate rises linearly.
 
     Raises:
@@ -48,10 +51,12 @@ class GraftModule(pl.LightningModule):
         backbone_options: dict[str, Any] | None = None,
         head_options: dict[str, Any] | None = None,
         loss: str = "cross_entropy",
+        class_weights: Sequence[float] | None = None,
         ignore_index: int = 255,
         optimizer: str = "adamw",
         lr: float = 1e-3,
         backbone_lr_mult: float = 1.0,
+        freeze_backbone: bool = False,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         schedule: str = "poly",
@@ -75,11 +80,20 @@ class GraftModule(pl.LightningModule):
         if self.network.task != self.task:
             raise ValueError(f"{head} is a {self.network.task} head; this module is for {self.task}")
         learning_rate_factor(schedule, 0, 1, 0)  # refuses unknown names now, not after the first epoch
-        self.loss = find_loss(loss)
+        self.loss = find_loss(loss, class_weights)
+        self.freeze_backbone = freeze_backbone
+        if freeze_backbone:
+            self.network.backbone.requires_grad_(False)
         splits = ("val", "test")
         self.metrics = nn.ModuleDict({split: self.new_scores(len(class_names), ignore_index) for split in splits})
         # float64: the mean over a split must not depend on how it was cut into batches and processes
         self.losses = nn.ModuleDict({split: MeanMetric().set_dtype(torch.float64) for split in splits})
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.freeze_backbone:
+            self.network.backbone.eval()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
@@ -112,11 +126,14 @@ class GraftModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         return self._step(batch, "train")
 
+    # A batch is empty where --on-bad-sample skip has left out all of it.
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        self._step(batch, "val")
+        if batch["name"]:
+            self._step(batch, "val")
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
-        self._step(batch, "test")
+        if batch["name"]:
+            self._step(batch, "test")
 
     # Cleared where a pass begins: what is counted stays readable after it, for pictures and logs.
     def on_validation_epoch_start(self) -> None:

@@ -1,17 +1,23 @@
 """Losses by name: logits `(B, C, ...)` and targets `(B, ...)` -> a scalar. Ignored targets count for nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Loss = Callable[[Tensor, Tensor, int], Tensor]
 
 
-def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
-    """Mean over the valid targets; zero, with a zero gradient, where none is valid."""
-    total = F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="sum")
-    return total / (target != ignore_index).sum().clamp(min=1)
+def cross_entropy(logits: Tensor, target: Tensor, ignore_index: int, weights: Sequence[float] | None = None) -> Tensor:
+    """Mean over the valid targets, weighted by class; zero, with a zero gradient, where none is valid."""
+    valid = target != ignore_index
+    if weights is None:
+        return F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="sum") / valid.sum().clamp(min=1)
+    weight = torch.tensor(weights, device=logits.device, dtype=logits.dtype)
+    total = F.cross_entropy(logits, target, weight, ignore_index=ignore_index, reduction="sum")
+    return total / (weight[target.where(valid, 0)] * valid).sum().clamp(min=torch.finfo(weight.dtype).tiny)
 
 
 def dice(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
@@ -25,9 +31,11 @@ def dice(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     return ((1 - coefficient) * present).sum() / present.sum().clamp(min=1)
 
 
-def cross_entropy_dice(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+def cross_entropy_dice(
+    logits: Tensor, target: Tensor, ignore_index: int, weights: Sequence[float] | None = None
+) -> Tensor:
     """The sum of both: the first for every pixel's sake, the second for small classes'."""
-    return cross_entropy(logits, target, ignore_index) + dice(logits, target, ignore_index)
+    return cross_entropy(logits, target, ignore_index, weights) + dice(logits, target, ignore_index)
 
 
 LOSSES: dict[str, Loss] = {
@@ -37,8 +45,12 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def find_loss(name: str) -> Loss:
-    """Raises ValueError where no loss has that name."""
+def find_loss(name: str, class_weights: Sequence[float] | None = None) -> Loss:
+    """Raises ValueError where no loss has that name, or it takes no class weights."""
     if name not in LOSSES:
         raise ValueError(f"no loss '{name}'; there are {', '.join(LOSSES)}")
-    return LOSSES[name]
+    if class_weights is None:
+        return LOSSES[name]
+    if name == "dice":
+        raise ValueError("the loss dice has no class weights; use cross_entropy or cross_entropy_dice")
+    return partial(LOSSES[name], weights=list(class_weights))
