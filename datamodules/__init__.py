@@ -16,12 +16,14 @@ from datamodules.flowers102 import Flowers102
 from datamodules.folders import Folders
 from datamodules.imagenet import ImageNet
 from datamodules.pet import Pet
+from datamodules.shards import Shards
 from datamodules.small_images import Cifar10, Cifar100, FashionMnist, Mnist
 from datamodules.voc import Voc
 
 DATAMODULES: dict[str, type[GraftDataModule]] = {
     "digits": Digits,
     "folders": Folders,
+    "shards": Shards,
     "camvid": CamVid,
     "camvid32": CamVid32,
     "cityscapes": Cityscapes,

@@ -10,7 +10,8 @@ from typing import ClassVar
 
 import albumentations as A
 
-from datamodules.base import IGNORE_INDEX, GraftDataModule, Source, Task, scale_crop_flip
+from datamodules.augmentation import scale_crop_flip
+from datamodules.base import IGNORE_INDEX, GraftDataModule, Source, Task
 from datamodules.errors import DataError
 from datamodules.files import MaskedImages, pair
 

@@ -2,22 +2,23 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import albumentations as A
 import cv2
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.loops.progress import _ProcessedTracker
 from torch import Tensor
 
 from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
+from datamodules.augmentation import compose, find_augmentation
 from datamodules.collate import IGNORE_INDEX, collate
 from datamodules.errors import DataError
 from datamodules.files import LabelledImages, check
 from datamodules.loader import Batch, Loader, Normalise, Pixels, TrainingLoader
 from datamodules.samples import OnBadSample, Samples, Shuffled
-from datamodules.scale_crop import ScaleCrop
 from datamodules.source import FileSource, Source
 from datamodules.store import Cache, open_store
 
@@ -60,12 +61,14 @@ class GraftDataModule(LightningDataModule):
         download: bool = False,
         on_bad_sample: Literal["error", "skip"] = "error",
         cache: Cache = "memory",
+        augmentation: str | None = None,
     ) -> None:
         """`image_size` is (H, W), None for the data set's own; `batch_size` and `workers` are per process.
 
         With `download`, a set that may be fetched and is not there is. With `on_bad_sample` "skip", training replaces
         samples that cannot be read by the next, and evaluation leaves them out. `cache` is where decoded samples are
-        kept; see `datamodules/store.py`.
+        kept; see `datamodules/store.py`. `augmentation` is a name or file for `datamodules/augmentation.py`, None for
+        what suits the data set.
 
         Raises:
             ValueError: the data set has no such task, or a number is out of range.
@@ -90,6 +93,7 @@ class GraftDataModule(LightningDataModule):
         self.download = download
         self.on_bad_sample = on_bad_sample
         self.cache: Cache = cache
+        self.augmentation_name = augmentation
         self.normalise = Normalise(mean, std)
         self.train: Samples | None = None
         self.val: Samples | None = None
@@ -136,7 +140,9 @@ class GraftDataModule(LightningDataModule):
         self.splits = tuple(sources)
         if "train" in sources:
             self._check_batch_size(len(sources["train"]))
-            self.train = self._samples(sources["train"], self.augmentation(), "replace", endless=self.endless_training)
+            name = self.augmentation_name
+            transforms = find_augmentation(name, self.image_size, self.mean) if name else self.augmentation()
+            self.train = self._samples(sources["train"], transforms, "replace", endless=self.endless_training)
         for split in set(sources) - {"train"}:
             setattr(self, split, self._samples(sources[split], self.evaluation(), "drop"))
         if self.on_bad_sample == "error":
@@ -186,17 +192,18 @@ class GraftDataModule(LightningDataModule):
         rank, processes = self._processes()
         sampler = Shuffled(self.train, processes, rank, self.seed)
         loader = self._loader(TrainingLoader, self.train, sampler, drop_last=True)
-        loader.progress = self._progress
+        loader.progress = partial(self._progress, sampler)
         return loader
 
-    def _progress(self) -> dict[str, int]:
+    def _progress(self, sampler: Shuffled) -> dict[str, int]:
         """How many samples of which epoch all processes have trained on, whatever workers have fetched beyond that."""
         assert self.trainer is not None
         loop = self.trainer.fit_loop
-        epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current
-        ended = epochs.processed == epochs.ready  # as when --max-steps ends it early
-        taken = 0 if ended else batches.processed * self.batch_size * self.trainer.world_size
-        return {"epoch": epochs.processed, "taken": taken}
+        epoch = cast("_ProcessedTracker", loop.epoch_progress.current).processed
+        batches = cast("_ProcessedTracker", loop.epoch_loop.batch_progress.current).processed
+        # Where --max-steps ends an epoch early, Lightning goes on with the next.
+        within = epoch == sampler.epoch
+        return {"epoch": epoch, "taken": batches * self.batch_size * self.trainer.world_size if within else 0}
 
     def val_dataloader(self) -> Loader:
         """Every sample exactly once over all processes."""
@@ -247,17 +254,6 @@ class GraftDataModule(LightningDataModule):
 def one_thread(worker: int) -> None:
     """OpenCV would start a thread for every core in every worker."""
     cv2.setNumThreads(0)
-
-
-def compose(transforms: list[A.BasicTransform]) -> A.Compose:
-    """One pipeline for image and mask, uint8 from end to end."""
-    # The exact nearest neighbour takes the pixel under the centre; the plain one is off by up to half a pixel.
-    return A.Compose(transforms, mask_interpolation=cv2.INTER_NEAREST_EXACT)
-
-
-def scale_crop_flip(image_size: tuple[int, int], mean: Sequence[float]) -> list[A.BasicTransform]:
-    """The usual segmentation augmentation: scale by 0.5 to 2, crop to `image_size` (padded with ignore), mirror."""
-    return [ScaleCrop(image_size, fill=tuple(255 * value for value in mean)), A.HorizontalFlip(p=0.5)]
 
 
 def distinct_colours(count: int) -> tuple[Colour, ...]:

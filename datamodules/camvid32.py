@@ -11,7 +11,8 @@ from typing import ClassVar
 
 import albumentations as A
 
-from datamodules.base import Colour, GraftDataModule, Source, Task, scale_crop_flip
+from datamodules.augmentation import scale_crop_flip
+from datamodules.base import Colour, GraftDataModule, Source, Task
 from datamodules.class_table import class_table
 from datamodules.errors import DataError
 from datamodules.files import MaskedImages, Pair, list_images

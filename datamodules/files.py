@@ -24,7 +24,8 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 HELD_OUT = 0.2
 """Share of the training images that is held out where a data set has no validation split."""
 JPEG_END = b"\xff\xd9"
-PNG_RGB8 = bytes((8, 2))
+PNG_START = b"\x89PNG"
+PNG_RGB8, PNG_GREY8 = bytes((8, 2)), bytes((8, 0))
 """Bit depth and colour type in a PNG header."""
 ORIENTATION = 0x0112
 """The EXIF tag."""
@@ -142,23 +143,43 @@ def read_image(path: Path, least: int | None = None) -> np.ndarray:
 
 
 def read_plain(path: Path, least: int | None) -> np.ndarray | None:
-    """What `read_image` gives for the usual JPEG and 8-bit RGB PNG; None for all other files, and faulty ones.
+    """What `read_image` gives for the usual JPEG and 8-bit RGB PNG; None for all other files, and faulty ones."""
+    try:
+        return decode_plain(path.read_bytes(), least)
+    except OSError:  # what is wrong with it, the careful way says
+        return None
+
+
+def decode_plain(data: bytes, least: int | None) -> np.ndarray | None:
+    """The same of a file's content.
 
     OpenCV decodes the same pixels as Pillow, a little faster, and threads that do it need not wait for each other.
     """
     try:
-        data = path.read_bytes()
         with Image.open(io.BytesIO(data)) as image:
             # OpenCV fills the rest of a truncated JPEG file with grey, and says nothing.
-            whole = data.endswith(JPEG_END) if image.format == "JPEG" else data[24:26] == PNG_RGB8
-            if image.mode != "RGB" or not whole or image.getexif().get(ORIENTATION, 1) != 1:
+            jpeg = image.format == "JPEG" and data.endswith(JPEG_END)
+            png = image.format == "PNG" and data[24:26] == PNG_RGB8
+            if image.mode != "RGB" or not (jpeg or png) or image.getexif().get(ORIENTATION, 1) != 1:
                 return None
             reduction = 1
-            while image.format == "JPEG" and least and reduction < 8 and min(image.size) // (2 * reduction) >= least:
+            while jpeg and least and reduction < 8 and min(image.size) // (2 * reduction) >= least:
                 reduction *= 2
-    except Exception:  # what is wrong with it, the careful way says
+    except Exception:  # decoders raise what they like
         return None
     return cv2.imdecode(np.frombuffer(data, np.uint8), CV2_FLAGS[reduction])
+
+
+def read_grey_png(path: Path) -> np.ndarray | None:
+    """Levels uint8 `(H, W)` of a PNG file of 8-bit grey, by OpenCV as above; None for all other files."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    if data[:4] != PNG_START or data[24:26] != PNG_GREY8:
+        return None
+    stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    return stored if stored is not None and stored.ndim == 2 else None
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -167,6 +188,9 @@ def read_mask(path: Path) -> np.ndarray:
     Raises:
         ValueError: the file is truncated, no image, or has colours in place of ids.
     """
+    stored = read_grey_png(path)
+    if stored is not None:
+        return stored
     image = decode(path)
     if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
         raise DataError(
@@ -312,7 +336,7 @@ def check(inspections: list[Callable[[], T]], *, tolerant: bool = False) -> list
     return in_threads("Checking the data", inspections, tolerant=tolerant)
 
 
-def in_threads(title: str, jobs: list[Callable[[], T]], *, tolerant: bool = False) -> list[T]:
+def in_threads(title: str, jobs: Sequence[Callable[[], T]], *, tolerant: bool = False) -> list[T]:
     """The results of all jobs, in order, behind a progress bar of that title if they take long."""
     results: list[T] = []
     start = time.monotonic()

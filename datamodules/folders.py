@@ -18,7 +18,8 @@ from typing import ClassVar
 
 import albumentations as A
 
-from datamodules.base import Colour, GraftDataModule, Source, Task, distinct_colours, scale_crop_flip
+from datamodules.augmentation import scale_crop_flip
+from datamodules.base import Colour, GraftDataModule, Source, Task, distinct_colours
 from datamodules.class_table import MOST_CLASSES, read_classes
 from datamodules.crops import centre_crop, random_crop_flip
 from datamodules.errors import DataError

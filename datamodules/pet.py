@@ -11,7 +11,8 @@ from typing import ClassVar
 
 import albumentations as A
 
-from datamodules.base import IGNORE_INDEX, GraftDataModule, Source, Task, scale_crop_flip
+from datamodules.augmentation import scale_crop_flip
+from datamodules.base import IGNORE_INDEX, GraftDataModule, Source, Task
 from datamodules.crops import centre_crop, random_crop_flip
 from datamodules.download import Archive, provide
 from datamodules.errors import DataError

@@ -19,7 +19,7 @@ import tempfile
 import threading
 from hashlib import sha1
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -76,7 +76,7 @@ class Store:
         letters = name.encode()
         masked = isinstance(target, np.ndarray)
         label = -1 if isinstance(target, np.ndarray) else target
-        parts = [HEADER.pack(*image.shape[:2], label, len(letters)), letters, np.ascontiguousarray(image)]
+        parts: list[Any] = [HEADER.pack(*image.shape[:2], label, len(letters)), letters, np.ascontiguousarray(image)]
         parts += [np.ascontiguousarray(target)] if masked else []
         path = self.path(key)
         part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
@@ -114,7 +114,12 @@ def open_memory() -> str:
     remove_orphans(root)
     folder = Path(tempfile.mkdtemp(prefix=f"graft-{os.getpid()}-", dir=root))
     owner = os.getpid()
-    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(folder, ignore_errors=True))
+
+    def remove() -> None:
+        if os.getpid() == owner:  # forked workers inherit this
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
     free = shutil.disk_usage(root).free
     return f"{free - min(int(free * FREE_SHARE), int(total_memory() * MEMORY_SHARE))}:{folder}"
 

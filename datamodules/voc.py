@@ -17,7 +17,8 @@ import albumentations as A
 import numpy as np
 from scipy.io import loadmat
 
-from datamodules.base import Colour, GraftDataModule, Source, Task, scale_crop_flip
+from datamodules.augmentation import scale_crop_flip
+from datamodules.base import Colour, GraftDataModule, Source, Task
 from datamodules.download import Archive, provide
 from datamodules.errors import DataError
 from datamodules.files import MaskedImages, Pair, identity, pair_listed, read_mask

@@ -31,6 +31,10 @@ class RunConfig:
     data_dir: str | None = flag(None, "folder of the data set")
     download: bool = flag(False, "fetch the data set if it may be fetched and is not there")
     on_bad_sample: Literal["error", "skip"] = flag("error", "what a sample that cannot be read does to the run")
+    cache: Literal["none", "memory", "disk"] = flag("memory", "where decoded samples are kept, within a budget")
+    augmentation: str | None = flag(None, "of training images: a name, or a YAML file; default: the data set's")
+    mixup: NonNegativeFloat = flag(0.0, "mix training images with a share from Beta(this, this); classification only")
+    cutmix: NonNegativeFloat = flag(0.0, "the same by pasting a part; with both, either is drawn for each batch")
     weights: str = flag("none", "what the backbone starts from: imagenet, a file, or none")
     output_stride: Literal[8, 16, 32] | None = flag(None, "pixels per pixel of the last map; default: the head's")
     backbone_options: dict[str, Any] | None = flag(None, "further options of the backbone, YAML: '{zero_init: false}'")
@@ -38,6 +42,7 @@ class RunConfig:
     image_size: PositiveInt | None = flag(None, "H W, or one number for both; default: the data set's", nargs="+")
     batch_size: PositiveInt = flag(16, "images per process and step")
     epochs: NonNegativeInt = flag(5, "passes over the training images; 0 scores the weights as they are")
+    checkpoint_every: NonNegativeInt = flag(0, "also save last.ckpt every so many steps; --resume goes on from there")
     max_steps: PositiveInt | None = flag(None, "stop after so many optimiser steps, whatever --epochs says")
     optimizer: Literal["adamw", "sgd"] = flag("adamw", "optimiser")
     lr: PositiveFloat = flag(1e-3, "base learning rate")
@@ -201,6 +206,13 @@ def usage_problem(config: RunConfig) -> str | None:
         return f"--class-weights {config.class_weights}: no such file (or give {', '.join(WEIGHTINGS)})"
     if config.class_weights != "none" and not config.loss.startswith("cross_entropy"):
         return f"--class-weights {config.class_weights}: --loss {config.loss} has no class weights; use cross_entropy"
+    presets, chosen = module_dict("datamodules/augmentation.py", "AUGMENTATIONS"), config.augmentation
+    if chosen is not None and chosen not in presets and not Path(chosen).is_file():
+        return f"--augmentation {chosen}: no such name or file; nearest: {nearest(chosen, presets)}"
+    if config.mixup or config.cutmix:
+        flags = " and ".join(f"--{name}" for name in ("mixup", "cutmix") if getattr(config, name))
+        if config.loss != "cross_entropy" or config.class_weights != "none":
+            return f"{flags}: works with --loss cross_entropy without --class-weights"
     if config.weights not in ("imagenet", "none") and not Path(config.weights).is_file():
         return f"--weights {config.weights}: no such file (or give imagenet or none)"
     return None

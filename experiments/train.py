@@ -49,6 +49,10 @@ def train(config: RunConfig) -> None:
     data = build_data(config)
     data.setup("fit")
     module = build_module(config, data)
+    if config.mixup or config.cutmix:
+        if not isinstance(module, ClassificationModule):
+            raise ValueError(f"--mixup and --cutmix mix the classes of whole images; {config.head} labels pixels")
+        module.mix_batches(config.mixup, config.cutmix)
     folder = open_run_folder(config)
     size = data.image_size
     costs = cost(module.network, size)
@@ -61,7 +65,21 @@ def train(config: RunConfig) -> None:
         save_last=True,
         enable_version_counter=False,
     )
-    callbacks = [best, EpochTable(folder.metrics), ProgressLines(module.monitor), WandbPictures(data)]
+    callbacks: list[pl.Callback] = [
+        best,
+        EpochTable(folder.metrics),
+        ProgressLines(module.monitor),
+        WandbPictures(data),
+    ]
+    if config.checkpoint_every:
+        callbacks.append(
+            WithinEpoch(
+                folder.checkpoints,
+                filename="last",
+                every_n_train_steps=config.checkpoint_every,
+                enable_version_counter=False,
+            )
+        )
     trainer = build_trainer(config, folder, loggers, callbacks)
     if config.compile:
         module.network = torch.compile(module.network)  # type: ignore[assignment]
@@ -71,10 +89,22 @@ def train(config: RunConfig) -> None:
     if config.epochs:
         fit(trainer, module, data, checkpoint)
     if config.epochs and not best.best_model_path:  # --max-steps ended it before the first validation
-        for name in ("best.ckpt", "last.ckpt"):
+        within_epoch = config.checkpoint_every and folder.last_checkpoint.is_file()  # to be continued there
+        for name in ("best.ckpt",) if within_epoch else ("best.ckpt", "last.ckpt"):
             trainer.save_checkpoint(folder.checkpoints / name)
     finish(config, folder, trainer, module, data, costs, time.time() - started)
     close(loggers)
+
+
+class WithinEpoch(ModelCheckpoint):
+    """Saves between the first and the last batch of an epoch; what comes after it is the other checkpoint's business.
+
+    Lightning, resumed from a checkpoint of the last batch, loses count of its epochs for the next one.
+    """
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *more: Any) -> None:
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            super().on_train_batch_end(trainer, *more)
 
 
 def fit(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule, checkpoint: Path | None) -> None:
@@ -161,6 +191,8 @@ def build_data(config: RunConfig) -> GraftDataModule:
         std=backbone.std,
         download=config.download,
         on_bad_sample=config.on_bad_sample,
+        cache=config.cache,
+        augmentation=config.augmentation,
     )
 
 

@@ -1,6 +1,14 @@
 """Image classification: one class per image."""
 
-from lightning_modules.base import GraftModule
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms import v2
+
+from lightning_modules.base import Batch, GraftModule
+from lightning_modules.losses import cross_entropy
 from lightning_modules.metrics import ClassificationScores
 
 
@@ -9,6 +17,35 @@ class ClassificationModule(GraftModule):
 
     task = "classification"
     monitor = "val/top1"
+    mixing: Sequence[v2.Transform] = ()
+    """One of these is drawn for each training batch. No part of a checkpoint: a trained network has no use for it."""
 
     def new_scores(self, num_classes: int, ignore_index: int) -> ClassificationScores:
         return ClassificationScores(num_classes)
+
+    def mix_batches(self, mixup: float, cutmix: float) -> None:
+        """Train on mixtures of two images and of their classes; 0 leaves one of the two ways out.
+
+        MixUp (Zhang et al. 2017, arXiv:1710.09412) blends them, CutMix (Yun et al. 2019, arXiv:1905.04899) pastes a
+        part of one into the other, with a share drawn from Beta(alpha, alpha).
+        """
+        classes = len(self.hparams["class_names"])
+        ways = ((v2.MixUp, mixup), (v2.CutMix, cutmix))
+        self.mixing = tuple(way(alpha=alpha, num_classes=classes) for way, alpha in ways if alpha)
+        self.loss = soft_cross_entropy
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        if self.mixing:
+            # A function of the seed and the step, so that a run that resumes goes on as it would have.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(torch.initial_seed() + self.global_step)
+                image, target = v2.RandomChoice(list(self.mixing))(batch["image"], batch["target"])
+            batch = {**batch, "image": image, "target": target}
+        return self._step(batch, "train")
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """Mean cross-entropy to class probabilities `(B, C)`, or to classes `(B,)`."""
+    if target.is_floating_point():
+        return F.cross_entropy(logits, target)
+    return cross_entropy(logits, target, ignore_index)

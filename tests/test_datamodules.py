@@ -19,6 +19,7 @@ from datamodules import DATAMODULES, files
 from datamodules.base import GraftDataModule
 from datamodules.digits import Digits
 from datamodules.errors import DataError
+from tests.test_shards import make_shards
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 CASES = [(name, task) for name, kind in DATAMODULES.items() for task in kind.tasks]
@@ -74,6 +75,8 @@ def make_tree(name: str, task: str, root: Path) -> str | None:
             for index in range(5):
                 save(root / label / f"{index}.jpg", np.full((30, 40 + index, 3), 10 * index, np.uint8))
         return str(root)
+    if name == "shards":
+        return str(make_shards(root, task))
     raise NotImplementedError(f"write a tree for {name}, {task}")
 
 

@@ -93,7 +93,7 @@ class PlainAlbumentations(Dataset[Any]):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        image = cv2.cvtColor(cv2.imread(str(self.pairs[index][0])), cv2.COLOR_BGR2RGB)
+        image = cv2.imread(str(self.pairs[index][0]), cv2.IMREAD_COLOR_RGB)
         mask = cv2.imread(str(self.pairs[index][1]), cv2.IMREAD_UNCHANGED)
         out = self.pipeline(image=image, mask=mask)
         return out["image"], out["mask"].long()
@@ -149,12 +149,13 @@ def lay_out(camvid: Path, root: Path, count: int | None) -> Path:
             shutil.copy(image, root / "train")
             shutil.copy(mask, root / "trainannot")
             continue
-        large = cv2.resize(cv2.imread(str(image)), (2048, 1024), interpolation=cv2.INTER_CUBIC)
+        pixels = np.array(Image.open(image).convert("RGB"))
+        large = cv2.resize(pixels, (2048, 1024), interpolation=cv2.INTER_CUBIC)
         # Sensor noise, without which enlarged images would compress, and decode, far better than photographs.
         large = np.clip(large + noise.integers(-3, 4, large.shape), 0, 255).astype(np.uint8)
-        labels = cv2.resize(cv2.imread(str(mask), cv2.IMREAD_UNCHANGED), (2048, 1024), interpolation=cv2.INTER_NEAREST)
-        cv2.imwrite(str(root / "train" / f"{name}.png"), large)
-        cv2.imwrite(str(root / "trainannot" / f"{name}.png"), labels)
+        labels = cv2.resize(np.array(Image.open(mask)), (2048, 1024), interpolation=cv2.INTER_NEAREST)
+        Image.fromarray(large).save(root / "train" / f"{name}.png")
+        Image.fromarray(labels).save(root / "trainannot" / f"{name}.png")
     (root / "train.txt").write_text("\n".join(names[:count]))
     (root / "val.txt").write_text(names[0])
     for folder in ("train", "trainannot"):
