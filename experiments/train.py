@@ -48,6 +48,8 @@ def train(config: RunConfig) -> None:
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config)
     data.setup("fit")
+    if config.epochs and data.train is None:
+        raise DataError(f"there is no train split in {config.data_dir}; --epochs 0 scores without training")
     module = build_module(config, data)
     if config.mixup or config.cutmix:
         if not isinstance(module, ClassificationModule):
@@ -57,7 +59,7 @@ def train(config: RunConfig) -> None:
     size = data.image_size
     costs = cost(module.network, size)
     loggers = make_loggers(config, folder, module, costs)
-    best = ModelCheckpoint(
+    best = AtValidation(
         folder.checkpoints,
         filename="best",
         monitor=module.monitor,
@@ -94,6 +96,13 @@ def train(config: RunConfig) -> None:
             trainer.save_checkpoint(folder.checkpoints / name)
     finish(config, folder, trainer, module, data, costs, time.time() - started)
     close(loggers)
+
+
+class AtValidation(ModelCheckpoint):
+    """Saves after validation only: where none came, Lightning would save a last.ckpt that skips the epoch's rest."""
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        pass
 
 
 class WithinEpoch(ModelCheckpoint):

@@ -14,7 +14,9 @@ from scipy.io import savemat
 from datamodules import DATAMODULES, cityscapes, download, flowers102, pet, small_images, voc
 from datamodules.digits import Digits
 from datamodules.download import Archive, provide
+from experiments.config import RunConfig
 from experiments.run import main
+from experiments.train import build_module
 from tests.fake_data import TEST, TRAIN, VAL, accept_fake_checksums, make_fake, make_imagenet, photo, save
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -47,6 +49,28 @@ def test_one_command_for_all(name: str, task: str, tmp_path: Path) -> None:
     assert splits["train"] >= TRAIN
     for scores in results["scores"].values():
         assert 0 <= scores["miou" if task == "segmentation" else "top1"] <= 1
+
+
+def test_weights_are_scored_without_training(tmp_path: Path) -> None:
+    rows = [f"{index}.png,{200 + index},n{index},thing" for index in range(3)]
+    for index in range(3):
+        save(tmp_path / "images" / f"{index}.png", photo(index))
+    (tmp_path / "labels.csv").write_text("\n".join(["file,index,wnid,label", *rows]))
+    arguments = ["--backbone", "lenet5", "--head", "classifier", "--data", "imagenet", "--data-dir", str(tmp_path)]
+    more = ["--image-size", "32", "--workers", "0", "--accelerator", "cpu", "--out", str(tmp_path), "--name", "run"]
+    assert main([*arguments, *more, "--epochs", "1"]) == 2, "there is nothing to train on"
+    assert not (tmp_path / "run").exists()
+    assert main([*arguments, *more, "--epochs", "0"]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["best_epoch"], results["protocol"]["splits"]) == (0, {"val": 3})
+    assert len(results["protocol"]["classes"]) == 1000
+    assert set(results["scores"]["val"]) == {"loss", "top1", "top5"}
+    data = build("imagenet", tmp_path, "classification")
+    module = build_module(RunConfig(backbone="lenet5", head="classifier", data="imagenet"), data)
+    assert module.hparams["ignore_index"] < 0, "class 255 is a class"
+    (tmp_path / "labels.csv").write_text("file,index\n0.png,1000\n")
+    with pytest.raises(ValueError, match=r"labels\.csv gives 0\.png the index 1000; allowed are 0 to 999"):
+        build("imagenet", tmp_path, "classification")
 
 
 def labels_of(data) -> dict[str, set[int]]:
