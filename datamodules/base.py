@@ -95,6 +95,8 @@ class GraftDataModule(LightningDataModule):
         self.cache: Cache = cache
         self.augmentation_name = augmentation
         self.normalise = Normalise(mean, std)
+        self.resumed: dict[str, int] | None = None
+        self._sampler: Shuffled | None = None
         self.train: Samples | None = None
         self.val: Samples | None = None
         self.test: Samples | None = None
@@ -192,17 +194,25 @@ class GraftDataModule(LightningDataModule):
         rank, processes = self._processes()
         sampler = Shuffled(self.train, processes, rank, self.seed)
         loader = self._loader(TrainingLoader, self.train, sampler, drop_last=True)
-        loader.progress = partial(self._progress, sampler)
+        self._sampler = sampler
+        if self.resumed is not None:
+            sampler.resume(**self.resumed)
+        loader.progress = self.state_dict
         return loader
 
-    def _progress(self, sampler: Shuffled) -> dict[str, int]:
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        # Lightning hands the loader's own state to it too late, where an optimiser has asked for the number of steps.
+        self.resumed = state_dict
+
+    def state_dict(self) -> dict[str, int]:
         """How many samples of which epoch all processes have trained on, whatever workers have fetched beyond that."""
         assert self.trainer is not None
+        assert self._sampler is not None
         loop = self.trainer.fit_loop
         epoch = cast("_ProcessedTracker", loop.epoch_progress.current).processed
         batches = cast("_ProcessedTracker", loop.epoch_loop.batch_progress.current).processed
         # Where --max-steps ends an epoch early, Lightning goes on with the next.
-        within = epoch == sampler.epoch
+        within = epoch == self._sampler.epoch
         return {"epoch": epoch, "taken": batches * self.batch_size * self.trainer.world_size if within else 0}
 
     def val_dataloader(self) -> Loader:
@@ -239,11 +249,11 @@ class GraftDataModule(LightningDataModule):
     def finish(self, batch: Batch) -> Batch:
         """A batch of bytes, as it comes from the workers, as the network takes it, where the network is."""
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-        image = self.normalise(batch["image"].to(device, non_blocking=True))
-        for one, (height, width) in zip(image, batch.get("sizes", ()), strict=False):
-            one[:, height:] = one[:, :, width:] = 0  # the mean colour
+        pixels = batch["image"].to(device, non_blocking=True)
+        for one, (height, width) in zip(pixels, batch.get("sizes", ()), strict=False):
+            one[height:] = one[:, width:] = self.normalise.colour.to(device)
         target = batch["target"].to(device, non_blocking=True).long()
-        return {"image": image, "target": target, "name": batch["name"]}
+        return {"image": self.normalise(pixels), "target": target, "name": batch["name"]}
 
     def to_pixels(self, image: Tensor) -> Tensor:
         """Undo the normalisation: float `(..., 3, H, W)` -> uint8."""

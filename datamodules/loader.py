@@ -20,6 +20,7 @@ class Normalise:
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.shift = torch.tensor(mean) * 255
         self.scale = 1 / (torch.tensor(std) * 255)
+        self.colour = self.shift.round().to(torch.uint8)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         width = pixels.shape[-2]
