@@ -76,7 +76,7 @@ def inspect(source: Source, split: str, index: int) -> Inspected:
         image, target, name = source[index]
     except DataError as error:
         return Inspected(Fault(error.kind, split, f"number {index}", str(error)))
-    content = blake2b(np.ascontiguousarray(image), key=str(image.shape).encode()).digest()
+    content = blake2b(np.ascontiguousarray(image).data, key=str(image.shape).encode()).digest()
     labels = frozenset(np.unique(target).tolist()) - ({IGNORE_INDEX} if isinstance(target, np.ndarray) else set())
     empty = Fault("empty mask", split, name, f"{name} in {split} has no pixel that counts; label it or remove it")
     return Inspected(None if labels else empty, name, content, labels)

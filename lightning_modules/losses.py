@@ -53,4 +53,4 @@ def find_loss(name: str, class_weights: Sequence[float] | None = None) -> Loss:
         return LOSSES[name]
     if name == "dice":
         raise ValueError("the loss dice has no class weights; use cross_entropy or cross_entropy_dice")
-    return partial(LOSSES[name], weights=list(class_weights))
+    return partial(LOSSES[name], weights=list(class_weights))  # type: ignore[call-arg]
