@@ -5,13 +5,36 @@ import os
 # Albumentations asks PyPI for a newer version on import; a cluster node has no network to ask over.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
+from datamodules.ade20k import Ade20k
 from datamodules.base import GraftDataModule
 from datamodules.camvid import CamVid
+from datamodules.camvid32 import CamVid32
+from datamodules.cityscapes import Cityscapes
 from datamodules.digits import Digits
+from datamodules.drive import Drive
+from datamodules.flowers102 import Flowers102
 from datamodules.folders import Folders
+from datamodules.imagenet import ImageNet
+from datamodules.pet import Pet
+from datamodules.shards import Shards
+from datamodules.small_images import Cifar10, Cifar100, FashionMnist, Mnist
+from datamodules.voc import Voc
 
 DATAMODULES: dict[str, type[GraftDataModule]] = {
     "digits": Digits,
-    "camvid": CamVid,
     "folders": Folders,
+    "shards": Shards,
+    "camvid": CamVid,
+    "camvid32": CamVid32,
+    "cityscapes": Cityscapes,
+    "voc": Voc,
+    "ade20k": Ade20k,
+    "drive": Drive,
+    "pet": Pet,
+    "imagenet": ImageNet,
+    "flowers102": Flowers102,
+    "cifar10": Cifar10,
+    "cifar100": Cifar100,
+    "mnist": Mnist,
+    "fashion_mnist": FashionMnist,
 }

@@ -1,76 +1,32 @@
 """What every data set is: splits of images with targets, one albumentations pipeline each, and their loaders."""
 
-import random
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import albumentations as A
 import cv2
 import numpy as np
 import torch
-from albumentations.pytorch import ToTensorV2
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.loops.progress import _ProcessedTracker
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD, to_pixels
+from datamodules.augmentation import compose, find_augmentation
+from datamodules.collate import IGNORE_INDEX, collate
 from datamodules.errors import DataError
+from datamodules.files import LabelledImages, check
+from datamodules.loader import Batch, Loader, Normalise, Pixels, TrainingLoader
+from datamodules.samples import OnBadSample, Samples, Shuffled
+from datamodules.source import FileSource, Source
+from datamodules.store import Cache, open_store
 
-IGNORE_INDEX = 255
 Task = Literal["classification", "segmentation"]
 Colour = tuple[int, int, int]
-
-
-class Source(Protocol):
-    """The samples of a split as they are stored, before any augmentation."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> tuple[np.ndarray, np.ndarray | int, str]:
-        """Image uint8 `(H, W, 3)` RGB; mask uint8 `(H, W)` with 255 = ignore, or the class; a name."""
-        ...
-
-
-class Samples(Dataset[dict[str, Any]]):
-    """A source behind its pipeline.
-
-    Items are asked for by index, or by `(epoch, index)`. Random augmentation is a function of (seed, epoch, index)
-    alone: every sample brings its own generators (20 microseconds), so that neither the number of workers nor the
-    number of processes nor a resumed run changes what the network sees.
-    """
-
-    def __init__(self, source: Source, pipeline: A.Compose, seed: int, *, endless: bool = False) -> None:
-        self.source = source
-        self.endless = endless
-        self.pipeline = pipeline
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """`image` float32 `(3, H, W)`, normalised; `target` int64 `(H, W)` or `()`; `name`."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        image, target, name = self.source[index + epoch * len(self.source) * self.endless]
-        # albumentations draws from generators of its own, which seeding numpy, random or torch does not reach.
-        generator = np.random.default_rng((self.seed, epoch, index))
-        self.pipeline.set_random_state(generator, random.Random(int(generator.integers(2**32))))
-        if isinstance(target, np.ndarray):
-            out = self.pipeline(image=image, mask=target)
-            return {"image": out["image"], "target": out["mask"].long(), "name": name}
-        out = self.pipeline(image=image)
-        return {"image": out["image"], "target": torch.tensor(target), "name": name}
-
-
-class Shuffled(DistributedSampler[Any]):
-    """This process's share of the training set, anew each epoch, as `(epoch, index)` keys.
-
-    The epoch travels with the index because persistent workers keep the copy of the data set they started with.
-    Lightning calls `set_epoch`.
-    """
-
-    def __iter__(self) -> Iterator[Any]:
-        return ((self.epoch, index) for index in super().__iter__())
+L = TypeVar("L", bound=Loader)
+ENOUGH = 2
+"""Size of a photograph, in sides of the crop it is to yield, from which more pixels would make no difference."""
 
 
 class GraftDataModule(LightningDataModule):
@@ -102,8 +58,17 @@ class GraftDataModule(LightningDataModule):
         seed: int = 0,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        download: bool = False,
+        on_bad_sample: Literal["error", "skip"] = "error",
+        cache: Cache = "memory",
+        augmentation: str | None = None,
     ) -> None:
         """`image_size` is (H, W), None for the data set's own; `batch_size` and `workers` are per process.
+
+        With `download`, a set that may be fetched and is not there is. With `on_bad_sample` "skip", training replaces
+        samples that cannot be read by the next, and evaluation leaves them out. `cache` is where decoded samples are
+        kept; see `datamodules/store.py`. `augmentation` is a name or file for `datamodules/augmentation.py`, None for
+        what suits the data set.
 
         Raises:
             ValueError: the data set has no such task, or a number is out of range.
@@ -125,6 +90,13 @@ class GraftDataModule(LightningDataModule):
         self.seed = seed
         self.mean = tuple(mean)
         self.std = tuple(std)
+        self.download = download
+        self.on_bad_sample = on_bad_sample
+        self.cache: Cache = cache
+        self.augmentation_name = augmentation
+        self.normalise = Normalise(mean, std)
+        self.resumed: dict[str, int] | None = None
+        self._sampler: Shuffled | None = None
         self.train: Samples | None = None
         self.val: Samples | None = None
         self.test: Samples | None = None
@@ -146,12 +118,16 @@ class GraftDataModule(LightningDataModule):
         """The splits `train`, `val` and perhaps `test`. Raises DataError where the files are not in order."""
         raise NotImplementedError
 
+    def preparation(self) -> list[A.BasicTransform]:
+        """What images of all splits go through first; nothing random, so that it is done once, not once an epoch."""
+        return []
+
     def augmentation(self) -> list[A.BasicTransform]:
-        """What training images go through, up to `image_size`."""
+        """What training images go through after that, up to `image_size`."""
         raise NotImplementedError
 
     def evaluation(self) -> list[A.BasicTransform]:
-        """What validation and test images go through; nothing random."""
+        """What validation and test images go through in its place; nothing random."""
         return []
 
     def setup(self, stage: str | None = None) -> None:
@@ -160,22 +136,38 @@ class GraftDataModule(LightningDataModule):
         Raises:
             ValueError: the data are not in order, or fewer than a batch.
         """
-        if self.train is not None:
+        if self.val is not None:
             return
         sources = self.sources()
-        self._check_batch_size(len(sources["train"]))
         self.splits = tuple(sources)
-        pipeline = self._pipeline(self.augmentation())
-        self.train = Samples(sources["train"], pipeline, self.seed, endless=self.endless_training)
-        self.val = Samples(sources["val"], self._pipeline(self.evaluation()), self.seed)
-        if "test" in sources:
-            self.test = Samples(sources["test"], self._pipeline(self.evaluation()), self.seed)
+        if "train" in sources:
+            self._check_batch_size(len(sources["train"]))
+            name = self.augmentation_name
+            transforms = find_augmentation(name, self.image_size, self.mean) if name else self.augmentation()
+            self.train = self._samples(sources["train"], transforms, "replace", endless=self.endless_training)
+        for split in set(sources) - {"train"}:
+            setattr(self, split, self._samples(sources[split], self.evaluation(), "drop"))
+        if self.on_bad_sample == "error":
+            # Reading all files now finds what is wrong with them before any training, and fills the store.
+            splits = [getattr(self, split) for split in self.splits if isinstance(sources[split], FileSource)]
+            check([partial(samples.load, index) for samples in splits for index in range(len(samples))])
 
-    def _pipeline(self, transforms: list[A.BasicTransform]) -> A.Compose:
-        # Normalising comes last: pixels stay uint8, as a picture or a deployed model would have them, up to there.
-        # The exact nearest neighbour takes the pixel under the centre; the plain one is off by up to half a pixel.
-        last = [A.Normalize(mean=self.mean, std=self.std), ToTensorV2()]
-        return A.Compose([*transforms, *last], mask_interpolation=cv2.INTER_NEAREST_EXACT)
+    def _samples(
+        self, source: Source, transforms: list[A.BasicTransform], skip: OnBadSample, *, endless: bool = False
+    ) -> Samples:
+        preparation = self.preparation()
+        if isinstance(source, LabelledImages):
+            source.least = ENOUGH * max(self.image_size)
+        return Samples(
+            source,
+            compose(transforms),
+            self.seed,
+            self.normalise,
+            endless=endless,
+            on_bad_sample=skip if self.on_bad_sample == "skip" else "error",
+            store=open_store(self.cache),
+            preparation=compose(preparation) if preparation else None,
+        )
 
     def _processes(self) -> tuple[int, int]:
         """This process's rank, and how many there are."""
@@ -194,41 +186,74 @@ class GraftDataModule(LightningDataModule):
                 f"use at most {images // processes}"
             )
 
-    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def train_dataloader(self) -> TrainingLoader:
         """Shuffled whole batches."""
-        assert self.train is not None, "call setup() first"
+        if self.train is None:
+            raise DataError(f"there is no train split in {self.data_dir}; --epochs 0 scores without training")
         self._check_batch_size(len(self.train))
         rank, processes = self._processes()
-        sampler = Shuffled(self.train, processes, rank, shuffle=True, seed=self.seed, drop_last=True)
-        return self._loader(self.train, sampler, drop_last=True)
+        sampler = Shuffled(self.train, processes, rank, self.seed)
+        loader = self._loader(TrainingLoader, self.train, sampler, drop_last=True)
+        self._sampler = sampler
+        if self.resumed is not None:
+            sampler.resume(**self.resumed)
+        loader.progress = self.state_dict
+        return loader
 
-    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        # Lightning hands the loader's own state to it too late, where an optimiser has asked for the number of steps.
+        self.resumed = state_dict
+
+    def state_dict(self) -> dict[str, int]:
+        """How many samples of which epoch all processes have trained on, whatever workers have fetched beyond that."""
+        assert self.trainer is not None
+        assert self._sampler is not None
+        loop = self.trainer.fit_loop
+        epoch = cast("_ProcessedTracker", loop.epoch_progress.current).processed
+        batches = cast("_ProcessedTracker", loop.epoch_loop.batch_progress.current).processed
+        # Where --max-steps ends an epoch early, Lightning goes on with the next.
+        within = epoch == self._sampler.epoch
+        return {"epoch": epoch, "taken": batches * self.batch_size * self.trainer.world_size if within else 0}
+
+    def val_dataloader(self) -> Loader:
         """Every sample exactly once over all processes."""
         return self._evaluation_loader("val", self.val)
 
-    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def test_dataloader(self) -> Loader:
         """Every sample exactly once over all processes."""
         return self._evaluation_loader("test", self.test)
 
-    def _evaluation_loader(self, split: str, samples: Samples | None) -> DataLoader[dict[str, Any]]:
+    def _evaluation_loader(self, split: str, samples: Samples | None) -> Loader:
         if samples is None:
             raise DataError(f"there is no {split} split; the splits are {', '.join(self.splits)}")
         rank, processes = self._processes()
         if len(samples) < processes:
             raise DataError(f"{processes} processes cannot share {len(samples)} {split} images; use fewer --devices")
-        return self._loader(samples, range(rank, len(samples), processes), drop_last=False)
+        return self._loader(Loader, samples, range(rank, len(samples), processes), drop_last=False)
 
-    def _loader(self, samples: Samples, sampler: Any, *, drop_last: bool) -> DataLoader[dict[str, Any]]:
-        return DataLoader(
-            samples,
+    def _loader(self, kind: type[L], samples: Samples, sampler: Any, *, drop_last: bool) -> L:
+        loader = kind(
+            Pixels(samples.pixels),
             batch_size=self.batch_size,
             sampler=sampler,
             drop_last=drop_last,
             num_workers=self.workers,
+            collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,
             worker_init_fn=one_thread,
         )
+        loader.finish = self.finish
+        return loader
+
+    def finish(self, batch: Batch) -> Batch:
+        """A batch of bytes, as it comes from the workers, as the network takes it, where the network is."""
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        pixels = batch["image"].to(device, non_blocking=True)
+        for one, (height, width) in zip(pixels, batch.get("sizes", ()), strict=False):
+            one[height:] = one[:, width:] = self.normalise.colour.to(device)
+        target = batch["target"].to(device, non_blocking=True).long()
+        return {"image": self.normalise(pixels), "target": target, "name": batch["name"]}
 
     def to_pixels(self, image: Tensor) -> Tensor:
         """Undo the normalisation: float `(..., 3, H, W)` -> uint8."""
@@ -238,16 +263,6 @@ class GraftDataModule(LightningDataModule):
 def one_thread(worker: int) -> None:
     """OpenCV would start a thread for every core in every worker."""
     cv2.setNumThreads(0)
-
-
-def scale_crop_flip(image_size: tuple[int, int], mean: Sequence[float]) -> list[A.BasicTransform]:
-    """The usual segmentation augmentation: scale by 0.5 to 2, crop to `image_size` (padded with ignore), mirror."""
-    fill = tuple(255 * value for value in mean)
-    return [
-        A.RandomScale(scale_limit=(-0.5, 1.0), area_for_downscale="image", p=1.0),
-        A.RandomCrop(*image_size, pad_if_needed=True, fill=fill, fill_mask=IGNORE_INDEX),
-        A.HorizontalFlip(p=0.5),
-    ]
 
 
 def distinct_colours(count: int) -> tuple[Colour, ...]:

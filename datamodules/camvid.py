@@ -5,15 +5,15 @@ made the usual one. Layout: `train/NAME.jpg` (or .png), `trainannot/NAME.png` wi
 list `train.txt` with a name, or a path ending in it, on each line; the same for `val` and, where present, `test`.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import albumentations as A
 
-from datamodules.base import IGNORE_INDEX, Colour, GraftDataModule, Source, Task, scale_crop_flip
+from datamodules.augmentation import scale_crop_flip
+from datamodules.base import IGNORE_INDEX, Colour, GraftDataModule, Source, Task
 from datamodules.errors import DataError
-from datamodules.files import MaskedImages, Pair, check, pair
+from datamodules.files import MaskedImages, Pair, identity, pair
 
 CLASSES: dict[str, Colour] = {
     "sky": (128, 128, 128),
@@ -55,11 +55,12 @@ class CamVid(GraftDataModule):
         splits = ["train", "val"] + (["test"] if (root / "test.txt").is_file() else [])
         sources = {
             split: MaskedImages(
-                listed_pairs(root, split), len(CLASSES), (UNLABELLED, IGNORE_INDEX), "is this the 11-class version?"
+                listed_pairs(root, split),
+                identity(len(CLASSES), (UNLABELLED, IGNORE_INDEX)),
+                "is this the 11-class version? The original one is --data camvid32",
             )
             for split in splits
         }
-        check([partial(source.__getitem__, index) for source in sources.values() for index in range(len(source))])
         return dict(sources)
 
     def augmentation(self) -> list[A.BasicTransform]:

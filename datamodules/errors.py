@@ -6,8 +6,11 @@ class DataError(ValueError):
 
     torch raises an exception of a worker process again in the parent, as the same class with the whole traceback as
     its message. The last line of that is ours.
+
+    `kind` says for `--check-data` what sort of fault it is; from a worker process it does not arrive.
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, kind: str = "layout") -> None:
+        self.kind = kind
         last = message.strip().splitlines()[-1]
         super().__init__(last.removeprefix(f"{type(self).__module__}.{type(self).__qualname__}: "))

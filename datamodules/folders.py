@@ -4,30 +4,37 @@ Segmentation: `images/` and `masks/`, paired by name without suffix; a mask hold
 palette PNG), 255 = ignore. `train/`, `val/` and `test/` may lie around the two folders (`train/images/`) or inside
 (`images/train/`). Names of the classes, in the order of their ids, come from `classes.txt` (one a line) or
 `classes.csv` (a header with `name` and, for colours, `r`, `g`, `b`); without either, the masks' labels are counted.
+With colours, RGB masks are read by them; rows named void or ignore are no classes. Masks of 0 and 255, as in the ISBI
+2012 challenge, are two greys: `background,0,0,0` and `cell,255,255,255`.
 
 Classification: a folder of images per class, around which `train/`, `val/` and `test/` may lie.
 
 Without `val/`, a fifth of the training images is held out, chosen by a hash of their names: the same on every machine.
 """
 
-import csv
-from collections.abc import Sequence
 from functools import partial
-from hashlib import sha1
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import albumentations as A
 
-from datamodules.base import IGNORE_INDEX, Colour, GraftDataModule, Source, Task, distinct_colours, scale_crop_flip
+from datamodules.augmentation import scale_crop_flip
+from datamodules.base import Colour, GraftDataModule, Source, Task, distinct_colours
+from datamodules.class_table import MOST_CLASSES, read_classes
+from datamodules.crops import centre_crop, random_crop_flip
 from datamodules.errors import DataError
-from datamodules.files import LabelledImages, MaskedImages, check, list_images, pair
-
-T = TypeVar("T")
+from datamodules.files import (
+    LabelledImages,
+    MaskedImages,
+    check,
+    hold_out,
+    identity,
+    list_classes,
+    pair,
+    read_mask,
+)
 
 SPLITS = ("train", "val", "test")
-HELD_OUT = 0.2
-MOST_CLASSES = IGNORE_INDEX
 LAYOUTS = {
     "segmentation": "--data-dir must name a folder with images/ and masks/",
     "classification": "--data-dir must name a folder with a folder of images per class",
@@ -66,34 +73,34 @@ class Folders(GraftDataModule):
         splits = {split: list(found.values()) for split, found in pairs.items()}
         if "val" not in splits:
             splits["train"], splits["val"] = hold_out(splits["train"], [p.name for p in splits["train"]], root)
-        named = read_classes(root)
+        table = read_classes(root)
         sources = {
             split: MaskedImages(
                 splits[split],
-                len(named) if named else MOST_CLASSES,
-                (IGNORE_INDEX,),
+                table.labels if table else identity(MOST_CLASSES),
                 "correct the mask, or name all classes in classes.txt",
+                table.read if table else read_mask,
             )
             for split in SPLITS
             if split in splits
         }
+        if table:
+            self.class_names, self._colours = table.names, table.colours
+            return dict(sources)
+        # A check of all files at the same time: what is wrong is known before training.
         largest = check(
-            [partial(source.largest_label, index) for source in sources.values() for index in range(len(source))]
+            [partial(source.largest_label, index) for source in sources.values() for index in range(len(source))],
+            tolerant=self.on_bad_sample == "skip",
         )
-        if named:
-            self.class_names = tuple(named)
-            if None not in named.values():
-                self._colours = tuple(colour for colour in named.values() if colour)
-        else:
-            count = max(largest) + 1
-            if count < 2:
-                raise DataError(
-                    f"the masks in {root} hold no label but 0 and 255, which is ignored; "
-                    "write 1, 2, ... for the classes, or name the classes in classes.txt"
-                )
-            self.class_names = tuple(map(str, range(count)))
+        count = max(largest, default=-1) + 1
+        if count < 2:
+            raise DataError(
+                f"the masks in {root} hold no label but 0 and 255, which is ignored; write 1, 2, ... for the classes, "
+                "or list name,r,g,b of each in classes.csv, where 255,255,255 may be a class"
+            )
+        self.class_names = tuple(map(str, range(count)))
         for source in sources.values():
-            source.num_classes = self.num_classes
+            source.labels = identity(count)
         return dict(sources)
 
     def _labelled(self, root: Path) -> dict[str, Source]:
@@ -120,64 +127,15 @@ class Folders(GraftDataModule):
             for split in SPLITS
             if split in images
         }
-        check([partial(readable, source, index) for source in sources.values() for index in range(len(source))])
         return dict(sources)
 
+    def preparation(self) -> list[A.BasicTransform]:
+        return [A.Resize(*self.image_size, area_for_downscale="image")] if self.task == "segmentation" else []
+
     def augmentation(self) -> list[A.BasicTransform]:
-        height, width = self.image_size
         if self.task == "segmentation":
-            return [*self.evaluation(), *scale_crop_flip(self.image_size, self.mean)]
-        return [
-            A.RandomResizedCrop((height, width), scale=(0.35, 1.0), area_for_downscale="image"),
-            A.HorizontalFlip(p=0.5),
-        ]
+            return scale_crop_flip(self.image_size, self.mean)
+        return random_crop_flip(self.image_size)
 
     def evaluation(self) -> list[A.BasicTransform]:
-        height, width = self.image_size
-        if self.task == "segmentation":
-            return [A.Resize(height, width, area_for_downscale="image")]
-        # The usual centre crop of 7/8: objects as large as in the training crops, sides in proportion.
-        margin = (round(height / 0.875), round(width / 0.875))
-        return [A.SmallestMaxSize(max_size_hw=margin, area_for_downscale="image"), A.CenterCrop(height, width)]
-
-
-def readable(source: LabelledImages, index: int) -> None:
-    source[index]
-
-
-def list_classes(tree: Path) -> dict[str, list[Path]]:
-    """The images in each class folder of `tree`, both sorted by name."""
-    folders = sorted(path for path in tree.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return {folder.name: list(list_images(folder).values()) for folder in folders}
-
-
-def hold_out(items: list[T], names: Sequence[str], where: Path) -> tuple[list[T], list[T]]:
-    """Four fifths and one fifth, at least one item each; those whose names hash lowest are held out."""
-    if len(items) < 2:
-        raise DataError(f"{where} holds 1 image, too few to hold one out for validation; add images or a val/ folder")
-    by_hash = sorted(range(len(items)), key=lambda i: sha1(names[i].encode()).digest())
-    held = set(by_hash[: max(1, round(HELD_OUT * len(items)))])
-    return [items[i] for i in range(len(items)) if i not in held], [items[i] for i in sorted(held)]
-
-
-def read_classes(root: Path) -> dict[str, Colour | None]:
-    """Names, with colours if the file has them, in the order of the ids; empty if there is no file."""
-    text, table = root / "classes.txt", root / "classes.csv"
-    named: list[tuple[str, Colour | None]] = []
-    if text.is_file():
-        path = text
-        named = [(line.strip(), None) for line in text.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    elif table.is_file():
-        path = table
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            for row in csv.DictReader(file, skipinitialspace=True):
-                try:
-                    colour = (int(row["r"]), int(row["g"]), int(row["b"])) if "r" in row else None
-                    named.append((row["name"], colour))
-                except (KeyError, TypeError, ValueError):
-                    raise DataError(f"{path} must begin with the line name or name,r,g,b; {row} does not fit") from None
-    else:
-        return {}
-    if not 2 <= len(dict(named)) == len(named) <= MOST_CLASSES:
-        raise DataError(f"{path} names {len(dict(named))} different classes; write 2 to {MOST_CLASSES}, each once")
-    return dict(named)
+        return [] if self.task == "segmentation" else centre_crop(self.image_size)

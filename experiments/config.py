@@ -17,6 +17,7 @@ from experiments.names import catalogue, module_dict, names_of, nearest
 USAGE_ERROR = 2
 LOSSES = ("lightning_modules/losses.py", "LOSSES")
 Settings = TypeVar("Settings")
+WEIGHTINGS = ("none", "median_frequency", "inverse_log")
 
 
 def flag(default: Any, help: str, **more: Any) -> Any:
@@ -35,6 +36,12 @@ class RunConfig:
     head: str = flag("deeplab", "what is made of the maps; classifier switches the task", folder="heads")
     data: str = flag("digits", "data set", folder="datamodules")
     data_dir: str | None = flag(None, "folder of the data set")
+    download: bool = flag(False, "fetch the data set if it may be fetched and is not there")
+    on_bad_sample: Literal["error", "skip"] = flag("error", "what a sample that cannot be read does to the run")
+    cache: Literal["none", "memory", "disk"] = flag("memory", "where decoded samples are kept, within a budget")
+    augmentation: str | None = flag(None, "of training images: a name, or a YAML file; default: the data set's")
+    mixup: NonNegativeFloat = flag(0.0, "mix training images with a share from Beta(this, this); classification only")
+    cutmix: NonNegativeFloat = flag(0.0, "the same by pasting a part; with both, either is drawn for each batch")
     weights: str = flag("none", "what the backbone starts from: imagenet, a file, or none")
     start_from: str | None = flag(
         None, "checkpoint of another run, whose network this one takes over as far as it fits"
@@ -49,16 +56,19 @@ class RunConfig:
     crf_settings: str | None = flag(None, "of --crf: a preset of heads/crf.py, or a YAML file that tune_crf.py wrote")
     image_size: PositiveInt | None = flag(None, "H W, or one number for both; default: the data set's", nargs="+")
     batch_size: PositiveInt = flag(16, "images per process and step")
-    epochs: PositiveInt = flag(5, "passes over the training images")
+    epochs: NonNegativeInt = flag(5, "passes over the training images; 0 scores the weights as they are")
+    checkpoint_every: NonNegativeInt = flag(0, "also save last.ckpt every so many steps; --resume goes on from there")
     max_steps: PositiveInt | None = flag(None, "stop after so many optimiser steps, whatever --epochs says")
     optimizer: Literal["adamw", "sgd"] = flag("adamw", "optimiser")
     lr: PositiveFloat = flag(1e-3, "base learning rate")
     backbone_lr_mult: NonNegativeFloat = flag(1.0, "the backbone learns at --lr times this")
+    freeze_backbone: bool = flag(False, "train the head only; the backbone's batch norms keep their statistics")
     momentum: NonNegativeFloat = flag(0.9, "of sgd")
     weight_decay: NonNegativeFloat = flag(1e-4, "on weights; never on norms and biases")
     schedule: str = flag("poly", "how the rate falls", variable=("lightning_modules/schedules.py", "SCHEDULES"))
     warmup: NonNegativeFloat = flag(0.05, "share of the steps over which the rate rises first")
     loss: str = flag("cross_entropy", "loss, or a sum such as cross_entropy+0.5*dice", terms=LOSSES)
+    class_weights: str = flag("none", "of the loss: median_frequency, inverse_log, a file of a number a class, or none")
     label_smoothing: NonNegativeFloat = flag(0.0, "share of the truth spread over all classes")
     aux_weight: NonNegativeFloat | None = flag(
         None, "of the loss of an auxiliary head on the stride-16 map; default: none"
@@ -157,6 +167,7 @@ def build_parser() -> Parser:
     parser.add_argument("--config", action="config", help="YAML file of these settings; the command line wins")
     add_settings(parser, RunConfig)
     parser.add_argument("--print-config", action="store_true", help="print the settings as YAML and stop")
+    parser.add_argument("--check-data", action="store_true", help="report every fault of the data set and stop")
     parser.add_argument("--matrix", action="store_true", help="show which heads go onto which backbones and stop")
     parser.add_argument("--list", action="store_true", help="list every backbone, head and data set and stop")
     return parser
@@ -177,7 +188,7 @@ def add_settings(parser: Parser, settings: type) -> None:
 
 
 def parse(arguments: list[str] | None = None) -> tuple[RunConfig, Any]:
-    """The settings, and a namespace with `print_config`, `list` and `matrix`. Exits with 2 on a usage error."""
+    """The settings, and a namespace with `print_config`, `check_data`, `matrix`, `list`. Exits with 2 on an error."""
     parser = build_parser()
     namespace = parser.parse_args(arguments)
     config = settings_from(namespace, RunConfig)
@@ -235,10 +246,19 @@ def usage_problem(config: RunConfig) -> str | None:
         return "--crf-settings does nothing with --crf none; add --crf test or --crf train"
     if config.crf_settings is not None and settings_problem(config.crf_settings):
         return settings_problem(config.crf_settings)
-    if config.data_dir is not None and not Path(config.data_dir).is_dir():
+    if config.data_dir is not None and not Path(config.data_dir).is_dir() and not config.download:
         return f"--data-dir {config.data_dir}: no such folder"
     if config.start_from is not None and not Path(config.start_from).is_file():
         return f"--start-from {config.start_from}: no such file; give a run's checkpoints/best.ckpt"
+    if config.class_weights not in WEIGHTINGS and not Path(config.class_weights).is_file():
+        return f"--class-weights {config.class_weights}: no such file (or give {', '.join(WEIGHTINGS)})"
+    presets, chosen = module_dict("datamodules/augmentation.py", "AUGMENTATIONS"), config.augmentation
+    if chosen is not None and chosen not in presets and not Path(chosen).is_file():
+        return f"--augmentation {chosen}: no such name or file; nearest: {nearest(chosen, presets)}"
+    if config.mixup or config.cutmix:
+        flags = " and ".join(f"--{name}" for name in ("mixup", "cutmix") if getattr(config, name))
+        if config.loss != "cross_entropy" or config.class_weights != "none":
+            return f"{flags}: works with --loss cross_entropy without --class-weights"
     if config.weights not in ("imagenet", "none") and not Path(config.weights).is_file():
         return f"--weights {config.weights}: no such file (or give imagenet or none)"
     return None

@@ -20,11 +20,10 @@ def samples(module: GraftModule, data: GraftDataModule) -> list[tuple[np.ndarray
     """(image uint8 `(H, W, 3)`, truth, prediction) of evenly spaced validation images."""
     assert data.val is not None
     indices = np.linspace(0, len(data.val) - 1, min(SAMPLES, len(data.val))).astype(int)
-    items = [data.val[int(index)] for index in indices]
-    images = torch.stack([item["image"] for item in items]).to(module.device)
+    items = [item for index in indices if (item := data.val[int(index)]) is not None]
     module.eval()
-    with torch.inference_mode():
-        predictions = module(images).argmax(1).cpu()
+    with torch.inference_mode():  # one by one: images may differ in size
+        predictions = [module(item["image"][None].to(module.device)).argmax(1)[0].cpu() for item in items]
     return [
         (data.to_pixels(item["image"]).permute(1, 2, 0).numpy(), item["target"].numpy(), prediction.numpy())
         for item, prediction in zip(items, predictions, strict=True)

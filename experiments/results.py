@@ -22,6 +22,7 @@ def write_results(
     scores: dict[str, Any],
     best_epoch: int,
     seconds: float,
+    skipped: dict[str, list[str]],
 ) -> None:
     """Scores of the best checkpoint on each split, in [0, 1], and their protocol; "val_crf" is val with the CRF."""
     results = {
@@ -38,6 +39,7 @@ def write_results(
             "classes": list(data.class_names),
             "ignore_index": data.ignore_index,
             "seed": config.seed,
+            "skipped": {split: len(samples) for split, samples in skipped.items()},
         },
         "backbone": config.backbone,
         "head": config.head,

@@ -29,6 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
             from experiments.stages import run_stages
 
             return run_stages(config)
+        if asked.check_data:
+            from experiments.check_data import check_data
+
+            return check_data(config)
         from experiments.train import train
 
         train(config)

@@ -16,7 +16,7 @@ from experiments.config import RunConfig, dashed, to_yaml
 # Settings that may differ when a run goes on: they change where and how long it trains, not what is trained.
 MAY_DIFFER = {
     "resume", "name", "out", "epochs", "max_steps", "devices", "nodes", "accelerator", "strategy", "workers", "logger",
-    "data_dir",
+    "data_dir", "download", "on_bad_sample", "cache", "checkpoint_every",
 }  # fmt: skip
 # Processes that Lightning starts for DDP run the whole program again; they must land in the folder of the first.
 CHOSEN = "GRAFT_RUN_FOLDER"

@@ -3,7 +3,9 @@
 import dataclasses
 import logging
 import time
+import traceback
 import warnings
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,7 +15,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from backbones import find_backbone
 from datamodules import DATAMODULES
-from datamodules.base import GraftDataModule
+from datamodules.base import GraftDataModule, Samples
+from datamodules.class_weights import class_weights
+from datamodules.errors import DataError
 from experiments.config import RunConfig
 from experiments.cost import cost
 from experiments.crf_settings import read_settings
@@ -31,6 +35,7 @@ MODULES: dict[str, type[GraftModule]] = {
     "classification": ClassificationModule,
     "segmentation": SegmentationModule,
 }
+NO_CLASS = -100
 
 
 def train(config: RunConfig) -> None:
@@ -47,15 +52,21 @@ def train(config: RunConfig) -> None:
     crf = crf_settings(config)
     data = build_data(config)
     data.setup("fit")
+    if config.epochs and data.train is None:
+        raise DataError(f"there is no train split in {config.data_dir}; --epochs 0 scores without training")
     module = build_module(config, data, crf if config.crf == "train" else None)
     if config.start_from is not None:
         fresh = module.start_from(config.start_from)
         rank_zero_only(print)(f"starts from {config.start_from}; as initialised stay: {', '.join(fresh) or 'none'}")
+    if config.mixup or config.cutmix:
+        if not isinstance(module, ClassificationModule):
+            raise ValueError(f"--mixup and --cutmix mix the classes of whole images; {config.head} labels pixels")
+        module.mix_batches(config.mixup, config.cutmix)
     folder = open_run_folder(config)
     size = data.image_size
     costs = cost(module.network, size)
     loggers = make_loggers(config, folder, module, costs)
-    best = ModelCheckpoint(
+    best = AtValidation(
         folder.checkpoints,
         filename="best",
         monitor=module.monitor,
@@ -63,24 +74,76 @@ def train(config: RunConfig) -> None:
         save_last=True,
         enable_version_counter=False,
     )
-    callbacks = [best, EpochTable(folder.metrics), ProgressLines(module.monitor), WandbPictures(data)]
+    callbacks: list[pl.Callback] = [
+        best,
+        EpochTable(folder.metrics),
+        ProgressLines(module.monitor),
+        WandbPictures(data),
+    ]
+    if config.checkpoint_every:
+        callbacks.append(
+            WithinEpoch(
+                folder.checkpoints,
+                filename="last",
+                every_n_train_steps=config.checkpoint_every,
+                enable_version_counter=False,
+            )
+        )
     trainer = build_trainer(config, folder, loggers, callbacks)
     if config.compile:
         module.network = torch.compile(module.network)  # type: ignore[assignment]
     # Convolutions on channels-last maps need no reordering on CPUs and tensor cores.
     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     checkpoint = folder.last_checkpoint if config.resume else None
+    if config.epochs:
+        fit(trainer, module, data, checkpoint)
+    if config.epochs and not best.best_model_path:  # --max-steps ended it before the first validation
+        within_epoch = config.checkpoint_every and folder.last_checkpoint.is_file()  # to be continued there
+        for name in ("best.ckpt",) if within_epoch else ("best.ckpt", "last.ckpt"):
+            trainer.save_checkpoint(folder.checkpoints / name)
+    finish(config, folder, trainer, module, data, costs, time.time() - started)
+    close(loggers)
+
+
+class AtValidation(ModelCheckpoint):
+    """Saves after validation only: where none came, Lightning would save a last.ckpt that skips the epoch's rest."""
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        pass
+
+
+class WithinEpoch(ModelCheckpoint):
+    """Saves between the first and the last batch of an epoch; what comes after it is the other checkpoint's business.
+
+    Lightning, resumed from a checkpoint of the last batch, loses count of its epochs for the next one.
+    """
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *more: Any) -> None:
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            super().on_train_batch_end(trainer, *more)
+
+
+def fit(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule, checkpoint: Path | None) -> None:
+    """Train, with what goes wrong on the way said in one line."""
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
-    if not best.best_model_path:  # --max-steps ended it before the first validation
-        for name in ("best.ckpt", "last.ckpt"):
-            trainer.save_checkpoint(folder.checkpoints / name)
-    finish(config, folder, trainer, module, data, crf, costs, time.time() - started)
-    close(loggers)
+    except (RuntimeError, OSError, EOFError) as error:
+        if not lost_worker(error):
+            raise
+        raise DataError(
+            "a loader process was killed, as the system does when memory runs out; use fewer --workers or a smaller "
+            "--batch-size and go on with --resume"
+        ) from error
+
+
+def lost_worker(error: BaseException) -> bool:
+    """Whether a loader process died: the DataLoader says so, or a batch that it had made cannot be taken over."""
+    taking_over = any(frame.name.startswith("rebuild_storage") for frame in traceback.extract_tb(error.__traceback__))
+    return "DataLoader worker" in str(error) or taking_over
 
 
 def finish(
@@ -94,9 +157,13 @@ def finish(
     seconds: float,
 ) -> None:
     """Score the best checkpoint, then write results.json and predictions.png and print the table."""
-    state = torch.load(folder.checkpoints / "best.ckpt", map_location=module.device, weights_only=True)
-    module.load_state_dict(state["state_dict"])
+    best_epoch = 0
+    if config.epochs:
+        state = torch.load(folder.checkpoints / "best.ckpt", map_location=module.device, weights_only=True)
+        module.load_state_dict(state["state_dict"])
+        best_epoch = int(state["epoch"]) + 1
     scores = evaluate(trainer, module, data)
+    skipped = {split: skipped_samples(trainer, data, split) for split in data.splits}
     if trainer.is_global_zero:
         write_predictions(module, data, folder.predictions)
     if crf is not None and config.crf == "test":
@@ -105,14 +172,17 @@ def finish(
         both = scores | refined
         scores = {name: both[name] for split in scores for name in (split, f"{split}_crf")}
     if trainer.is_global_zero:
-        write_results(config, folder, data, crf, costs, scores, int(state["epoch"]) + 1, seconds)
+        write_results(config, folder, data, crf, costs, scores, best_epoch, seconds, skipped)
         print_results(folder, scores)
+        for split, samples in skipped.items():
+            for message in samples:
+                print(f"skipped in {split}: {message}")
 
 
 def evaluate(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule) -> dict[str, dict[str, float]]:
     """The scores of each split but the training images, by split and then as logged: "val/miou"."""
     scores = {}
-    for split in data.splits[1:]:
+    for split in [split for split in data.splits if split != "train"]:
         loader = data.val_dataloader() if split == "val" else data.test_dataloader()
         run = trainer.validate if split == "val" else trainer.test
         (logged,) = run(module, loader, verbose=False)
@@ -130,6 +200,21 @@ def evaluate_apart(trainer: pl.Trainer, module: GraftModule, data: GraftDataModu
     for logger in loggers:
         logger.log_metrics({name: value for values in scores.values() for name, value in values.items()})
     return scores
+
+
+def skipped_samples(trainer: pl.Trainer, data: GraftDataModule, split: str) -> list[str]:
+    """What is wrong with each sample of a split that any process has skipped."""
+    samples: Samples = getattr(data, split)
+    if not len(samples.bad):
+        return []
+    everywhere = trainer.strategy.reduce(samples.bad.to(trainer.strategy.root_device, torch.int32), reduce_op="sum")
+    messages = []
+    for index in everywhere.nonzero().flatten().tolist():
+        try:
+            samples.source[index]
+        except DataError as error:
+            messages.append(str(error))
+    return messages
 
 
 def crf_settings(config: RunConfig) -> dict[str, Any] | None:
@@ -161,6 +246,10 @@ def build_data(config: RunConfig) -> GraftDataModule:
         seed=config.seed,
         mean=backbone.mean,
         std=backbone.std,
+        download=config.download,
+        on_bad_sample=config.on_bad_sample,
+        cache=config.cache,
+        augmentation=config.augmentation,
     )
 
 
@@ -176,12 +265,15 @@ def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] |
         head_options=config.head_options,
         crf=crf,
         loss=config.loss,
+        class_weights=class_weights(config.class_weights, data),
         label_smoothing=config.label_smoothing,
         aux_weight=config.aux_weight,
-        ignore_index=data.ignore_index,
+        # Images have no class that is ignored; 255 is one of ImageNet's.
+        ignore_index=data.ignore_index if data.task == "segmentation" else NO_CLASS,
         optimizer=config.optimizer,
         lr=config.lr,
         backbone_lr_mult=config.backbone_lr_mult,
+        freeze_backbone=config.freeze_backbone,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         schedule=config.schedule,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import lightning.pytorch as pl
 import torch
@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric
 
 from backbones.weights import read_state
 from heads.head import Task
-from lightning_modules.losses import FOR_MAPS, WeightedSum
+from lightning_modules.losses import FOR_MAPS, WeightedSum, terms
 from lightning_modules.metrics import ClassificationScores, SegmentationScores
 from lightning_modules.network import Network
 from lightning_modules.schedules import learning_rate_factor
@@ -33,6 +33,8 @@ class GraftModule(pl.LightningModule):
             none. For classification, of GoogLeNet's auxiliary classifiers; None is their paper's 0.3.
         crf: settings of a fully connected CRF that is learned with the network; see `heads.crf.CRFSettings`.
         lr: base learning rate; the backbone's is `lr * backbone_lr_mult`.
+        freeze_backbone: its parameters get no gradient, and it stays in evaluation mode: batch norms keep their
+            statistics.
         warmup: share of all optimiser steps over which the rate rises linearly.
 
     Raises:
@@ -63,6 +65,7 @@ class GraftModule(pl.LightningModule):
         optimizer: str = "adamw",
         lr: float = 1e-3,
         backbone_lr_mult: float = 1.0,
+        freeze_backbone: bool = False,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         schedule: str = "poly",
@@ -90,21 +93,30 @@ class GraftModule(pl.LightningModule):
         if crf is not None:
             self.add_crf(crf, trainable=True)
         learning_rate_factor(schedule, 0, 1, 0)  # refuses unknown names now, not after the first epoch
-        self.loss = WeightedSum(
+        self.loss: nn.Module = WeightedSum(
             loss,
             len(class_names),
             ignore_index=ignore_index,
             class_weights=class_weights,
             label_smoothing=label_smoothing,
         )
-        for _, name in self.loss.terms:
+        for _, name in terms(loss):
             if name in FOR_MAPS and self.task != "segmentation":
                 raise ValueError(f"--loss {name} weighs pixels by their neighbours; it is for segmentation heads only")
         self.aux_weight = AUX_CLASSIFIER_WEIGHT if aux_weight is None else aux_weight
+        self.freeze_backbone = freeze_backbone
+        if freeze_backbone:
+            self.network.backbone.requires_grad_(False)
         splits = ("val", "test")
         self.metrics = nn.ModuleDict({split: self.new_scores(len(class_names), ignore_index) for split in splits})
         # float64: the mean over a split must not depend on how it was cut into batches and processes
         self.losses = nn.ModuleDict({split: MeanMetric().set_dtype(torch.float64) for split in splits})
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.freeze_backbone:
+            self.network.backbone.eval()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         return self.refine(self.network(x), x)
@@ -175,11 +187,14 @@ class GraftModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         return self._step(batch, "train")
 
+    # A batch is empty where --on-bad-sample skip has left out all of it.
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        self._step(batch, "val")
+        if len(batch["image"]):
+            self._step(batch, "val")
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
-        self._step(batch, "test")
+        if len(batch["image"]):
+            self._step(batch, "test")
 
     # Cleared where a pass begins: what is counted stays readable after it, for pictures and logs.
     def on_validation_epoch_start(self) -> None:

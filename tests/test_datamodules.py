@@ -1,4 +1,4 @@
-"""Every data set keeps the contract; wrong data is refused in one line. A new set needs a tree in `make_tree`."""
+"""Every data set keeps the contract; wrong data is refused in one line. A new set needs a tree in `fake_data.py`."""
 
 import ast
 import pickle
@@ -19,6 +19,8 @@ from datamodules import DATAMODULES, files
 from datamodules.base import GraftDataModule
 from datamodules.digits import Digits
 from datamodules.errors import DataError
+from tests.fake_data import accept_fake_checksums, make_fake
+from tests.test_shards import make_shards
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 CASES = [(name, task) for name, kind in DATAMODULES.items() for task in kind.tasks]
@@ -31,6 +33,7 @@ STEP = 25
 
 @pytest.fixture(autouse=True)
 def _few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    accept_fake_checksums(monkeypatch)
     monkeypatch.setattr(Digits, "SCENES", {"train": 24, "val": 7, "test": 5})
 
 
@@ -74,7 +77,9 @@ def make_tree(name: str, task: str, root: Path) -> str | None:
             for index in range(5):
                 save(root / label / f"{index}.jpg", np.full((30, 40 + index, 3), 10 * index, np.uint8))
         return str(root)
-    raise NotImplementedError(f"write a tree for {name}, {task}")
+    if name == "shards":
+        return str(make_shards(root, task))
+    return make_fake(name, task, root)
 
 
 def build(name: str, task: str, root: Path, **options: Any) -> GraftDataModule:
@@ -84,7 +89,8 @@ def build(name: str, task: str, root: Path, **options: Any) -> GraftDataModule:
 
 
 def on_process(data: GraftDataModule, rank: int, processes: int) -> GraftDataModule:
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=processes)
+    cpu = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=processes, strategy=cpu)
     return data
 
 
@@ -136,7 +142,7 @@ def test_data_sets_can_be_sent_to_workers_that_are_not_forked(name: str, task: s
         assert torch.equal(pickle.loads(pickle.dumps(samples))[1]["image"], samples[1]["image"])
 
 
-@pytest.mark.parametrize(("name", "task"), CASES)
+@pytest.mark.parametrize(("name", "task"), [case for case in CASES if case[0] in ("digits", "folders", "camvid")])
 def test_augmentation_depends_on_seed_epoch_and_index_only(name: str, task: str, tmp_path: Path) -> None:
     def run(workers: int, seed: int, epoch: int) -> tuple[list[str], torch.Tensor]:
         data = build(name, task, tmp_path, workers=workers, seed=seed)

@@ -1,0 +1,41 @@
+"""Samples -> a batch, also where their images are not all of one size."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import default_collate
+
+IGNORE_INDEX = 255
+
+
+def collate(samples: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+    """Stack samples of bytes; smaller images are padded at the bottom and right to the largest height and width.
+
+    Padding is to be ignored in a mask: losses and scores count true pixels only. In an image the data module makes it
+    the mean colour, for which `sizes` tells the true heights and widths. Samples that are None, because they cannot be
+    read, are left out; the batch may become empty.
+    """
+    kept = [sample for sample in samples if sample is not None]
+    if not kept:
+        empty = torch.zeros(0, 1, 1, 3, dtype=torch.uint8)
+        return {"image": empty, "target": empty[..., 0], "name": []}
+    sizes = [tuple(sample["image"].shape[:2]) for sample in kept]
+    if len(set(sizes)) == 1:
+        return default_collate(kept)
+    height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+    padded = [
+        sample
+        | {"image": pad(sample["image"].movedim(-1, 0), height, width, 0).movedim(0, -1)}
+        | ({"target": pad(sample["target"], height, width, IGNORE_INDEX)} if sample["target"].ndim == 2 else {})
+        for sample in kept
+    ]
+    return default_collate(padded) | {"sizes": sizes}
+
+
+def pad(values: Tensor, height: int, width: int, fill: int) -> Tensor:
+    """`(..., H, W)` -> `(..., height, width)`."""
+    below, right = height - values.shape[-2], width - values.shape[-1]
+    return F.pad(values, (0, right, 0, below), value=fill) if below or right else values

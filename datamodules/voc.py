@@ -1,0 +1,109 @@
+"""PASCAL VOC 2012 segmentation. Everingham, Van Gool, Williams, Winn, Zisserman 2010, IJCV 88(2).
+
+20 classes of objects and background; pixels of value 255 (void, the outlines) are ignored. Layout, as published and as
+torchvision unpacks it: `VOCdevkit/VOC2012/` with `JPEGImages/`, `SegmentationClass/` and
+`ImageSets/Segmentation/{train,val}.txt`; 1,464 training and 1,449 validation images. The test labels are not public.
+
+The 10,582 training images that most papers report ("trainaug") add those of SBD: Semantic Contours from Inverse
+Detectors. Hariharan, Arbelaez, Bourdev, Maji, Malik 2011, ICCV. They are used where they lie: as PNGs in
+`VOC2012/SegmentationClassAug/`, or as published, in `cls/*.mat` of `sbd/` or `benchmark_RELEASE/dataset/` beside
+`VOCdevkit/`. Images of VOC's validation split are left out, and VOC's own masks win for VOC's own training images.
+"""
+
+from pathlib import Path
+from typing import ClassVar
+
+import albumentations as A
+import numpy as np
+from scipy.io import loadmat
+
+from datamodules.augmentation import scale_crop_flip
+from datamodules.base import Colour, GraftDataModule, Source, Task
+from datamodules.download import Archive, provide
+from datamodules.errors import DataError
+from datamodules.files import MaskedImages, Pair, identity, pair_listed, read_mask
+
+CLASSES: dict[str, Colour] = {
+    "background": (0, 0, 0),
+    "aeroplane": (128, 0, 0),
+    "bicycle": (0, 128, 0),
+    "bird": (128, 128, 0),
+    "boat": (0, 0, 128),
+    "bottle": (128, 0, 128),
+    "bus": (0, 128, 128),
+    "car": (128, 128, 128),
+    "cat": (64, 0, 0),
+    "chair": (192, 0, 0),
+    "cow": (64, 128, 0),
+    "diningtable": (192, 128, 0),
+    "dog": (64, 0, 128),
+    "horse": (192, 0, 128),
+    "motorbike": (64, 128, 128),
+    "person": (192, 128, 128),
+    "pottedplant": (0, 64, 0),
+    "sheep": (128, 64, 0),
+    "sofa": (0, 192, 0),
+    "train": (128, 192, 0),
+    "tvmonitor": (0, 64, 128),
+}
+ARCHIVE = Archive(
+    "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+    "6cd6e144f989b92b3379bac3b3de84fd",
+    1_999_639_040,
+)
+SBD_FOLDERS = ("sbd", "benchmark_RELEASE/dataset")
+LISTS = "ImageSets/Segmentation"
+
+
+class Voc(GraftDataModule):
+    """21 classes. Trains on crops of `image_size`, validates on whole images, undistorted."""
+
+    tasks: ClassVar[tuple[Task, ...]] = ("segmentation",)
+    class_names = tuple(CLASSES)
+
+    @property
+    def colours(self) -> tuple[Colour, ...]:
+        return tuple(CLASSES.values())
+
+    def default_size(self) -> tuple[int, int]:
+        return 513, 513
+
+    def sources(self) -> dict[str, Source]:
+        root = Path(self.data_dir or "data/voc")
+        voc = root / "VOCdevkit" / "VOC2012"
+        if (root / LISTS).is_dir():  # the folder itself, without VOCdevkit around it
+            root, voc = root.parent.parent, root
+        else:
+            lists = [f"VOCdevkit/VOC2012/{LISTS}/{split}.txt" for split in ("train", "val")]
+            provide(root, lists, [ARCHIVE], download=self.download)
+        images, masks = voc / "JPEGImages", voc / "SegmentationClass"
+        train, val = (pair_listed(voc / LISTS / f"{split}.txt", images, masks) for split in ("train", "val"))
+        pairs = {"train": train + more_pairs(root, voc, train + val), "val": val}
+        sources = {
+            split: MaskedImages(found, identity(len(CLASSES)), "use the masks of VOC 2012 or SBD", read_mask_or_mat)
+            for split, found in pairs.items()
+        }
+        return dict(sources)
+
+    def augmentation(self) -> list[A.BasicTransform]:
+        return scale_crop_flip(self.image_size, self.mean)
+
+
+def more_pairs(root: Path, voc: Path, known: list[Pair]) -> list[Pair]:
+    """SBD's images, in the order of their names, but for those of VOC's own lists."""
+    masks = sorted((voc / "SegmentationClassAug").glob("*.png"))
+    for folder in SBD_FOLDERS:
+        masks = masks or sorted((root / folder / "cls").glob("*.mat"))
+    names = {one.name for one in known}
+    return [Pair(mask.stem, voc / "JPEGImages" / f"{mask.stem}.jpg", mask) for mask in masks if mask.stem not in names]
+
+
+def read_mask_or_mat(path: Path) -> np.ndarray:
+    """Label ids `(H, W)` of VOC's PNGs or SBD's MATLAB files."""
+    if path.suffix != ".mat":
+        return read_mask(path)
+    try:
+        return np.asarray(loadmat(path)["GTcls"]["Segmentation"][0, 0])
+    except Exception as error:  # scipy raises what it likes for a broken file
+        message = f"{path} cannot be read ({' '.join(str(error).split())}); unpack SBD's benchmark.tgz again"
+        raise DataError(message, "unreadable") from None

@@ -1,0 +1,237 @@
+"""The loader: the same numbers as the plain way, whatever is cached, and files decoded once."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import albumentations as A
+import cv2
+import numpy as np
+import pytest
+import torch
+from albumentations.pytorch import ToTensorV2
+from PIL import Image
+
+from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
+from datamodules import DATAMODULES, store
+from datamodules.collate import collate
+from datamodules.files import LabelledImages, MaskedImages, decode, read_image, read_plain
+from datamodules.loader import Normalise
+from datamodules.samples import Samples
+from datamodules.store import OPENED, Store, open_memory, open_store
+from experiments.show_data import main as show_data
+
+
+def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Smooth colours with some noise, as JPEG likes them."""
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, 255, (6, 8, 3), np.uint8)
+    noise = generator.integers(-8, 9, (height, width, 3))
+    return np.clip(cv2.resize(coarse, (width, height)).astype(int) + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six training and three validation pairs of different widths, images as PNG and JPEG in turn."""
+    for split, count in (("train", 6), ("val", 3)):
+        for i in range(count):
+            size = (40, 50 + 2 * i)
+            for kind in ("images", "masks"):
+                (tmp_path / "data" / split / kind).mkdir(parents=True, exist_ok=True)
+            pixels = Image.fromarray(photograph(*size, seed=i))
+            pixels.save(tmp_path / "data" / split / "images" / f"{i}.{'png' if i % 2 else 'jpg'}")
+            mask = np.random.default_rng(i).choice(np.array([0, 1, 2, 255], np.uint8), size)
+            Image.fromarray(mask).save(tmp_path / "data" / split / "masks" / f"{i}.png")
+    return tmp_path / "data"
+
+
+@pytest.fixture(autouse=True)
+def _own_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(OPENED, f"0:{tmp_path / 'memory'}")
+    (tmp_path / "memory").mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+
+
+def build(folder: Path, **options: Any) -> Any:
+    data = DATAMODULES["folders"](
+        "segmentation", data_dir=str(folder), **{"image_size": (32, 48), "batch_size": 2, "workers": 0} | options
+    )
+    data.setup()
+    return data
+
+
+def test_batches_equal_the_plain_pipeline(folder: Path) -> None:
+    """Normalising last, on a batch of bytes, against albumentations' own Normalize and ToTensorV2 on each sample."""
+    data = build(folder)
+    plain = A.Compose([A.Normalize(IMAGENET_MEAN, IMAGENET_STD), ToTensorV2()])
+    for batch in data.train_dataloader():
+        assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+        for image, target, name in zip(batch["image"], batch["target"], batch["name"], strict=True):
+            index = [data.train.source[i][2] for i in range(6)].index(name)
+            pixels = data.train.pixels((0, index))
+            expected = plain(image=pixels["image"].numpy(), mask=pixels["target"].numpy())
+            torch.testing.assert_close(image, expected["image"], atol=2e-6, rtol=0)
+            assert torch.equal(target, expected["mask"].long())
+            assert torch.equal(image, data.train[0, index]["image"])
+
+
+def test_normalise_is_exact_to_rounding_on_all_levels() -> None:
+    levels = torch.arange(256, dtype=torch.uint8)[:, None].repeat(1, 3).reshape(1, 16, 16, 3)
+    exact = (levels.double() / 255 - torch.tensor(IMAGENET_MEAN).double()) / torch.tensor(IMAGENET_STD).double()
+    out = Normalise(IMAGENET_MEAN, IMAGENET_STD)(levels)
+    torch.testing.assert_close(out.double(), exact.permute(0, 3, 1, 2), atol=1e-6, rtol=0)
+
+
+def test_padding_of_a_mixed_batch_is_the_mean_colour_and_ignored() -> None:
+    data = DATAMODULES["digits"]("segmentation")
+    sizes = ((4, 6), (5, 3))
+    samples = [
+        {
+            "image": torch.full((*size, 3), 200, dtype=torch.uint8),
+            "target": torch.ones(size, dtype=torch.uint8),
+            "name": "",
+        }
+        for size in sizes
+    ]
+    batch = data.finish(collate([*samples, None]))
+    assert batch["image"].shape == (2, 3, 5, 6)
+    for i, (height, width) in enumerate(sizes):
+        inside = torch.zeros(5, 6, dtype=torch.bool)
+        inside[:height, :width] = True
+        assert (batch["image"][i][:, ~inside].abs() < 0.01).all()
+        assert (batch["image"][i][:, inside].abs() > 0.5).all()
+        assert torch.equal(batch["target"][i], torch.where(inside, 1, 255))
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_cached_samples_are_the_same(folder: Path, cache: str) -> None:
+    plain, first = build(folder, cache="none"), build(folder, cache=cache)
+    again = build(folder, cache=cache)
+    for split, epoch in (("train", 0), ("train", 1), ("val", 0)):
+        for index in range(3):
+            expected = getattr(plain, split)[epoch, index]
+            for data in (first, again):
+                sample = getattr(data, split)[epoch, index]
+                assert sample["name"] == expected["name"]
+                assert torch.equal(sample["image"], expected["image"])
+                assert torch.equal(sample["target"], expected["target"])
+
+
+def test_files_are_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    original = MaskedImages.__getitem__
+    monkeypatch.setattr(MaskedImages, "__getitem__", lambda self, index: read.append(index) or original(self, index))
+    data = build(folder)
+    after_setup = len(read)
+    for epoch in range(2):
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        assert len(list(loader)) == 3
+    assert len(read) == after_setup
+    uncached = build(folder, cache="none")
+    read.clear()
+    list(uncached.train_dataloader())
+    assert len(read) == 6
+
+
+def test_a_changed_file_is_decoded_anew(folder: Path) -> None:
+    build(folder)
+    path = folder / "train" / "images" / "1.png"
+    Image.fromarray(np.full((40, 52, 3), 7, np.uint8)).save(path)
+    os.utime(path, ns=(1, 1))
+    data = build(folder)
+    index = [data.train.source[i][2] for i in range(6)].index("1")
+    assert (data.train.load(index)[0] == 7).all()
+
+
+def test_what_a_pipeline_writes_into_a_sample_is_not_kept(folder: Path) -> None:
+    data = build(folder)
+    before = data.train.load(0)[0].copy()
+    data.train.load(0)[0][:] = 0
+    assert np.array_equal(data.train.load(0)[0], before)
+
+
+def test_a_store_leaves_free_what_it_must(tmp_path: Path) -> None:
+    sample = (np.zeros((8, 9, 3), np.uint8), 4, "ä b/c")
+    full = Store(tmp_path, floor=10**18)
+    full.put("a" * 40, sample)
+    assert full.get("a" * 40) is None
+    roomy = Store(tmp_path, floor=0)
+    roomy.put("a" * 40, sample)
+    image, label, name = roomy.get("a" * 40)
+    assert (image.shape, label, name) == ((8, 9, 3), 4, "ä b/c")
+    gone = Store(tmp_path / "deleted", floor=0)
+    gone.put("a" * 40, sample)
+    assert gone.get("a" * 40) is None
+
+
+def test_memory_of_killed_processes_is_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(store.os, "access", lambda *_: False)
+    orphan, living = tmp_path / "graft-999999999-x", tmp_path / f"graft-{os.getpid()}-x"
+    orphan.mkdir()
+    living.mkdir()
+    floor, path = open_memory().split(":", 1)
+    assert not orphan.exists()
+    assert living.exists()
+    assert Path(path).is_dir()
+    assert int(floor) > 0
+    assert open_store("none") is None
+
+
+def test_samples_with_a_store_can_be_sent_to_other_processes(folder: Path) -> None:
+    data = build(folder)
+    again: Samples = pickle.loads(pickle.dumps(data.train))
+    assert torch.equal(again[0, 1]["image"], data.train[0, 1]["image"])
+
+
+@pytest.mark.parametrize("least", [None, 50, 100, 150, 1000])
+def test_reduced_jpeg_decoding_is_large_enough_and_pillows(least: int | None, tmp_path: Path) -> None:
+    path = tmp_path / "large.jpg"
+    Image.fromarray(photograph(400, 613)).save(path)
+    pixels = read_plain(path, least)
+    assert pixels is not None
+    assert pixels.shape[0] == {None: 400, 50: 50, 100: 100, 150: 200, 1000: 400}[least]
+    np.testing.assert_array_equal(pixels, np.array(decode(path, least=least)))
+    np.testing.assert_array_equal(pixels, read_image(path, least))
+
+
+def test_classification_decodes_no_more_than_it_needs(tmp_path: Path) -> None:
+    root = tmp_path / "classes"
+    for label in ("a", "b"):
+        for i in range(3):
+            (root / label).mkdir(exist_ok=True, parents=True)
+            Image.fromarray(photograph(400, 500, seed=i)).save(root / label / f"{i}.jpg")
+    data = DATAMODULES["folders"]("classification", data_dir=str(root), image_size=(32, 32), batch_size=2, workers=0)
+    data.setup()
+    assert isinstance(data.train.source, LabelledImages)
+    assert data.train.load(0)[0].shape == (100, 125, 3)
+
+
+@pytest.mark.parametrize("spoil", ["truncated jpeg", "truncated png", "turned", "16 bits", "alpha"])
+def test_unusual_files_go_the_careful_way(spoil: str, tmp_path: Path) -> None:
+    path = tmp_path / ("image.jpg" if spoil in ("truncated jpeg", "turned") else "image.png")
+    pixels = photograph(40, 60)
+    if spoil == "16 bits":
+        cv2.imwrite(str(path), pixels.astype(np.uint16) * 257)
+    elif spoil == "alpha":
+        Image.fromarray(pixels).convert("RGBA").save(path)
+    elif spoil == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(pixels).save(path, exif=exif)
+    else:
+        Image.fromarray(pixels).save(path)
+        path.write_bytes(path.read_bytes()[:-60])
+    assert read_plain(path, None) is None
+
+
+def test_show_data_writes_a_picture(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--data", "folders", "--data-dir", str(folder), "--image-size", "32", "--batch-size", "2", "--out"]
+    assert show_data([*flags, str(tmp_path), "--augmentation", "deeplab"]) == 0
+    picture = np.array(Image.open(capsys.readouterr().out.strip()).convert("RGB"))
+    assert min(picture.shape[:2]) > 400
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+    assert show_data([*flags, str(tmp_path), "--batch-size", "99"]) == 2
+    assert "--batch-size 99 is larger than the 6 training images" in capsys.readouterr().err
