@@ -76,6 +76,7 @@ def cache(module: SegmentationModule, data: GraftDataModule, count: int, folder:
     paths = []
     for index in shown(np.linspace(0, len(data.val) - 1, count).astype(int), count, "probabilities"):
         item = data.val[int(index)]
+        assert item is not None  # bad samples are an error unless a run skips them
         with torch.inference_mode():
             probabilities = module.network(item["image"][None].to(module.device)).float().softmax(1)
         path = folder / f"{index}.npz"

@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report(asked.names, console)
         return 0
     try:
-        layers, summary = pair(*asked.pair, asked.image_size)
+        backbone, head = asked.pair
+        layers, summary = pair(backbone, head, asked.image_size)
     except ValueError as error:
         parser.error(str(error))
     console.print(layers)

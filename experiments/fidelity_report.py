@@ -76,7 +76,7 @@ def segmenter_rows() -> list[list[str]]:
             network = Network(backbone, head, 21, head_options=options, aux=aux)
         ours = sum(parameter.numel() for parameter in network.parameters())
         if head == "fcn32s":
-            ours -= sum(parameter.numel() for parameter in network.head.final.parameters())
+            ours -= sum(p.numel() for name, p in network.named_parameters() if name.startswith("head.final."))
         rounded = "paper: " in source
         same = abs(ours - published) < 50_000 if rounded else ours == published
         name = f"{backbone} + {head}" + "".join(f" {key}={value}" for key, value in options.items())
@@ -131,9 +131,9 @@ def report(names: Sequence[str], console: Console) -> None:
     console.print(table("Backbones with their classifier", columns, rows, (0, 7, 9)))
     if not names:
         others = segmenter_rows()
-        columns = ("network, 21 classes", "parameters", "published", "output stride", "source")
+        titles = ("network, 21 classes", "parameters", "published", "output stride", "source")
         console.print()
-        console.print(table("Segmenters", columns, others, (0, 4)))
+        console.print(table("Segmenters", titles, others, (0, 4)))
         rows += others
     marked = sum(any(cell.endswith(" *") for cell in row) for row in rows)
     console.print(f"\n{len(rows)} networks, {marked} with a figure that differs from the published one (*)")

@@ -101,7 +101,7 @@ def train(config: RunConfig) -> None:
         within_epoch = config.checkpoint_every and folder.last_checkpoint.is_file()  # to be continued there
         for name in ("best.ckpt",) if within_epoch else ("best.ckpt", "last.ckpt"):
             trainer.save_checkpoint(folder.checkpoints / name)
-    finish(config, folder, trainer, module, data, costs, time.time() - started)
+    finish(config, folder, trainer, module, data, crf, costs, time.time() - started)
     close(loggers)
 
 
@@ -253,7 +253,7 @@ def build_data(config: RunConfig) -> GraftDataModule:
     )
 
 
-def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] | None) -> GraftModule:
+def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] | None = None) -> GraftModule:
     """The Lightning module for the data's classes, and with the CRF that is to be learned, if any."""
     return MODULES[data.task](
         config.backbone,

@@ -47,7 +47,9 @@ def per_pixel(logits: Tensor, target: Target) -> Tensor:
 
 def weighted_mean(losses: Tensor, weights: Tensor, target: Target) -> Tensor:
     """Sum of losses that already carry their weights, over the sum of the weights; zero where that is none."""
-    return losses.sum() / target.total((weights * target.valid).sum()).clamp(min=1e-12)
+    # Summed exactly, so that validation losses do not depend on how images were cut into batches.
+    exact = torch.float32 if losses.device.type == "mps" else torch.float64
+    return losses.sum(dtype=exact) / target.total((weights * target.valid).sum(dtype=exact)).clamp(min=1e-12)
 
 
 def cross_entropy(logits: Tensor, target: Target) -> Tensor:
@@ -219,7 +221,9 @@ class WeightedSum(nn.Module):
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         valid = labels != self.ignore_index
         target = Target(labels.where(valid, 0), valid, self.class_weights, self.label_smoothing, self._over_processes)
-        return torch.stack([weight * LOSSES[name](logits, target) for weight, name in self.terms]).sum()
+        total = sum(weight * LOSSES[name](logits, target) for weight, name in self.terms)
+        assert isinstance(total, Tensor)
+        return total.to(logits.dtype) if self.training else total
 
     def _over_processes(self, total: Tensor) -> Tensor:
         # Only in training do all processes compute the same number of losses.

@@ -3,8 +3,10 @@
 import gzip
 import json
 import pickle
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -216,6 +218,24 @@ def make_folders(root: Path, task: str) -> None:
                 save(root / split / ("ants", "bees")[index % 2] / f"{index}.jpg", photo(index))
 
 
+def make_shards(root: Path, task: str) -> None:
+    """webdataset's tar files: files of one sample share a stem."""
+    for split, count in (("train", TRAIN), ("val", VAL)):
+        root.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(root / f"{split}-000.tar", "w") as tar, TemporaryDirectory() as scratch:
+            for index in range(count):
+                image, other = Path(scratch) / f"{index:04d}.jpg", Path(scratch) / f"{index:04d}.png"
+                save(image, photo(index))
+                if task == "segmentation":
+                    save(other, two_labels(0, 1))
+                else:
+                    other = other.with_suffix(".cls")
+                    other.write_text(str(index % 2))
+                for path in (image, other):
+                    tar.add(path, path.name)
+    (root / "classes.txt").write_text("background\nthing\n")
+
+
 MAKERS: dict[str, Callable[[Path], None]] = {
     "voc": make_voc,
     "cityscapes": make_cityscapes,
@@ -237,8 +257,8 @@ def make_fake(name: str, task: str, root: Path) -> str | None:
     """A tiny copy of data set `name` under `root`, for `--data-dir`; None where the set brings its own."""
     if name == "digits":
         return None
-    if name == "folders":
-        make_folders(root, task)
+    if name in ("folders", "shards"):
+        (make_folders if name == "folders" else make_shards)(root, task)
     else:
         MAKERS[name](root)
     return str(root)

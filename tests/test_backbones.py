@@ -116,14 +116,23 @@ def test_dilation_is_exact(name: str, output_stride: int, monkeypatch: pytest.Mo
         assert relative(dense_map[..., ::step, ::step], strided_map) <= 1e-5
 
 
+FIRST = {build.func: name for name, build in reversed(BACKBONES.items())}
+"""The first variant of each class."""
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_exports(name: str) -> None:
-    backbone = BACKBONES[name]().eval()
-    side = max(64, backbone.min_size)
-    x = torch.randn(1, 3, side, side)
+    """Each network's graph; its numbers for one network of each class, to save time."""
+    first = FIRST[BACKBONES[name].func] == name
+    with torch.device("cpu" if first else "meta"):
+        backbone = BACKBONES[name]().eval()
+        side = max(64, backbone.min_size)
+        x = torch.randn(1, 3, side, side)
     exported = torch.export.export(backbone, (x,)).module()
     for ours, theirs in zip(backbone(x), exported(x), strict=True):
-        torch.testing.assert_close(ours, theirs)
+        assert ours.shape == theirs.shape
+        if first:
+            torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("name", NAMES)

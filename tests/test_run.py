@@ -144,7 +144,6 @@ MISTAKES = {
     "--output-stride 9": "--output-stride: 9 is not one of 8, 16, 32",
     "--epochs -1": "--epochs: -1 is not a whole number of at least 0",
     "--class-weights median": "--class-weights median: no such file (or give none, median_frequency, inverse_log)",
-    "--class-weights inverse_log --loss dice": "--loss dice has no class weights; use cross_entropy",
     "--lr -1": "--lr: -1 is not a number above 0",
     "--batchsize 3": "no flag --batchsize; nearest: --batch-size",
     "--logger paper": "--logger: paper is not one of csv, wandb, tensorboard",

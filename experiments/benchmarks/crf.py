@@ -107,7 +107,7 @@ def growth(image: Image.Image, annotation: Image.Image) -> None:
     import matplotlib.pyplot as plt
 
     figure, panels = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
-    runs = (
+    runs: tuple[tuple[str, list[tuple[float, tuple[int, int, int, int]]]], ...] = (
         ("megapixels, 19 labels", [(w * h / 1e6, (w, h, 19, 10)) for w, h in SIZES]),
         ("labels, 500 x 375", [(n, (500, 375, n, 10)) for n in LABELS]),
         ("iterations, 500 x 375, 21 labels", [(n, (500, 375, 21, n)) for n in ITERATIONS]),
