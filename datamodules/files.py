@@ -27,6 +27,7 @@ JPEG_END = b"\xff\xd9"
 PNG_START = b"\x89PNG"
 PNG_RGB8, PNG_GREY8 = bytes((8, 2)), bytes((8, 0))
 """Bit depth and colour type in a PNG header."""
+PNG_EXIF = (b"eXIf", b"Raw profile type exif")
 ORIENTATION = 0x0112
 """The EXIF tag."""
 CV2_FLAGS = {
@@ -160,7 +161,10 @@ def decode_plain(data: bytes, least: int | None) -> np.ndarray | None:
             # OpenCV fills the rest of a truncated JPEG file with grey, and says nothing.
             jpeg = image.format == "JPEG" and data.endswith(JPEG_END)
             png = image.format == "PNG" and data[24:26] == PNG_RGB8
-            if image.mode != "RGB" or not (jpeg or png) or image.getexif().get(ORIENTATION, 1) != 1:
+            if image.mode != "RGB" or not (jpeg or png):
+                return None
+            # Pillow would decode a whole PNG file to find its EXIF data, which may stand at the end.
+            if image.getexif().get(ORIENTATION, 1) != 1 if jpeg else any(mark in data for mark in PNG_EXIF):
                 return None
             reduction = 1
             while jpeg and least and reduction < 8 and min(image.size) // (2 * reduction) >= least:
