@@ -8,9 +8,6 @@ published: `images/{training,validation}/*.jpg` and `annotations/{training,valid
 from pathlib import Path
 from typing import ClassVar
 
-import albumentations as A
-
-from datamodules.augmentation import scale_crop_flip
 from datamodules.base import IGNORE_INDEX, GraftDataModule, Source, Task
 from datamodules.errors import DataError
 from datamodules.files import MaskedImages, pair
@@ -60,6 +57,3 @@ class Ade20k(GraftDataModule):
             pairs = list(pair(root / "images" / folder, root / "annotations" / folder).values())
             sources[split] = MaskedImages(pairs, LABELS, "use the masks of ADEChallengeData2016")
         return dict(sources)
-
-    def augmentation(self) -> list[A.BasicTransform]:
-        return scale_crop_flip(self.image_size, self.mean)

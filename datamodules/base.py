@@ -13,8 +13,9 @@ from lightning.pytorch.loops.progress import _ProcessedTracker
 from torch import Tensor
 
 from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD, to_pixels
-from datamodules.augmentation import compose, find_augmentation
+from datamodules.augmentation import compose, find_augmentation, scale_crop_flip
 from datamodules.collate import IGNORE_INDEX, collate
+from datamodules.crops import centre_crop, random_crop_flip
 from datamodules.errors import DataError
 from datamodules.files import LabelledImages, check
 from datamodules.loader import Batch, Loader, Normalise, Pixels, TrainingLoader
@@ -32,8 +33,8 @@ ENOUGH = 2
 class GraftDataModule(LightningDataModule):
     """Base of all data sets. `setup()` builds `train`, `val` and `test` (None where the set has no test split).
 
-    A subclass states `tasks`, sets `class_names` (and `colours`, if it has its own) and writes `default_size`,
-    `sources` and `augmentation`; `evaluation` where the images of a split are not all of one size.
+    A subclass states `tasks`, sets `class_names` (and `palette`, if it has its own) and writes `default_size` and
+    `sources`; `augmentation` and `evaluation` where the usual ones are not for it.
     Batches are `{"image": float32 (B, 3, H, W), "target": int64 (B, H, W) or (B,), "name": list[str]}`.
     """
 
@@ -44,6 +45,8 @@ class GraftDataModule(LightningDataModule):
     endless_training: bool = False
     """Whether the training source makes samples beyond its length, so that each epoch can have new ones."""
     class_names: tuple[str, ...]
+    palette: tuple[Colour, ...] | None = None
+    """The data set's own colours of its classes."""
     splits: tuple[str, ...]
     """The splits there are, after `setup()`: train, val and, in some sets, test."""
 
@@ -108,7 +111,7 @@ class GraftDataModule(LightningDataModule):
     @property
     def colours(self) -> tuple[Colour, ...]:
         """RGB in 0..255 of each class, for pictures."""
-        return distinct_colours(self.num_classes)
+        return self.palette or distinct_colours(self.num_classes)
 
     def default_size(self) -> tuple[int, int]:
         """Height and width of the images where the user asks for none."""
@@ -123,12 +126,14 @@ class GraftDataModule(LightningDataModule):
         return []
 
     def augmentation(self) -> list[A.BasicTransform]:
-        """What training images go through after that, up to `image_size`."""
-        raise NotImplementedError
+        """What training images go through after that, up to `image_size`: the usual crops, unless a set has its own."""
+        if self.task == "segmentation":
+            return scale_crop_flip(self.image_size, self.mean)
+        return random_crop_flip(self.image_size)
 
     def evaluation(self) -> list[A.BasicTransform]:
-        """What validation and test images go through in its place; nothing random."""
-        return []
+        """What validation and test images go through in its place; nothing random. Masks are scored whole."""
+        return [] if self.task == "segmentation" else centre_crop(self.image_size)
 
     def setup(self, stage: str | None = None) -> None:
         """Build all splits, whatever the stage; a second call changes nothing.

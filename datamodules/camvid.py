@@ -8,9 +8,6 @@ list `train.txt` with a name, or a path ending in it, on each line; the same for
 from pathlib import Path
 from typing import ClassVar
 
-import albumentations as A
-
-from datamodules.augmentation import scale_crop_flip
 from datamodules.base import IGNORE_INDEX, Colour, GraftDataModule, Source, Task
 from datamodules.errors import DataError
 from datamodules.files import MaskedImages, Pair, identity, pair
@@ -40,10 +37,7 @@ class CamVid(GraftDataModule):
 
     tasks: ClassVar[tuple[Task, ...]] = ("segmentation",)
     class_names = tuple(CLASSES)
-
-    @property
-    def colours(self) -> tuple[Colour, ...]:
-        return tuple(CLASSES.values())
+    palette = tuple(CLASSES.values())
 
     def default_size(self) -> tuple[int, int]:
         return 360, 480
@@ -62,9 +56,6 @@ class CamVid(GraftDataModule):
             for split in splits
         }
         return dict(sources)
-
-    def augmentation(self) -> list[A.BasicTransform]:
-        return scale_crop_flip(self.image_size, self.mean)
 
 
 def listed_pairs(root: Path, split: str) -> list[Pair]:

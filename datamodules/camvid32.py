@@ -9,9 +9,6 @@ frames are split as everyone splits the 11-class version (367, 101 and 233), whi
 from pathlib import Path
 from typing import ClassVar
 
-import albumentations as A
-
-from datamodules.augmentation import scale_crop_flip
 from datamodules.base import Colour, GraftDataModule, Source, Task
 from datamodules.class_table import class_table
 from datamodules.errors import DataError
@@ -64,11 +61,7 @@ class CamVid32(GraftDataModule):
 
     tasks: ClassVar[tuple[Task, ...]] = ("segmentation",)
     class_names = TABLE.names
-
-    @property
-    def colours(self) -> tuple[Colour, ...]:
-        assert TABLE.colours is not None
-        return TABLE.colours
+    palette = TABLE.colours
 
     def default_size(self) -> tuple[int, int]:
         return 720, 960
@@ -91,9 +84,6 @@ class CamVid32(GraftDataModule):
             if found
         }
         return dict(sources)
-
-    def augmentation(self) -> list[A.BasicTransform]:
-        return scale_crop_flip(self.image_size, self.mean)
 
 
 def split_of(name: str) -> str:

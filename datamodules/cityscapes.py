@@ -9,9 +9,6 @@ unscored ones are ignored. Test labels are not public.
 from pathlib import Path
 from typing import ClassVar
 
-import albumentations as A
-
-from datamodules.augmentation import scale_crop_flip
 from datamodules.base import IGNORE_INDEX, Colour, GraftDataModule, Source, Task
 from datamodules.errors import DataError
 from datamodules.files import MaskedImages, Pair
@@ -53,10 +50,7 @@ class Cityscapes(GraftDataModule):
 
     tasks: ClassVar[tuple[Task, ...]] = ("segmentation",)
     class_names = tuple(CLASSES)
-
-    @property
-    def colours(self) -> tuple[Colour, ...]:
-        return tuple(colour for _, colour in CLASSES.values())
+    palette = tuple(colour for _, colour in CLASSES.values())
 
     def default_size(self) -> tuple[int, int]:
         return 512, 1024
@@ -68,9 +62,6 @@ class Cityscapes(GraftDataModule):
             for split in ("train", "val")
         }
         return dict(sources)
-
-    def augmentation(self) -> list[A.BasicTransform]:
-        return scale_crop_flip(self.image_size, self.mean)
 
 
 def city_pairs(root: Path, split: str) -> list[Pair]:

@@ -63,6 +63,9 @@ class Digits(GraftDataModule):
         # No mirroring: it makes other digits, or none.
         return [A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=0.8)]
 
+    def evaluation(self) -> list[A.BasicTransform]:
+        return []  # digits and scenes are made at `image_size`
+
 
 def split_digits(labels: np.ndarray, held_out: float) -> dict[str, np.ndarray]:
     """Indices of the digits of each split, every class in equal shares, the same for all seeds."""

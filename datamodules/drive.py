@@ -14,7 +14,7 @@ from typing import ClassVar
 import albumentations as A
 import numpy as np
 
-from datamodules.base import IGNORE_INDEX, Colour, GraftDataModule, Source, Task
+from datamodules.base import IGNORE_INDEX, GraftDataModule, Source, Task
 from datamodules.errors import DataError
 from datamodules.files import MaskedImages, Pair, hold_out, read_mask
 
@@ -31,10 +31,7 @@ class Drive(GraftDataModule):
 
     tasks: ClassVar[tuple[Task, ...]] = ("segmentation",)
     class_names = ("background", "vessel")
-
-    @property
-    def colours(self) -> tuple[Colour, ...]:
-        return (0, 0, 0), (255, 255, 255)
+    palette = ((0, 0, 0), (255, 255, 255))
 
     def default_size(self) -> tuple[int, int]:
         return 256, 256

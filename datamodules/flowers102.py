@@ -7,12 +7,10 @@
 from pathlib import Path
 from typing import ClassVar
 
-import albumentations as A
 from scipy.io import loadmat
 from torchvision.datasets import Flowers102 as Published
 
 from datamodules.base import GraftDataModule, Source, Task
-from datamodules.crops import centre_crop, random_crop_flip
 from datamodules.download import Archive, provide
 from datamodules.files import LabelledImages
 
@@ -51,9 +49,3 @@ class Flowers102(GraftDataModule):
             for split, key in SPLITS.items()
         }
         return dict(sources)
-
-    def augmentation(self) -> list[A.BasicTransform]:
-        return random_crop_flip(self.image_size)
-
-    def evaluation(self) -> list[A.BasicTransform]:
-        return centre_crop(self.image_size)

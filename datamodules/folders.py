@@ -18,10 +18,8 @@ from typing import ClassVar
 
 import albumentations as A
 
-from datamodules.augmentation import scale_crop_flip
-from datamodules.base import Colour, GraftDataModule, Source, Task, distinct_colours
+from datamodules.base import GraftDataModule, Source, Task
 from datamodules.class_table import MOST_CLASSES, read_classes
-from datamodules.crops import centre_crop, random_crop_flip
 from datamodules.errors import DataError
 from datamodules.files import (
     LabelledImages,
@@ -45,11 +43,6 @@ class Folders(GraftDataModule):
     """`images/` + `masks/` or a class-per-folder tree, at `image_size` (256x256 unless told)."""
 
     tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation")
-    _colours: tuple[Colour, ...] | None = None
-
-    @property
-    def colours(self) -> tuple[Colour, ...]:
-        return self._colours or distinct_colours(self.num_classes)
 
     def default_size(self) -> tuple[int, int]:
         return 256, 256
@@ -85,7 +78,7 @@ class Folders(GraftDataModule):
             if split in splits
         }
         if table:
-            self.class_names, self._colours = table.names, table.colours
+            self.class_names, self.palette = table.names, table.colours
             return dict(sources)
         # A check of all files at the same time: what is wrong is known before training.
         largest = check(
@@ -131,11 +124,3 @@ class Folders(GraftDataModule):
 
     def preparation(self) -> list[A.BasicTransform]:
         return [A.Resize(*self.image_size, area_for_downscale="image")] if self.task == "segmentation" else []
-
-    def augmentation(self) -> list[A.BasicTransform]:
-        if self.task == "segmentation":
-            return scale_crop_flip(self.image_size, self.mean)
-        return random_crop_flip(self.image_size)
-
-    def evaluation(self) -> list[A.BasicTransform]:
-        return [] if self.task == "segmentation" else centre_crop(self.image_size)

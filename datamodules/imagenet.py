@@ -18,7 +18,7 @@ from scipy.io import loadmat
 from torchvision.models import ResNet50_Weights
 
 from datamodules.base import GraftDataModule, Source, Task
-from datamodules.crops import centre_crop, random_crop_flip
+from datamodules.crops import random_crop_flip
 from datamodules.errors import DataError
 from datamodules.files import LabelledImages, list_classes, list_images, read_lines
 
@@ -65,9 +65,6 @@ class ImageNet(GraftDataModule):
 
     def augmentation(self) -> list[A.BasicTransform]:
         return random_crop_flip(self.image_size, least=0.08)  # Szegedy et al. 2014
-
-    def evaluation(self) -> list[A.BasicTransform]:
-        return centre_crop(self.image_size)
 
 
 def flat_classes(root: Path) -> dict[str, list[Path]]:

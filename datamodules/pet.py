@@ -9,11 +9,7 @@ trimap; its third value, the outline, is "not classified" in the authors' words 
 from pathlib import Path
 from typing import ClassVar
 
-import albumentations as A
-
-from datamodules.augmentation import scale_crop_flip
 from datamodules.base import IGNORE_INDEX, GraftDataModule, Source, Task
-from datamodules.crops import centre_crop, random_crop_flip
 from datamodules.download import Archive, provide
 from datamodules.errors import DataError
 from datamodules.files import LabelledImages, MaskedImages, Pair, hold_out
@@ -57,14 +53,6 @@ class Pet(GraftDataModule):
                 pairs = [Pair(n, images / f"{n}.jpg", trimaps / f"{n}.png") for n, _ in found]
                 sources[split] = MaskedImages(pairs, TRIMAP, "use the published trimaps")
         return sources
-
-    def augmentation(self) -> list[A.BasicTransform]:
-        if self.task == "classification":
-            return random_crop_flip(self.image_size)
-        return scale_crop_flip(self.image_size, self.mean)
-
-    def evaluation(self) -> list[A.BasicTransform]:
-        return centre_crop(self.image_size) if self.task == "classification" else []
 
 
 def read_list(path: Path) -> list[tuple[str, int]]:

@@ -27,10 +27,8 @@ import albumentations as A
 import numpy as np
 from PIL import Image, ImageOps
 
-from datamodules.augmentation import scale_crop_flip
 from datamodules.base import ENOUGH, IGNORE_INDEX, GraftDataModule, Source, Task
 from datamodules.class_table import read_classes
-from datamodules.crops import centre_crop, random_crop_flip
 from datamodules.errors import DataError
 from datamodules.files import decode_plain, hold_out, in_threads
 
@@ -165,14 +163,6 @@ class Shards(GraftDataModule):
 
     def preparation(self) -> list[A.BasicTransform]:
         return [A.Resize(*self.image_size, area_for_downscale="image")] if self.task == "segmentation" else []
-
-    def augmentation(self) -> list[A.BasicTransform]:
-        if self.task == "segmentation":
-            return scale_crop_flip(self.image_size, self.mean)
-        return random_crop_flip(self.image_size)
-
-    def evaluation(self) -> list[A.BasicTransform]:
-        return [] if self.task == "segmentation" else centre_crop(self.image_size)
 
 
 def contents_of(shard: Path) -> dict[str, dict[str, tuple[int, int]]]:

@@ -13,11 +13,9 @@ Detectors. Hariharan, Arbelaez, Bourdev, Maji, Malik 2011, ICCV. They are used w
 from pathlib import Path
 from typing import ClassVar
 
-import albumentations as A
 import numpy as np
 from scipy.io import loadmat
 
-from datamodules.augmentation import scale_crop_flip
 from datamodules.base import Colour, GraftDataModule, Source, Task
 from datamodules.download import Archive, provide
 from datamodules.errors import DataError
@@ -60,10 +58,7 @@ class Voc(GraftDataModule):
 
     tasks: ClassVar[tuple[Task, ...]] = ("segmentation",)
     class_names = tuple(CLASSES)
-
-    @property
-    def colours(self) -> tuple[Colour, ...]:
-        return tuple(CLASSES.values())
+    palette = tuple(CLASSES.values())
 
     def default_size(self) -> tuple[int, int]:
         return 513, 513
@@ -84,9 +79,6 @@ class Voc(GraftDataModule):
             for split, found in pairs.items()
         }
         return dict(sources)
-
-    def augmentation(self) -> list[A.BasicTransform]:
-        return scale_crop_flip(self.image_size, self.mean)
 
 
 def more_pairs(root: Path, voc: Path, known: list[Pair]) -> list[Pair]:
