@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from backbones import BACKBONES
-from experiments.cost import cost
+from experiments.cost import classifier_without_weights, cost
 from experiments.listing import figures, first_lines
 from experiments.names import CATALOGUE, ROOT, catalogue
 from heads import HEADS
 from heads.head import missing_strides
-from lightning_modules.network import Network, refusal
+from lightning_modules.network import refusal
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- backbones: python experiments/catalogue.py -->", "<!-- end of backbones -->"
@@ -24,12 +24,9 @@ BEGIN, END = "<!-- backbones: python experiments/catalogue.py -->", "<!-- end of
 def entry(name: str) -> dict[str, Any]:
     """Costs with the 1000-class classifier at `input_size`, top1 of the published weights, what can be built."""
     with torch.device("meta"):
-        network = Network(name, "classifier", 1000)
-        if network.has_aux:  # they exist in training only and are not counted
-            network = Network(name, "classifier", 1000, backbone_options={"aux": 0})
         backbone = BACKBONES[name]()
     return {
-        **cost(network, (backbone.input_size, backbone.input_size)),
+        **cost(classifier_without_weights(name), (backbone.input_size, backbone.input_size)),
         "top1": backbone.published_top1(),
         "output_strides": list(backbone.output_strides),
         "input_size": backbone.input_size,

@@ -252,9 +252,11 @@ def usage_problem(config: RunConfig) -> str | None:
         return f"--start-from {config.start_from}: no such file; give a run's checkpoints/best.ckpt"
     if config.class_weights not in WEIGHTINGS and not Path(config.class_weights).is_file():
         return f"--class-weights {config.class_weights}: no such file (or give {', '.join(WEIGHTINGS)})"
-    presets, chosen = module_dict("datamodules/augmentation.py", "AUGMENTATIONS"), config.augmentation
-    if chosen is not None and chosen not in presets and not Path(chosen).is_file():
-        return f"--augmentation {chosen}: no such name or file; nearest: {nearest(chosen, presets)}"
+    chosen = config.augmentation
+    if chosen is not None and not Path(chosen).is_file():
+        presets = module_dict("datamodules/augmentation.py", "AUGMENTATIONS")
+        if chosen not in presets:
+            return f"--augmentation {chosen}: no such name or file; nearest: {nearest(chosen, presets)}"
     if config.mixup or config.cutmix:
         flags = " and ".join(f"--{name}" for name in ("mixup", "cutmix") if getattr(config, name))
         if config.loss != "cross_entropy" or config.class_weights != "none":

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from backbones import BACKBONES
 from backbones.backbone import Backbone
-from experiments.cost import cost
+from experiments.cost import classifier_without_weights, cost
 from experiments.published import FIELDS, SEGMENTERS, TAKEN_AT, figures
 from experiments.receptive_field import Field, measured, traced
 from lightning_modules.network import Network
@@ -58,11 +58,8 @@ def field_cells(backbone: Backbone, name: str) -> tuple[str, str, str, str]:
 def backbone_row(name: str) -> list[str]:
     published = figures(name)
     channels, classes = TAKEN_AT.get(name, (3, 1000))
-    with torch.device("meta"):
-        network = Network(name, "classifier", classes, in_channels=channels)
-        if network.has_aux:  # auxiliary classifiers exist in training only
-            network = Network(name, "classifier", classes, backbone_options={"aux": 0})
-        size = network.backbone.input_size
+    network = classifier_without_weights(name, classes, channels)
+    size = network.backbone.input_size
     costs = cost(network, (size, size), channels)
     ours, theirs = params_cell(int(costs["params"]), published.params, published.digits)
     macs, their_macs = gmacs_cell(costs["gmacs"], published.gmacs)

@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from lightning_modules.segmentation import SegmentationModule
 
 
-def run_problem(path: str, data_dir: str | None) -> str | None:
-    """What can be known to be wrong with a run folder before torch is imported, in one line."""
+def run_problem(path: str, data_dir: str | None, out: Path) -> str | None:
+    """What can be known to be wrong with a run folder, or the file to write, before torch is imported, in one line."""
     if not (Path(path) / "config.yaml").is_file():
         return f"{path} is no run folder (it has no config.yaml); give one that run.py made"
     if not (Path(path) / "checkpoints" / "best.ckpt").is_file():
         return f"{path} has no checkpoints/best.ckpt; let the run finish"
     if data_dir is not None and not Path(data_dir).is_dir():
         return f"--data-dir {data_dir}: no such folder"
+    if not out.parent.is_dir():
+        return f"--out {out}: there is no folder {out.parent}"
     return None
 
 

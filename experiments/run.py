@@ -6,7 +6,7 @@ import sys
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse first and import torch after: help and usage errors answer at once. Returns the exit code."""
-    from experiments.config import USAGE_ERROR, parse, to_yaml
+    from experiments.config import parse, to_yaml
 
     config, asked = parse(arguments)
     if asked.print_config:
@@ -22,29 +22,26 @@ def main(arguments: list[str] | None = None) -> int:
 
         print_matrix()
         return 0
-    # Threads that spin while they wait steal the processor from the loader: several-fold slower on a busy machine.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    try:
-        if config.staged:
-            from experiments.stages import run_stages
+    from experiments.outcome import outcome
 
-            return run_stages(config)
+    def work() -> int | None:
         if asked.check_data:
             from experiments.check_data import check_data
 
             return check_data(config)
+        if config.staged:
+            from experiments.stages import run_stages
+
+            return run_stages(config)
         from experiments.train import train
 
         train(config)
-    except ValueError as error:
-        print(f"run.py: error: {str(error).splitlines()[-1]}", file=sys.stderr)
-        return USAGE_ERROR
-    except KeyboardInterrupt:
-        print("run.py: stopped; the same command with --resume continues", file=sys.stderr)
-        return 130
+        return None
+
+    try:
+        return outcome("run.py", work, "the same command with --resume continues")
     finally:
         os.environ.pop("GRAFT_RUN_FOLDER", None)
-    return 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ images each class occurs; the share of the pixels it has; mean and standard devi
 images are normalised by. Statistics are of the images as stored, before augmentation, at most 500 of them.
 """
 
-import os
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -157,13 +156,14 @@ def draw_classes(figure: Any, data: "GraftDataModule", found: Statistics) -> Non
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code."""
-    from experiments.config import USAGE_ERROR, parse
+    from experiments.config import parse
+    from experiments.outcome import outcome
 
     config, _ = parse(arguments)
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from experiments.train import build_data
 
-    try:
+    def work() -> None:
+        from experiments.train import build_data
+
         data = build_data(config)
         data.setup()
         split = data.splits[0]
@@ -174,11 +174,9 @@ def main(arguments: list[str] | None = None) -> int:
         size = "x".join(map(str, data.image_size))
         title = f"{config.data}: {len(samples)} {split} samples at {size}, augmentation {chosen}"
         draw(data, samples, title, path)
-    except ValueError as error:
-        print(f"show_data.py: error: {str(error).splitlines()[-1]}", file=sys.stderr)
-        return USAGE_ERROR
-    print(path)
-    return 0
+        print(path)
+
+    return outcome("show_data.py", work, "the same command draws it")
 
 
 if __name__ == "__main__":

@@ -3,15 +3,15 @@
 Prints mIoU over the validation images by the width of the band, and draws the curve; see `lightning_modules.trimap`.
 """
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from experiments.config import USAGE_ERROR, Parser, add_settings, flag, positional, settings_from
+from experiments.config import Parser, add_settings, flag, positional, settings_from
 from experiments.crf_settings import read_settings, settings_problem
 from experiments.finished_run import load_segmentation, run_problem
+from experiments.outcome import outcome
 
 Curve = Mapping[int | None, float]
 """mIoU by the width of the band in pixels; None is the whole image."""
@@ -35,26 +35,19 @@ def main(arguments: list[str] | None = None) -> int:
     add_settings(parser, TrimapConfig)
     config = settings_from(parser.parse_args(arguments), TrimapConfig)
     out = Path(config.out or Path(config.run) / "trimap.png")
-    problem = run_problem(config.run, config.data_dir)
+    problem = run_problem(config.run, config.data_dir, out)
     if problem is None and config.crf_settings is not None:
         problem = settings_problem(config.crf_settings)
-    if problem is None and not out.parent.is_dir():
-        problem = f"--out {out}: there is no folder {out.parent}"
     if problem:
         parser.error(problem)
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    try:
+
+    def work() -> None:
         without, refined = curves(config)
-    except ValueError as error:
-        print(f"trimap.py: error: {str(error).splitlines()[-1]}", file=sys.stderr)
-        return USAGE_ERROR
-    except KeyboardInterrupt:
-        print("trimap.py: stopped; nothing was written", file=sys.stderr)
-        return 130
-    print_curves(without, refined)
-    draw_curves(without, refined, out)
-    print(out)
-    return 0
+        print_curves(without, refined)
+        draw_curves(without, refined, out)
+        print(out)
+
+    return outcome("trimap.py", work, "nothing was written")
 
 
 def curves(config: TrimapConfig) -> tuple[Curve, Curve]:

@@ -5,16 +5,16 @@ fixed, at ten mean-field iterations (DeepLab v1 and v2, arXiv:1412.7062 and 1606
 `run.py --crf-settings`.
 """
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from jsonargparse.typing import PositiveInt
 
-from experiments.config import USAGE_ERROR, Parser, add_settings, flag, positional, settings_from
+from experiments.config import Parser, add_settings, flag, positional, settings_from
 from experiments.crf_settings import DEFAULT, settings_problem
 from experiments.finished_run import run_problem
+from experiments.outcome import outcome
 
 
 @dataclass
@@ -35,23 +35,16 @@ def main(arguments: list[str] | None = None) -> int:
     add_settings(parser, TuneConfig)
     config = settings_from(parser.parse_args(arguments), TuneConfig)
     out = Path(config.out or Path(config.run) / "crf.yaml")
-    problem = run_problem(config.run, config.data_dir) or settings_problem(config.crf_settings)
-    if problem is None and not out.parent.is_dir():
-        problem = f"--out {out}: there is no folder {out.parent}"
+    problem = run_problem(config.run, config.data_dir, out) or settings_problem(config.crf_settings)
     if problem:
         parser.error(problem)
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from experiments.crf_search import tune
 
-    try:
+    def work() -> None:
+        from experiments.crf_search import tune
+
         tune(config, out)
-    except ValueError as error:
-        print(f"tune_crf.py: error: {str(error).splitlines()[-1]}", file=sys.stderr)
-        return USAGE_ERROR
-    except KeyboardInterrupt:
-        print("tune_crf.py: stopped; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+
+    return outcome("tune_crf.py", work, "nothing was written")
 
 
 if __name__ == "__main__":
