@@ -69,6 +69,8 @@ def open_run_folder(config: RunConfig) -> RunFolder:
     if CHOSEN in os.environ:
         return RunFolder(Path(os.environ[CHOSEN]))
     folder = RunFolder(choose_path(config))
+    if rank_zero_only.rank:  # the first process of those that srun or torchrun starts is making the folder
+        return folder
     if config.resume or folder.config.is_file():
         check_continues(config, folder)
     else:
@@ -132,7 +134,6 @@ def difference(config: RunConfig, folder: RunFolder, matters: Collection[str]) -
     return None
 
 
-@rank_zero_only
 def prepare(folder: RunFolder, config: RunConfig) -> None:
     """Write config.yaml, keep other processes out until this one ends, and take away results that no longer hold."""
     try:

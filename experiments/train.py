@@ -47,7 +47,8 @@ def train(config: RunConfig) -> None:
     clock = Clock()
     # Lightning's chatter about hardware it did not find, and products; its warnings stay.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", "`isinstance\\(treespec", module="lightning")  # its own business with torch
+    for not_for_users in ("`isinstance\\(treespec", ".*sync_dist=True", "The `srun` command is available"):
+        warnings.filterwarnings("ignore", not_for_users, module="lightning")  # scores are of all processes already
     pl.seed_everything(config.seed, workers=True, verbose=False)
     crf = crf_settings(config)
     data = build_data(config)

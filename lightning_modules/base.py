@@ -280,8 +280,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Backbone and heads apart; norms and biases, the parameters with one axis, without weight decay.
 
-    With `layer_decay`, a layer of the backbone learns at lr * backbone_lr_mult * layer_decay ** layers_after_it, of which
-    the head is one (Clark et al. 2020, arXiv:2003.10555; for images Bao et al. 2021).
+    With `layer_decay`, a layer of the backbone learns at lr * backbone_lr_mult * layer_decay ** layers_after_it, where
+    the head is one of them (Clark et al. 2020, arXiv:2003.10555; for images Bao et al. 2021).
     """
     heads = nn.ModuleList([network.head] if network.aux_head is None else [network.head, network.aux_head])
     rates: list[tuple[float, nn.Parameter]] = []
