@@ -105,7 +105,6 @@ class GridView:
     def __exit__(self, *_: object) -> None:
         self.live.stop()
         self.console.print(self.table(self.states))
-        self.console.print(self.counts())
         for state in self.states:
             if state.state == "failed":
                 line = f"{state.cell.name} failed, {state.reason} ({state.cell.folder}.log)"
