@@ -103,7 +103,7 @@ def refused(made: list[Cell], parser: Parser) -> dict[Cell, str]:
     return problems
 
 
-def own_flag(common: list[str]) -> str | None:
-    """The first of run.py's arguments that a grid sets itself."""
-    flags = [dashed(name) for name in OWN]
+def own_flag(common: list[str], own: tuple[str, ...] = OWN) -> str | None:
+    """The first of run.py's arguments that is one of `own`, which the caller sets itself."""
+    flags = [dashed(name) for name in own]
     return next((argument for argument in common if argument.split("=")[0] in flags), None)

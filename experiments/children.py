@@ -2,12 +2,15 @@
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
+from typing import Self
 
 RUN = Path(__file__).with_name("run.py")
 PR_SET_PDEATHSIG = 1
@@ -45,13 +48,13 @@ class Child:
         """The exit code, None while it runs."""
         return self.process.poll()
 
-    def send(self, signum: int) -> None:
-        """To run.py alone: it ends its loaders and the other processes of DDP itself, after saving."""
+    def stop(self, signum: int) -> None:
+        """Ask run.py alone: it ends its loaders and the other processes of DDP itself, after saving."""
         if self.code() is None:
             self.process.send_signal(signum)
 
     def kill(self) -> None:
-        """It and all that it started, at once."""
+        """End it and all that it started, at once."""
         if self.code() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
 
@@ -61,6 +64,15 @@ class Child:
             log.seek(max(0, self.log.stat().st_size - 4096))
             lines = log.read().decode(errors="replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def continuing(folder: Path) -> list[str]:
+    """What makes run.py go on with a folder that was broken off."""
+    if (folder / "checkpoints" / "last.ckpt").is_file():
+        return ["--resume"]
+    if (folder / "config.yaml").is_file():
+        shutil.rmtree(folder)  # broken off before there was anything to go on from
+    return []
 
 
 def end_with_parent() -> None:
@@ -80,17 +92,40 @@ def share(jobs: int, slot: int, gpus: list[str]) -> dict[str, str]:
 
 
 class Signals:
-    """SIGINT and SIGTERM that came while the `with` block ran, in order, instead of what they would do."""
+    """SIGINT and SIGTERM that come while the `with` block runs are passed on to runs, instead of ending this process.
 
-    def __enter__(self) -> list[int]:
-        received: list[int] = []
+    The first one asks them to stop, a further one kills them.
+    """
 
-        def note(signum: int, frame: FrameType | None) -> None:
-            received.append(signum)
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.passed_on = 0
 
-        self.before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
-        return received
+    def __enter__(self) -> Self:
+        self.before = {signum: signal.signal(signum, self.note) for signum in (signal.SIGINT, signal.SIGTERM)}
+        return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         for signum, handler in self.before.items():
             signal.signal(signum, handler)
+
+    def note(self, signum: int, frame: FrameType | None) -> None:
+        self.received.append(signum)
+
+    def __bool__(self) -> bool:
+        return bool(self.received)
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell would report, had the first signal ended this process."""
+        return 128 + self.received[0]
+
+    def pass_on(self, running: Iterable[Child]) -> None:
+        """What has come since the last call."""
+        for signum in self.received[self.passed_on :]:
+            for child in running:
+                if self.passed_on:
+                    child.kill()
+                else:
+                    child.stop(signum)
+            self.passed_on += 1

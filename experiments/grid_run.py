@@ -3,11 +3,10 @@
 A first Ctrl-C or SIGTERM is passed on to the runs, which save and stop; a second kills them.
 """
 
-import shutil
 import time
 
 from experiments.cells import Cell
-from experiments.children import Child, Signals, share
+from experiments.children import Child, Signals, continuing, share
 from experiments.grid_view import CellState, GridView, is_finished
 
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -18,7 +17,6 @@ def run_grid(grid: list[Cell], jobs: int, gpus: list[str]) -> int:
     states = [CellState(cell, "finished" if is_finished(cell.folder) else "waiting") for cell in grid]
     waiting = [state for state in states if state.state == "waiting"]
     running: dict[int, CellState] = {}
-    passed_on = 0
     with Signals() as signals, GridView(states) as view:
         while running or (waiting and not signals):
             for slot in range(jobs):
@@ -27,35 +25,20 @@ def run_grid(grid: list[Cell], jobs: int, gpus: list[str]) -> int:
                     start(running[slot], share(jobs, slot, gpus))
             view.update()
             time.sleep(SECONDS_BETWEEN_LOOKS)
-            for signum in signals[passed_on:]:
-                pass_on(signum, list(running.values()), again=passed_on > 0)
-                passed_on += 1
+            signals.pass_on([state.child for state in running.values() if state.child is not None])
             for state in running.values():
                 follow(state, stopping=bool(signals))
             running = {slot: state for slot, state in running.items() if state.state == "running"}
         view.update()
     if signals:
-        return 128 + signals[0]
+        return signals.exit_code
     return int(any(state.state == "failed" for state in states))
 
 
 def start(state: CellState, environment: dict[str, str]) -> None:
     folder = state.cell.folder
-    begun = (folder / "checkpoints" / "last.ckpt").is_file()
-    if not begun and (folder / "config.yaml").is_file():
-        shutil.rmtree(folder)  # broken off before there was anything to go on from
-    more = ["--resume"] if begun else []
-    state.child = Child([*state.cell.arguments, *more], folder, environment)
+    state.child = Child([*state.cell.arguments, *continuing(folder)], folder, environment)
     state.state = "running"
-
-
-def pass_on(signum: int, running: list[CellState], *, again: bool) -> None:
-    for state in running:
-        assert state.child is not None
-        if again:
-            state.child.kill()
-        else:
-            state.child.send(signum)
 
 
 def follow(state: CellState, *, stopping: bool) -> None:

@@ -47,6 +47,15 @@ def read_scores(folder: Path) -> list[float]:
         return []
 
 
+def final_score(folder: Path) -> float | None:
+    """The validation score of a finished run."""
+    try:
+        scores = (read_results(folder) or {})["scores"]["val"]
+        return next(scores[name] for name in (monitor.removeprefix("val/") for monitor in MONITORS) if name in scores)
+    except (KeyError, TypeError, StopIteration):
+        return None
+
+
 def read_epochs(folder: Path) -> int | None:
     """How many epochs a run is to take, where that is written already."""
     try:

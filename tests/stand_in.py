@@ -1,8 +1,8 @@
 """A stand-in for run.py that trains nothing: it takes run.py's flags and leaves run folders as run.py does, at once.
 
 What it does is set by the environment: STAND_IN_SECONDS an epoch; STAND_IN_CRASH, names of runs that crash after their
-first epoch; STAND_IN_DEAF, names of runs that ignore polite signals; STAND_IN_CROWD, how many must run at a time before
-any goes on. It notes each call in OUT/calls.jsonl.
+first epoch; STAND_IN_DEAF, names of runs that ignore polite signals; STAND_IN_CROWD, how many must have been
+called before any goes on. It notes each call in OUT/calls.jsonl.
 """
 
 import argparse
@@ -18,10 +18,6 @@ from pathlib import Path
 def stopped(signum: int, frame: object) -> None:
     print("saving and stopping")
     sys.exit(128 + signum)
-
-
-def unfinished(out: Path) -> list[Path]:
-    return [path.parent for path in out.glob("*/config.yaml") if not (path.parent / "results.json").is_file()]
 
 
 def main() -> None:
@@ -42,9 +38,10 @@ def main() -> None:
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(f"backbone: {asked.backbone}\nhead: {asked.head}\nepochs: {asked.epochs}\n")
     with (Path(asked.out) / "calls.jsonl").open("a") as calls:
-        crowd = len(unfinished(Path(asked.out)))
+        paths = Path(asked.out).glob("*/config.yaml")
+        crowd = sum(not path.with_name("results.json").is_file() for path in paths)
         calls.write(json.dumps({"pid": os.getpid(), "crowd": crowd, **vars(asked), **shown}) + "\n")
-    while len(unfinished(Path(asked.out))) < int(os.environ.get("STAND_IN_CROWD", "0")):
+    while (Path(asked.out) / "calls.jsonl").read_text().count("\n") < int(os.environ.get("STAND_IN_CROWD", "0")):
         time.sleep(0.02)
     last, metrics = folder / "checkpoints" / "last.ckpt", folder / "metrics.csv"
     done = int(last.read_text()) if last.is_file() else 0

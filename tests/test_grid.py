@@ -13,7 +13,7 @@ import pytest
 from experiments import children
 from experiments.cells import comma_separated
 from experiments.grid import main
-from tests.conftest import crf_arguments
+from experiments.run import main as run
 
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = ROOT / "tests" / "stand_in.py"
@@ -211,19 +211,25 @@ def test_answers_come_without_importing_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_real_runs_killed_in_the_middle_finish(crf_folder: Path, tmp_path: Path) -> None:
-    """Two tiny cells; the first is stopped after its first epoch, and scores as one that was not."""
-    shared = crf_arguments(crf_folder, tmp_path)[4:]
-    shared = [one for one in shared if one not in ("--out", str(tmp_path))]
-    command = [sys.executable, str(ROOT / "experiments" / "grid.py"), "--backbones", "lenet5,mobilenet_v3_small"]
-    command += ["--heads", "unet", "--out", str(tmp_path), "--", *shared, "--epochs", "4"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    last = tmp_path / "lenet5-unet-s0" / "checkpoints" / "last.ckpt"
-    wait_until(last.is_file, 60)
+def test_a_real_run_killed_in_the_middle_finishes(crf_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """Two tiny cells, one of them finished before: the other is stopped after its first epoch, and goes on."""
+    shared = ["--data", "folders", "--data-dir", str(crf_folder), "--image-size", "32", "40", "--batch-size", "2"]
+    shared += ["--workers", "0", "--accelerator", "cpu", "--epochs", "4"]
+    backbones = ["lenet5", "mobilenet_v3_small"]
+    command = [sys.executable, str(ROOT / "experiments" / "grid.py"), "--backbones", ",".join(backbones)]
+    command += ["--heads", "unet", "--out", str(tmp_path), "--", *shared]
+    names = [f"{backbone}-unet-s0" for backbone in backbones]
+    monkeypatch.delenv("GRAFT_RUN_FOLDER")
+    assert run(["--backbone", "lenet5", "--head", "unet", "--name", names[0], "--out", str(tmp_path), *shared]) == 0
+    before = (tmp_path / names[0] / "results.json").stat().st_mtime_ns
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    wait_until((tmp_path / names[1] / "checkpoints" / "last.ckpt").is_file, 60)
     running.send_signal(signal.SIGINT)
-    assert running.wait(60) == 130, running.stdout.read()
-    assert subprocess.run(command, env=environment, check=False).returncode == 0
-    for name in ("lenet5-unet-s0", "mobilenet_v3_small-unet-s0"):
+    assert running.wait(60) == 130
+    assert "1 finished, 1 stopped" in running.stdout.read()
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    for name in names:
         rows = (tmp_path / name / "metrics.csv").read_text().splitlines()
         assert [row.split(",")[0] for row in rows] == ["epoch", "1", "2", "3", "4"]
+    assert (tmp_path / names[0] / "results.json").stat().st_mtime_ns == before
