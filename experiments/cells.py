@@ -8,6 +8,7 @@ from pathlib import Path
 
 from experiments.config import Parser, RunConfig, build_parser, dashed, settings_from, usage_problem
 from experiments.names import nearest
+from experiments.run_folder import LONGER, RunFolder, difference
 
 OWN = ("backbone", "head", "seed", "name", "out", "resume")
 """Settings of run.py that a grid sets itself."""
@@ -97,10 +98,20 @@ def refused(made: list[Cell], parser: Parser) -> dict[Cell, str]:
                 parser.error("--print-config, --check-data, --matrix and --list train nothing; give them to run.py")
             settings[cell.varied] = settings_from(parsed, RunConfig)
         config = dataclasses.replace(settings[cell.varied], backbone=cell.backbone, head=cell.head, seed=cell.seed)
-        problem = usage_problem(config)
+        problem = usage_problem(config) or another_run(config, cell.folder)
         if problem:
             problems[cell] = problem
     return problems
+
+
+def another_run(config: RunConfig, path: Path) -> str | None:
+    """What keeps the folder from being this run, finished or not: a finished one would be skipped unseen."""
+    folder = RunFolder(path)
+    other = difference(config, folder, LONGER) if folder.config.is_file() else None
+    if other is None:
+        return None
+    name, there, here = other
+    return f"{path} was made with {dashed(name)} {there}, not {here}; give the same settings or another --out"
 
 
 def own_flag(common: list[str], own: tuple[str, ...] = OWN) -> str | None:

@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -66,13 +65,9 @@ class Child:
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def continuing(folder: Path) -> list[str]:
-    """What makes run.py go on with a folder that was broken off."""
-    if (folder / "checkpoints" / "last.ckpt").is_file():
-        return ["--resume"]
-    if (folder / "config.yaml").is_file():
-        shutil.rmtree(folder)  # broken off before there was anything to go on from
-    return []
+def damaged(folder: Path) -> list[str]:
+    """What makes run.py go on with a run that is not finished, though half a results.json makes it look so."""
+    return ["--resume"] if (folder / "results.json").is_file() else []
 
 
 def end_with_parent() -> None:

@@ -6,7 +6,7 @@ A first Ctrl-C or SIGTERM is passed on to the runs, which save and stop; a secon
 import time
 
 from experiments.cells import Cell
-from experiments.children import Child, Signals, continuing, share
+from experiments.children import Child, Signals, damaged, share
 from experiments.grid_view import CellState, GridView, is_finished
 
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -37,7 +37,7 @@ def run_grid(grid: list[Cell], jobs: int, gpus: list[str]) -> int:
 
 def start(state: CellState, environment: dict[str, str]) -> None:
     folder = state.cell.folder
-    state.child = Child([*state.cell.arguments, *continuing(folder)], folder, environment)
+    state.child = Child([*state.cell.arguments, *damaged(folder)], folder, environment)
     state.state = "running"
 
 

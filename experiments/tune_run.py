@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import children
-from experiments.children import Child, Signals, continuing, share
+from experiments.children import Child, Signals, damaged, share
 from experiments.config import dashed
 from experiments.grid_view import final_score, read_scores
 from experiments.search_space import Axis
@@ -104,7 +104,7 @@ def open_study(config: TuneConfig, common: list[str]) -> optuna.Study:
     # The sampler's own random state is not kept; another seed for each continuation keeps it from drawing points again.
     study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(study.trials), constant_liar=True)
     # No run is judged by its first epoch, nor before there are four to be compared with.
-    study.pruner = optuna.pruners.MedianPruner(4, 1) if config.prune else optuna.pruners.NopPruner()
+    study.pruner = optuna.pruners.MedianPruner(4, 2) if config.prune else optuna.pruners.NopPruner()
     again = {folder_of(trial) for trial in study.get_trials(states=(TrialState.WAITING,))}
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         if folder_of(trial) not in again:
@@ -132,7 +132,7 @@ def start(study: optuna.Study, axes: list[Axis], common: list[str], out: Path, e
     if final_score(folder) is not None:
         return Running(trial, folder, None)
     own = ["--name", folder.name, "--out", str(out)]
-    return Running(trial, folder, Child([*common, *flags(values), *own, *continuing(folder)], folder, environment))
+    return Running(trial, folder, Child([*common, *flags(values), *own, *damaged(folder)], folder, environment))
 
 
 def flags(values: dict[str, str]) -> list[str]:

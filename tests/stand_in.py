@@ -26,7 +26,7 @@ def main() -> None:
         parser.add_argument(f"--{name}")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--optimizer", default="adamw")
     parser.add_argument("--resume", action="store_true")
     asked = parser.parse_args()
@@ -36,7 +36,7 @@ def main() -> None:
         signal.signal(signum, signal.SIG_IGN if deaf else stopped)
     shown = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "GRAFT_RUN_FOLDER")}
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(f"backbone: {asked.backbone}\nhead: {asked.head}\nepochs: {asked.epochs}\n")
+    (folder / "config.yaml").write_text(json.dumps(vars(asked) | {"resume": False}))  # JSON is YAML
     with (Path(asked.out) / "calls.jsonl").open("a") as calls:
         paths = Path(asked.out).glob("*/config.yaml")
         crowd = sum(not path.with_name("results.json").is_file() for path in paths)

@@ -73,6 +73,16 @@ def test_every_cell_runs_once_and_only_what_is_not_finished_again(tmp_path: Path
     (tmp_path / names[2] / "results.json").unlink()
     assert grid(tmp_path, "--", "--epochs", "2") == 0
     assert [call["name"] for call in calls(tmp_path)[4:]] == [names[1], names[2]]
+    assert [call["resume"] for call in calls(tmp_path)[4:]] == [True, False]  # run.py goes on by itself with the second
+
+
+def test_finished_runs_with_other_settings_are_not_taken_for_these(tmp_path: Path, capsys) -> None:
+    assert grid(tmp_path, "--", "--lr", "0.1") == 0
+    with pytest.raises(SystemExit):
+        grid(tmp_path, "--", "--lr", "0.2")
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/resnet18-unet-s0 was made with --lr 0.1, not 0.2; give the same settings or another" in error
+    assert len(calls(tmp_path)) == 4
 
 
 def test_a_run_that_crashes_does_not_stop_the_others(tmp_path: Path, capsys, monkeypatch) -> None:
@@ -85,7 +95,7 @@ def test_a_run_that_crashes_does_not_stop_the_others(tmp_path: Path, capsys, mon
     monkeypatch.delenv("STAND_IN_CRASH")
     assert grid(tmp_path) == 0
     assert len(calls(tmp_path)) == 5
-    assert log.read_text().count("epoch 1/3") == 1  # it went on where it was
+    assert log.read_text().count("epoch 1/5") == 1  # it went on where it was
     assert "the disk is on fire" in log.read_text()
 
 
@@ -118,7 +128,8 @@ def test_a_signal_stops_all_and_the_same_command_goes_on(tmp_path: Path) -> None
     assert "saving and stopping" in (tmp_path / "resnet18-unet-s0.log").read_text()
     running = start_grid(tmp_path)
     assert running.wait(20) == 0
-    assert (tmp_path / "resnet18-unet-s0" / "metrics.csv").read_text().splitlines()[1:][2].startswith("3,")
+    rows = (tmp_path / "resnet18-unet-s0" / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["epoch", "1", "2", "3", "4", "5"]
     assert "3 finished" in running.stdout.read()
 
 
@@ -199,7 +210,7 @@ def test_a_terminal_gets_a_live_table(tmp_path: Path, monkeypatch, capsys) -> No
     assert grid(tmp_path, "--heads", "unet", "--seeds", "0") == 0
     printed = capsys.readouterr().out
     assert "1 waiting, 1 running" in printed
-    assert "epoch 1/3" in printed  # the last line of the log
+    assert "epoch 1/5" in printed  # the last line of the log
     assert "0.2500" in printed
 
 
