@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from experiments.config import RunConfig, dashed, plain, to_yaml
 
@@ -66,6 +65,8 @@ def open_run_folder(config: RunConfig) -> RunFolder:
     Raises:
         ValueError: the folder belongs to something else, is finished or in use, or there is nothing to continue.
     """
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only  # imports torch, which grids do without
+
     if CHOSEN in os.environ:
         return RunFolder(Path(os.environ[CHOSEN]))
     folder = RunFolder(choose_path(config))
