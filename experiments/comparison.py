@@ -166,7 +166,7 @@ def make_row(group: Group, base: Group | None, split: str, metric: str, on_front
     return Row(
         group,
         means.get(metric),
-        mean_of([float(run.best_epoch) for run in group.runs if run.best_epoch is not None]),
+        mean_of([run.best_epoch for run in group.runs if run.best_epoch is not None]),
         differences.get(metric),
         {name: value for name in COSTS if (value := cost(group, name)) is not None},
         {name.removeprefix(CLASS): mean for name, mean in means.items() if name.startswith(CLASS)},

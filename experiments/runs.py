@@ -7,7 +7,6 @@ run is not finished.
 
 import csv
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import yaml
 
 State = Literal["finished", "unfinished", "broken", "foreign"]
+MOST = 1e100
 COSTS = ("params", "gmacs", "wall_time_s", "train_images_per_s", "peak_memory_mib")
 """Keys of results.json, where the run counted them."""
 PREDICTIONS = "predictions/index.json"
@@ -53,7 +53,7 @@ class Run:
     """What must be the same for scores to be comparable; see `protocol_of`. Of finished runs only, as what follows."""
     scores: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     """By split ("val", "test", "val_crf" ...), then by name ("miou", "iou/road" ...), in [0, 1]."""
-    best_epoch: int | None = None
+    best_epoch: float | None = None
     """Counted from 1; 0 where the weights were scored as they came."""
     costs: Mapping[str, float] = field(default_factory=dict)
     """Those of `COSTS` that are known."""
@@ -135,7 +135,6 @@ def finished(
     for split, values in scores.items():
         if not isinstance(values, dict) or not all(is_number(value) for value in values.values()):
             raise ValueError(f"results.json: the scores of {split} are not numbers by name")
-    best_epoch = results.get("best_epoch")
     return Run(
         name,
         where,
@@ -143,8 +142,8 @@ def finished(
         config=config,
         protocol=protocol_of(results),
         scores={split: {key: finite(value) for key, value in values.items()} for split, values in scores.items()},
-        best_epoch=best_epoch if isinstance(best_epoch, int) else None,
-        costs={key: results[key] for key in COSTS if is_number(results.get(key)) and results.get(key) is not None},
+        best_epoch=number(results, "best_epoch"),
+        costs={key: value for key in COSTS if (value := number(results, key)) is not None},
         versions={key: str(value) for key, value in mapping(results.get("versions")).items()},
         curve=curve,
         pictures=pictures,
@@ -177,6 +176,11 @@ def member(there: Any, key: str, kind: type) -> Any:
     if not isinstance(there, dict) or not isinstance(there.get(key), kind):
         raise ValueError(f"results.json has no '{key}'")
     return there[key]
+
+
+def number(there: Mapping[str, Any], key: str) -> float | None:
+    """What older results lack, or hold otherwise, as None."""
+    return finite(there.get(key)) if is_number(there.get(key)) else None
 
 
 def mapping(value: Any) -> dict[str, Any]:
@@ -212,7 +216,7 @@ def read_curve(path: Path) -> list[Row]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return [
-                {key: number for key, cell in row.items() if cell and math.isfinite(number := float(cell))}
+                {key: value for key, cell in row.items() if cell and (value := finite(float(cell))) is not None}
                 for row in csv.DictReader(file)
             ]
     except (ValueError, TypeError, csv.Error) as error:
@@ -245,5 +249,5 @@ def is_number(value: Any) -> bool:
 
 
 def finite(value: float | None) -> float | None:
-    """None for what JSON should not have: NaN and infinities."""
-    return value if value is not None and math.isfinite(value) else None
+    """None for what no run can have: NaN, infinities, and numbers whose squares would overflow."""
+    return value if value is not None and abs(value) < MOST else None
