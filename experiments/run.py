@@ -29,6 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
             from experiments.check_data import check_data
 
             return check_data(config)
+        if asked.find_lr:
+            from experiments.find_lr import find_lr
+
+            return find_lr(config)
         if config.staged:
             from experiments.stages import run_stages
 

@@ -46,6 +46,20 @@ def train(config: RunConfig) -> None:
         ValueError: the settings, the data or the run folder cannot work; one line says why.
     """
     clock = Clock()
+    data, module = prepare(config)
+    folder = open_run_folder(config)
+    try:
+        run(config, folder, data, module, clock)
+    finally:
+        let_go(folder)
+
+
+def prepare(config: RunConfig) -> tuple[GraftDataModule, GraftModule]:
+    """Data and module as the settings ask for them, checked.
+
+    Raises:
+        ValueError: the settings or the data cannot work; one line says why.
+    """
     # Lightning's chatter about hardware it did not find, and products; its warnings stay.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for not_for_users in (
@@ -69,11 +83,7 @@ def train(config: RunConfig) -> None:
         if not isinstance(module, ClassificationModule):
             raise ValueError(f"--mixup and --cutmix mix the classes of whole images; {config.head} labels pixels")
         module.mix_batches(config.mixup, config.cutmix)
-    folder = open_run_folder(config)
-    try:
-        run(config, folder, data, module, crf, clock)
-    finally:
-        let_go(folder)
+    return data, module
 
 
 def run(
@@ -81,7 +91,6 @@ def run(
     folder: RunFolder,
     data: GraftDataModule,
     module: GraftModule,
-    crf: dict[str, Any] | None,
     clock: Clock,
 ) -> None:
     """Train in the folder, from where it stands, then score and write the results."""
@@ -103,7 +112,7 @@ def run(
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.epochs:
         fit(trainer, module, data, folder)
-    finish(config, folder, trainer, module, data, crf, costs, clock)
+    finish(config, folder, trainer, module, data, crf_settings(config), costs, clock)
     close(loggers)
 
 
