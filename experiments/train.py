@@ -23,6 +23,7 @@ from experiments.cost import cost
 from experiments.crf_settings import read_settings
 from experiments.loggers import WandbPictures, close, make_loggers
 from experiments.pictures import write_predictions
+from experiments.preemption import Preemption
 from experiments.progress import EpochTable, ProgressLines, print_results
 from experiments.results import write_results
 from experiments.run_folder import RunFolder, open_run_folder
@@ -89,7 +90,9 @@ def train(config: RunConfig) -> None:
                 enable_version_counter=False,
             )
         )
-    trainer = build_trainer(config, folder, loggers, callbacks)
+    preemption = Preemption(folder.last_checkpoint)
+    trainer = build_trainer(config, folder, loggers, [*callbacks, preemption])
+    preemption.listen(trainer)
     if config.compile:
         module.network = torch.compile(module.network)  # type: ignore[assignment]
     # Convolutions on channels-last maps need no reordering on CPUs and tensor cores.
