@@ -63,6 +63,8 @@ class RunConfig:
     lr: PositiveFloat = flag(1e-3, "base learning rate")
     backbone_lr_mult: NonNegativeFloat = flag(1.0, "the backbone learns at --lr times this")
     freeze_backbone: bool = flag(False, "train the head only; the backbone's batch norms keep their statistics")
+    freeze_norms: bool = flag(False, "the backbone's batch norms keep their statistics, all else is trained")
+    layer_decay: PositiveFloat = flag(1.0, "each layer of the backbone learns at the next one's rate times this")
     momentum: NonNegativeFloat = flag(0.9, "of sgd")
     weight_decay: NonNegativeFloat = flag(1e-4, "on weights; never on norms and biases")
     schedule: str = flag("poly", "how the rate falls", variable=("lightning_modules/schedules.py", "SCHEDULES"))
@@ -73,19 +75,25 @@ class RunConfig:
     aux_weight: NonNegativeFloat | None = flag(
         None, "of the loss of an auxiliary head on the stride-16 map; default: none"
     )
+    accumulate: PositiveInt = flag(1, "batches per optimiser step")
+    clip_gradient: NonNegativeFloat = flag(0.0, "norm that gradients are scaled down to; 0 leaves them")
+    ema: NonNegativeFloat = flag(0.0, "decay of a moving average of the weights, which is scored and kept; 0: none")
+    patience: NonNegativeInt = flag(0, "stop after so many epochs without a better score; 0: never")
     seed: NonNegativeInt = flag(0, "of weights, sample order and augmentation")
     accelerator: str = flag("auto", "auto, cpu, gpu, mps ...")
     devices: str = flag("auto", "processes on this machine: a number, or auto")
     nodes: PositiveInt = flag(1, "machines")
-    strategy: str = flag("auto", "auto, ddp, fsdp ... as Lightning's Trainer takes it")
+    strategy: str = flag("auto", "auto, ddp, fsdp2 or another of Lightning's, such as deepspeed_stage_2")
     precision: str = flag("32-true", "32-true, 16-mixed, bf16-mixed ...")
     sync_batchnorm: bool = flag(False, "batch norm over all processes")
     compile: bool = flag(False, "torch.compile the network")
+    checkpoint_activations: bool = flag(False, "compute blocks again for their gradients: a third slower, less memory")
+    deterministic: bool = flag(False, "GPU kernels that repeat to the last bit only; slower")
     workers: NonNegativeInt = flag(2, "loader processes per training process")
     logger: Literal["csv", "wandb", "tensorboard"] = flag(("csv",), "where curves go; several may be named", nargs="+")
     name: str | None = flag(None, "of the run; default: BACKBONE-HEAD-DATA, numbered")
     out: str = flag("runs", "folder that run folders are made in")
-    resume: bool = flag(False, "continue the run of that name where it stopped")
+    resume: bool = flag(False, "continue a run, a finished one too; an unfinished one needs no flag")
 
     @property
     def run_name(self) -> str:
@@ -167,6 +175,7 @@ def build_parser() -> Parser:
     parser.add_argument("--config", action="config", help="YAML file of these settings; the command line wins")
     add_settings(parser, RunConfig)
     parser.add_argument("--print-config", action="store_true", help="print the settings as YAML and stop")
+    parser.add_argument("--find-lr", action="store_true", help="try rates on the first batches, suggest one and stop")
     parser.add_argument("--check-data", action="store_true", help="report every fault of the data set and stop")
     parser.add_argument("--matrix", action="store_true", help="show which heads go onto which backbones and stop")
     parser.add_argument("--list", action="store_true", help="list every backbone, head and data set and stop")
@@ -242,6 +251,12 @@ def usage_problem(config: RunConfig) -> str | None:
         return "--devices: there must be at least 1"
     if config.warmup >= 1:
         return f"--warmup is a share of all steps, below 1, not {config.warmup:g}"
+    if config.ema >= 1:
+        return f"--ema is a decay below 1, such as 0.999, not {config.ema:g}"
+    if config.layer_decay > 1:
+        return f"--layer-decay is at most 1, such as 0.75, not {config.layer_decay:g}"
+    if config.strategy == "fsdp2" and (config.ema or config.compile):
+        return f"--strategy fsdp2 works without --{'ema' if config.ema else 'compile'}"
     if config.crf_settings is not None and config.crf == "none":
         return "--crf-settings does nothing with --crf none; add --crf test or --crf train"
     if config.crf_settings is not None and settings_problem(config.crf_settings):

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, track
 from rich.table import Table
 
+from experiments.checkpoints import is_last_batch
 from experiments.run_folder import RunFolder
 
 Item = TypeVar("Item")
@@ -28,10 +29,10 @@ class EpochTable(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if self.path.is_file():
             with self.path.open(encoding="utf-8", newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["epoch"]) <= trainer.current_epoch]
+                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= trainer.global_step]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or not is_last_batch(trainer):  # --max-steps may end within an epoch
             return
         row: dict[str, Any] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
         row["lr"] = trainer.optimizers[0].param_groups[-1]["lr"]

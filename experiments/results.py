@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -18,13 +19,15 @@ def write_results(
     folder: RunFolder,
     data: GraftDataModule,
     crf: dict[str, Any] | None,
-    costs: dict[str, float],
+    costs: Mapping[str, float | None],
     scores: dict[str, Any],
     best_epoch: int,
-    seconds: float,
     skipped: dict[str, list[str]],
 ) -> None:
-    """Scores of the best checkpoint on each split, in [0, 1], and their protocol; "val_crf" is val with the CRF."""
+    """Scores of the best checkpoint on each split, in [0, 1], and their protocol; "val_crf" is val with the CRF.
+
+    `costs` are numbers that go into the file under their own names.
+    """
     results = {
         "scores": {
             split: {name.removeprefix(f"{split}/"): finite(value) for name, value in values.items()}
@@ -45,7 +48,6 @@ def write_results(
         "head": config.head,
         "crf": None if crf is None else {"mode": config.crf, **crf},
         **costs,
-        "wall_time_s": round(seconds, 1),
         "versions": {
             "python": platform.python_version(),
             "torch": str(torch.__version__),

@@ -4,20 +4,25 @@ runs/NAME/  config.yaml  metrics.csv  results.json  predictions.png  checkpoints
 """
 
 import dataclasses
+import errno
+import fcntl
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from experiments.config import RunConfig, dashed, to_yaml
+from experiments.config import RunConfig, dashed, plain, to_yaml
 
 # Settings that may differ when a run goes on: they change where and how long it trains, not what is trained.
 MAY_DIFFER = {
     "resume", "name", "out", "epochs", "max_steps", "devices", "nodes", "accelerator", "strategy", "workers", "logger",
     "data_dir", "download", "on_bad_sample", "cache", "checkpoint_every",
 }  # fmt: skip
+LONGER = ("epochs", "max_steps")  # with --resume only: the schedule then is another one
 # Processes that Lightning starts for DDP run the whole program again; they must land in the folder of the first.
 CHOSEN = "GRAFT_RUN_FOLDER"
 
@@ -56,62 +61,128 @@ class RunFolder:
 
 
 def open_run_folder(config: RunConfig) -> RunFolder:
-    """Make the run's folder, or take the one to continue.
+    """Make the run's folder, or take the one to continue: that of `--resume`, or of the same command, unfinished.
 
     Raises:
-        ValueError: the folder belongs to something else, or there is nothing to continue.
+        ValueError: the folder belongs to something else, is finished or in use, or there is nothing to continue.
     """
     if CHOSEN in os.environ:
         return RunFolder(Path(os.environ[CHOSEN]))
     folder = RunFolder(choose_path(config))
-    if config.resume:
-        check_same_run(config, folder)
+    if config.resume or folder.config.is_file():
+        check_continues(config, folder)
     else:
         check_free(folder.path)
-        create(folder, config)
+    prepare(folder, config)
     os.environ[CHOSEN] = str(folder.path.resolve())
     return folder
 
 
 def choose_path(config: RunConfig) -> Path:
-    """`out/name`; without `--name` the first free number of the default name, or the last one to resume."""
+    """`out/name`; without `--name` the default one, numbered, or the last number where that run is to go on."""
     out = Path(config.out)
     path = out / config.run_name
-    if config.name is not None:
+    if config.name is not None or started_together():
         return path
     number, last = 1, path
     while path.exists():
         number, last, path = number + 1, path, out / f"{config.run_name}-{number + 1}"
-    return last if config.resume else path
+    unfinished = RunFolder(last)
+    goes_on = unfinished.config.is_file() and not unfinished.results.is_file()
+    if config.resume or (goes_on and not difference(config, unfinished, LONGER) and not in_use(unfinished)):
+        return last
+    return path
+
+
+def started_together() -> bool:
+    """Whether torchrun or srun starts all processes of the run: each must find the same folder by itself."""
+    return any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
 
 
 def check_free(path: Path) -> None:
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not (path / "config.yaml").is_file():
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"--name: {path} exists and is not a run folder; choose another --name or --out")
-    raise ValueError(f"--name: {path} holds a run already; --resume continues it, another --name starts a new one")
 
 
-def check_same_run(config: RunConfig, folder: RunFolder) -> None:
+def check_continues(config: RunConfig, folder: RunFolder) -> None:
     if not folder.config.is_file():
         raise ValueError(f"--resume: {folder.path} is no run folder (it has no config.yaml); check --name and --out")
-    if not folder.last_checkpoint.is_file():
-        raise ValueError(f"--resume: {folder.last_checkpoint} is missing; delete {folder.path} and start it anew")
+    if not config.resume and folder.results.is_file():
+        raise ValueError(
+            f"--name: {folder.path} holds a finished run; another --name starts a new one, --resume with more --epochs "
+            "continues it"
+        )
+    other = difference(config, folder, () if config.resume else LONGER)
+    if other is not None:
+        name, there, here = other
+        raise ValueError(
+            f"{'--resume' if config.resume else '--name'}: {folder.path} was made with {dashed(name)} {there}, not "
+            f"{here}; give the same settings or another --name"
+        )
+
+
+def difference(config: RunConfig, folder: RunFolder, matters: Collection[str]) -> tuple[str, Any, Any] | None:
+    """The first setting in which the folder's run is another: its name, the value there and here."""
     there = yaml.safe_load(folder.config.read_text(encoding="utf-8")) or {}
+    defaults = dataclasses.asdict(RunConfig())  # for flags that are younger than the folder
     for name, value in yaml.safe_load(to_yaml(config)).items():
-        if name not in MAY_DIFFER and there.get(name) != value:
-            raise ValueError(
-                f"--resume: {folder.path} was made with {dashed(name)} {there.get(name)}, not {value}; "
-                "give the same settings or another --name"
-            )
+        before = there.get(name, plain(defaults[name]))
+        if before != value and (name not in MAY_DIFFER or name in matters):
+            return name, before, value
+    return None
 
 
 @rank_zero_only
-def create(folder: RunFolder, config: RunConfig) -> None:
+def prepare(folder: RunFolder, config: RunConfig) -> None:
+    """Write config.yaml, keep other processes out until this one ends, and take away results that no longer hold."""
     try:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        settings = dataclasses.replace(config, resume=False)
-        folder.config.write_text(to_yaml(settings), encoding="utf-8")
+        hold(folder)
+        part = folder.config.with_suffix(".part")
+        part.write_text(to_yaml(dataclasses.replace(config, resume=False)), encoding="utf-8")
+        part.replace(folder.config)
+        folder.results.unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(f"--out {folder.path.parent}: cannot make a run folder there ({error.strerror})") from error
+
+
+HELD: dict[Path, int] = {}
+"""Open lock files, by folder. The system lets go of them when the process ends, however it does."""
+
+
+def hold(folder: RunFolder) -> None:
+    """Keep other processes out of the folder.
+
+    Raises:
+        ValueError: another process is at work in it.
+    """
+    lock = folder.path.resolve() / ".lock"
+    if lock in HELD:
+        return
+    file = os.open(lock, os.O_RDWR | os.O_CREAT)
+    try:
+        # Of the process, not of the open file: loader processes that outlive a killed run hold nothing.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(file)
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise ValueError(f"--name: another process is training in {folder.path}; wait or choose another") from None
+        return  # a file system without locks
+    HELD[lock] = file
+
+
+def let_go(folder: RunFolder) -> None:
+    """Let others in again, and this process choose another folder."""
+    file = HELD.pop(folder.path.resolve() / ".lock", None)
+    if file is not None:
+        os.close(file)
+
+
+def in_use(folder: RunFolder) -> bool:
+    """Whether another process is at work in the folder."""
+    try:
+        hold(folder)
+    except ValueError:
+        return True
+    let_go(folder)
+    return False

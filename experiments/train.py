@@ -2,15 +2,11 @@
 
 import dataclasses
 import logging
-import time
-import traceback
 import warnings
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from backbones import find_backbone
@@ -18,15 +14,19 @@ from datamodules import DATAMODULES
 from datamodules.base import GraftDataModule, Samples
 from datamodules.class_weights import class_weights
 from datamodules.errors import DataError
+from experiments.checkpoints import Checkpoints
+from experiments.clock import Clock
 from experiments.config import RunConfig
 from experiments.cost import cost
 from experiments.crf_settings import read_settings
+from experiments.faults import FiniteLoss, fit
 from experiments.loggers import WandbPictures, close, make_loggers
 from experiments.pictures import write_predictions
 from experiments.preemption import Preemption
 from experiments.progress import EpochTable, ProgressLines, print_results
 from experiments.results import write_results
-from experiments.run_folder import RunFolder, open_run_folder
+from experiments.run_folder import RunFolder, let_go, open_run_folder
+from experiments.trainer import build_trainer
 from heads import find_head
 from lightning_modules.base import GraftModule
 from lightning_modules.classification import ClassificationModule
@@ -45,7 +45,7 @@ def train(config: RunConfig) -> None:
     Raises:
         ValueError: the settings, the data or the run folder cannot work; one line says why.
     """
-    started = time.time()
+    clock = Clock()
     # Lightning's chatter about hardware it did not find, and products; its warnings stay.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "`isinstance\\(treespec", module="lightning")  # its own business with torch
@@ -64,89 +64,42 @@ def train(config: RunConfig) -> None:
             raise ValueError(f"--mixup and --cutmix mix the classes of whole images; {config.head} labels pixels")
         module.mix_batches(config.mixup, config.cutmix)
     folder = open_run_folder(config)
-    size = data.image_size
-    costs = cost(module.network, size)
+    try:
+        run(config, folder, data, module, crf, clock)
+    finally:
+        let_go(folder)
+
+
+def run(
+    config: RunConfig,
+    folder: RunFolder,
+    data: GraftDataModule,
+    module: GraftModule,
+    crf: dict[str, Any] | None,
+    clock: Clock,
+) -> None:
+    """Train in the folder, from where it stands, then score and write the results."""
+    costs = cost(module.network, data.image_size)
     loggers = make_loggers(config, folder, module, costs)
-    best = AtValidation(
-        folder.checkpoints,
-        filename="best",
-        monitor=module.monitor,
-        mode="max",
-        save_last=True,
-        enable_version_counter=False,
-    )
     callbacks: list[pl.Callback] = [
-        best,
+        FiniteLoss(folder),
+        clock,
         EpochTable(folder.metrics),
         ProgressLines(module.monitor),
         WandbPictures(data),
+        Checkpoints(folder.checkpoints, module.monitor, config.checkpoint_every),
     ]
-    if config.checkpoint_every:
-        callbacks.append(
-            WithinEpoch(
-                folder.checkpoints,
-                filename="last",
-                every_n_train_steps=config.checkpoint_every,
-                enable_version_counter=False,
-            )
-        )
     preemption = Preemption(folder.last_checkpoint)
-    trainer = build_trainer(config, folder, loggers, [*callbacks, preemption])
+    trainer = build_trainer(config, folder, loggers, [*callbacks, preemption], module.monitor)
     preemption.listen(trainer)
     if config.compile:
-        module.network = torch.compile(module.network)  # type: ignore[assignment]
+        module.network.compile()
     # Convolutions on channels-last maps need no reordering on CPUs and tensor cores.
     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    checkpoint = folder.last_checkpoint if config.resume else None
     if config.epochs:
-        fit(trainer, module, data, checkpoint)
-    if config.epochs and not best.best_model_path:  # --max-steps ended it before the first validation
-        within_epoch = config.checkpoint_every and folder.last_checkpoint.is_file()  # to be continued there
-        for name in ("best.ckpt",) if within_epoch else ("best.ckpt", "last.ckpt"):
-            trainer.save_checkpoint(folder.checkpoints / name)
-    finish(config, folder, trainer, module, data, crf, costs, time.time() - started)
+        fit(trainer, module, data, folder)
+    finish(config, folder, trainer, module, data, crf, costs, clock)
     close(loggers)
-
-
-class AtValidation(ModelCheckpoint):
-    """Saves after validation only: where none came, Lightning would save a last.ckpt that skips the epoch's rest."""
-
-    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        pass
-
-
-class WithinEpoch(ModelCheckpoint):
-    """Saves between the first and the last batch of an epoch; what comes after it is the other checkpoint's business.
-
-    Lightning, resumed from a checkpoint of the last batch, loses count of its epochs for the next one.
-    """
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *more: Any) -> None:
-        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            super().on_train_batch_end(trainer, *more)
-
-
-def fit(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule, checkpoint: Path | None) -> None:
-    """Train, with what goes wrong on the way said in one line."""
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit:  # what Lightning makes of Ctrl-C
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
-    except (RuntimeError, OSError, EOFError) as error:
-        if not lost_worker(error):
-            raise
-        raise DataError(
-            "a loader process was killed, as the system does when memory runs out; use fewer --workers or a smaller "
-            "--batch-size and go on with --resume"
-        ) from error
-
-
-def lost_worker(error: BaseException) -> bool:
-    """Whether a loader process died: the DataLoader says so, or a batch that it had made cannot be taken over."""
-    taking_over = any(frame.name.startswith("rebuild_storage") for frame in traceback.extract_tb(error.__traceback__))
-    return "DataLoader worker" in str(error) or taking_over
 
 
 def finish(
@@ -157,7 +110,7 @@ def finish(
     data: GraftDataModule,
     crf: dict[str, Any] | None,
     costs: dict[str, float],
-    seconds: float,
+    clock: Clock,
 ) -> None:
     """Score the best checkpoint, then write results.json and predictions.png and print the table."""
     best_epoch = 0
@@ -175,7 +128,7 @@ def finish(
         both = scores | refined
         scores = {name: both[name] for split in scores for name in (split, f"{split}_crf")}
     if trainer.is_global_zero:
-        write_results(config, folder, data, crf, costs, scores, best_epoch, seconds, skipped)
+        write_results(config, folder, data, crf, costs | clock.figures(), scores, best_epoch, skipped)
         print_results(folder, scores)
         for split, samples in skipped.items():
             for message in samples:
@@ -277,31 +230,11 @@ def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] |
         lr=config.lr,
         backbone_lr_mult=config.backbone_lr_mult,
         freeze_backbone=config.freeze_backbone,
+        freeze_norms=config.freeze_norms,
+        layer_decay=config.layer_decay,
+        checkpoint_activations=config.checkpoint_activations,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         schedule=config.schedule,
         warmup=config.warmup,
-    )
-
-
-def build_trainer(config: RunConfig, folder: RunFolder, loggers: list[Any], callbacks: list[pl.Callback]) -> pl.Trainer:
-    """Lightning's Trainer with our settings; the data modules shard by themselves."""
-    return pl.Trainer(
-        accelerator=config.accelerator,
-        devices=config.devices if config.devices == "auto" else int(config.devices),
-        num_nodes=config.nodes,
-        strategy=config.strategy,
-        precision=config.precision,  # type: ignore[arg-type]
-        sync_batchnorm=config.sync_batchnorm,
-        max_epochs=config.epochs,
-        max_steps=config.max_steps or -1,
-        default_root_dir=folder.path,
-        logger=loggers,
-        callbacks=callbacks,
-        # Lightning's sampler repeats samples to even the shards, which would change validation scores.
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        log_every_n_steps=5,
     )

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import MeanMetric
 
 from backbones.weights import read_state
 from heads.head import Task
+from lightning_modules.blocks import depths, recompute_activations
 from lightning_modules.losses import FOR_MAPS, WeightedSum, terms
-from lightning_modules.metrics import ClassificationScores, SegmentationScores
+from lightning_modules.metrics import ClassificationScores, EpochLoss, SegmentationScores
 from lightning_modules.network import Network
 from lightning_modules.schedules import learning_rate_factor
 
@@ -35,6 +38,9 @@ class GraftModule(pl.LightningModule):
         lr: base learning rate; the backbone's is `lr * backbone_lr_mult`.
         freeze_backbone: its parameters get no gradient, and it stays in evaluation mode: batch norms keep their
             statistics.
+        freeze_norms: the backbone's batch norms keep their statistics; their scales and shifts are learned.
+        layer_decay: the rate of each layer of the backbone is that of the layer after it times this.
+        checkpoint_activations: see `blocks.recompute_activations`.
         warmup: share of all optimiser steps over which the rate rises linearly.
 
     Raises:
@@ -66,6 +72,9 @@ class GraftModule(pl.LightningModule):
         lr: float = 1e-3,
         backbone_lr_mult: float = 1.0,
         freeze_backbone: bool = False,
+        freeze_norms: bool = False,
+        layer_decay: float = 1.0,
+        checkpoint_activations: bool = False,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         schedule: str = "poly",
@@ -107,6 +116,11 @@ class GraftModule(pl.LightningModule):
         self.freeze_backbone = freeze_backbone
         if freeze_backbone:
             self.network.backbone.requires_grad_(False)
+        self.freeze_norms = freeze_norms
+        if checkpoint_activations:
+            recompute_activations(self.network.backbone)
+        self.train_loss = EpochLoss()
+        self.seed = torch.initial_seed()
         splits = ("val", "test")
         self.metrics = nn.ModuleDict({split: self.new_scores(len(class_names), ignore_index) for split in splits})
         # float64: the mean over a split must not depend on how it was cut into batches and processes
@@ -116,6 +130,10 @@ class GraftModule(pl.LightningModule):
         super().train(mode)
         if self.freeze_backbone:
             self.network.backbone.eval()
+        if self.freeze_norms:
+            for part in self.network.backbone.modules():
+                if isinstance(part, _BatchNorm):  # of any kind, SyncBatchNorm too
+                    part.eval()
         return self
 
     def forward(self, x: Tensor) -> Tensor:
@@ -178,14 +196,31 @@ class GraftModule(pl.LightningModule):
         losses = [self.loss(one.float(), target) for one in (logits, *aux)]
         loss = losses[0] + self.aux_weight * sum(losses[1:]) if aux else losses[0]
         if split == "train":
-            self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=len(images))
+            self.train_loss.update(loss.detach(), len(images))
+            self.log("train/loss_step", loss, batch_size=len(images))
+            self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True, batch_size=len(images))
         else:
             self.split_loss(split).update(loss, weight=len(images))
             self.split_scores(split).update(logits, target)
         return loss
 
+    def on_train_epoch_start(self) -> None:
+        self.train_loss.reset()
+
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        # Dropout and its like draw what (seed, process, epoch, batch) say: a run that goes on draws what it would have.
+        place = (self.seed, self.global_rank, self.current_epoch, batch_index)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         return self._step(batch, "train")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["train_loss"] = self.train_loss.over_all_processes().tolist()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "train_loss" in checkpoint and self.global_rank == 0:  # summed over all; the others go on from nothing
+            self.train_loss.totals += torch.tensor(checkpoint["train_loss"], dtype=torch.float64)
 
     # A batch is empty where --on-bad-sample skip has left out all of it.
     def validation_step(self, batch: Batch, batch_index: int) -> None:
@@ -221,7 +256,9 @@ class GraftModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         hparams = self.hparams
-        groups = parameter_groups(self.network, hparams["lr"], hparams["backbone_lr_mult"], hparams["weight_decay"])
+        groups = parameter_groups(
+            self.network, hparams["lr"], hparams["backbone_lr_mult"], hparams["weight_decay"], hparams["layer_decay"]
+        )
         if self.crf is not None:  # first, so that the rate in metrics.csv stays the head's; decay would weaken it
             groups.insert(0, {"params": list(self.crf.parameters()), "lr": hparams["lr"], "weight_decay": 0.0})
         if hparams["optimizer"] == "sgd":
@@ -238,13 +275,25 @@ class GraftModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def parameter_groups(network: Network, lr: float, backbone_lr_mult: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Backbone and heads apart; norms and biases, the parameters with one axis, without weight decay."""
+def parameter_groups(
+    network: Network, lr: float, backbone_lr_mult: float, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Backbone and heads apart; norms and biases, the parameters with one axis, without weight decay.
+
+    With `layer_decay`, a layer of the backbone learns at lr * backbone_lr_mult * layer_decay ** layers_after_it, of which
+    the head is one (Clark et al. 2020, arXiv:2003.10555; for images Bao et al. 2021).
+    """
     heads = nn.ModuleList([network.head] if network.aux_head is None else [network.head, network.aux_head])
-    groups = []
-    for part, rate in ((network.backbone, lr * backbone_lr_mult), (heads, lr)):
-        for axes, decay in ((True, weight_decay), (False, 0.0)):
-            parameters = [p for p in part.parameters() if p.requires_grad and (p.ndim > 1) == axes]
-            if parameters:
-                groups.append({"params": parameters, "lr": rate, "weight_decay": decay})
-    return groups
+    rates: list[tuple[float, nn.Parameter]] = []
+    depth, layers = depths(network.backbone) if layer_decay != 1 else ({}, 0)
+    for name, parameter in network.backbone.named_parameters():
+        rates.append((lr * backbone_lr_mult * layer_decay ** (layers - depth.get(name, layers)), parameter))
+    rates += [(lr, parameter) for parameter in heads.parameters()]
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
+    own = {id(parameter) for parameter in heads.parameters()}
+    for rate, parameter in rates:
+        if parameter.requires_grad:
+            groups.setdefault((id(parameter) in own, rate, parameter.ndim < 2), []).append(parameter)
+    return [
+        {"params": groups[key], "lr": key[1], "weight_decay": 0.0 if key[2] else weight_decay} for key in sorted(groups)
+    ]

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
@@ -35,10 +34,7 @@ class ClassificationModule(GraftModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         if self.mixing:
-            # A function of the seed and the step, so that a run that resumes goes on as it would have.
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(torch.initial_seed() + self.global_step)
-                image, target = v2.RandomChoice(list(self.mixing))(batch["image"], batch["target"])
+            image, target = v2.RandomChoice(list(self.mixing))(batch["image"], batch["target"])
             batch = {**batch, "image": image, "target": target}
         return self._step(batch, "train")
 

@@ -2,9 +2,35 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+
+class EpochLoss(Metric):
+    """The mean loss over an epoch's images, in float64, of all processes. torchmetrics' own mean waits for the GPU."""
+
+    full_state_update = False
+    totals: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The sum over all images, and their number.
+        self.add_state("totals", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, images: int) -> None:
+        """Add a batch's mean loss."""
+        self.totals[0] += loss.double() * images
+        self.totals[1] += images
+
+    def compute(self) -> Tensor:
+        return (self.totals[0] / self.totals[1]).float()
+
+    def over_all_processes(self) -> Tensor:
+        """The sum over all images so far, and their number, to be called by all processes."""
+        with self.sync_context():
+            return self.totals.clone()
 
 
 class SegmentationScores(MulticlassConfusionMatrix):

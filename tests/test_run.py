@@ -262,7 +262,7 @@ def test_more_mistakes_leave_nothing(folder: Path, tmp_path: Path, capsys) -> No
 def test_a_run_is_not_mixed_with_another(finished: Path, folder: Path, capsys) -> None:
     arguments = small(folder, finished.parent, "--name", "one")
     assert main(arguments) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "holds a finished run" in capsys.readouterr().err
     assert main([*arguments, "--resume", "--lr", "0.5"]) == 2
     assert "was made with --lr 0.001, not 0.5" in capsys.readouterr().err
 

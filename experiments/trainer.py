@@ -1,0 +1,55 @@
+"""Lightning's Trainer with our settings."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+
+from experiments.checkpoints import WholeFiles
+from experiments.config import RunConfig
+from experiments.run_folder import RunFolder
+
+
+class Patience(EarlyStopping):
+    """Early stopping that a run which had stopped remembers when it goes on."""
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        trainer.should_stop = self.wait_count >= self.patience
+
+
+def build_trainer(
+    config: RunConfig, folder: RunFolder, loggers: list[Any], callbacks: list[pl.Callback], monitor: str
+) -> pl.Trainer:
+    """The Trainer, with the callbacks that flags ask for besides those given; data modules shard by themselves."""
+    if config.ema:
+        callbacks = [*callbacks, EMAWeightAveraging(decay=config.ema)]
+    if config.patience:
+        callbacks = [*callbacks, Patience(monitor, mode="max", patience=config.patience)]
+    return pl.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices if config.devices == "auto" else int(config.devices),
+        num_nodes=config.nodes,
+        strategy=strategy(config),
+        precision=config.precision,  # type: ignore[arg-type]
+        sync_batchnorm=config.sync_batchnorm,
+        deterministic=config.deterministic,
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=config.clip_gradient or None,
+        max_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        default_root_dir=folder.path,
+        logger=loggers,
+        callbacks=callbacks,
+        plugins=[WholeFiles()],
+        # Lightning's sampler repeats samples to even the shards, which would change validation scores.
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        log_every_n_steps=5,
+    )
+
+
+def strategy(config: RunConfig) -> str | Strategy:
+    return ModelParallelStrategy(save_distributed_checkpoint=False) if config.strategy == "fsdp2" else config.strategy
