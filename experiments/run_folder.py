@@ -69,10 +69,7 @@ def open_run_folder(config: RunConfig) -> RunFolder:
     if CHOSEN in os.environ:
         return RunFolder(Path(os.environ[CHOSEN]))
     folder = RunFolder(choose_path(config))
-    if config.resume or folder.config.is_file():
-        check_continues(config, folder)
-    else:
-        check_free(folder.path)
+    check_usable(config, folder)
     prepare(folder, config)
     os.environ[CHOSEN] = str(folder.path.resolve())
     return folder
@@ -97,6 +94,14 @@ def choose_path(config: RunConfig) -> Path:
 def started_together() -> bool:
     """Whether torchrun or srun starts all processes of the run: each must find the same folder by itself."""
     return any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+
+
+@rank_zero_only  # which may be making it while others look
+def check_usable(config: RunConfig, folder: RunFolder) -> None:
+    if config.resume or folder.config.is_file():
+        check_continues(config, folder)
+    else:
+        check_free(folder.path)
 
 
 def check_free(path: Path) -> None:
