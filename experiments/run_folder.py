@@ -1,6 +1,6 @@
 """The folder a run leaves behind, and the rules for making or continuing one.
 
-runs/NAME/  config.yaml  metrics.csv  results.json  predictions.png  checkpoints/best.ckpt  checkpoints/last.ckpt
+runs/NAME/  config.yaml  metrics.csv  results.json  predictions.png  predictions/  checkpoints/best.ckpt  .../last.ckpt
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from experiments.config import RunConfig, dashed, plain, to_yaml
 
@@ -66,10 +65,17 @@ def open_run_folder(config: RunConfig) -> RunFolder:
     Raises:
         ValueError: the folder belongs to something else, is finished or in use, or there is nothing to continue.
     """
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only  # imports torch, which grids do without
+
     if CHOSEN in os.environ:
         return RunFolder(Path(os.environ[CHOSEN]))
     folder = RunFolder(choose_path(config))
-    check_usable(config, folder)
+    if rank_zero_only.rank:  # the first process of those that srun or torchrun starts is making the folder
+        return folder
+    if config.resume or folder.config.is_file():
+        check_continues(config, folder)
+    else:
+        check_free(folder.path)
     prepare(folder, config)
     os.environ[CHOSEN] = str(folder.path.resolve())
     return folder
@@ -94,14 +100,6 @@ def choose_path(config: RunConfig) -> Path:
 def started_together() -> bool:
     """Whether torchrun or srun starts all processes of the run: each must find the same folder by itself."""
     return any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
-
-
-@rank_zero_only  # which may be making it while others look
-def check_usable(config: RunConfig, folder: RunFolder) -> None:
-    if config.resume or folder.config.is_file():
-        check_continues(config, folder)
-    else:
-        check_free(folder.path)
 
 
 def check_free(path: Path) -> None:
@@ -137,7 +135,6 @@ def difference(config: RunConfig, folder: RunFolder, matters: Collection[str]) -
     return None
 
 
-@rank_zero_only
 def prepare(folder: RunFolder, config: RunConfig) -> None:
     """Write config.yaml, keep other processes out until this one ends, and take away results that no longer hold."""
     try:

@@ -1,7 +1,7 @@
 """Kill a training run again and again, at random moments and in the middle of writing files, and compare its end.
 
-`PYTHONPATH=. python tests/kill_trials.py --trials 20 [--processes 2] [-- flags of run.py]` prints a line a trial and exits
-with 1 if a resumed run ever differs from the uninterrupted one. The tests do fewer of the same.
+`PYTHONPATH=. python tests/kill_trials.py --trials 20 [--processes 2] [-- flags of run.py]` prints a line a trial; it
+exits with 1 if a resumed run differs from the uninterrupted one. The tests do fewer of the same.
 """
 
 import argparse
@@ -28,7 +28,7 @@ NETWORK = ("--backbone", "mobilenet_v3_small", "--head", "deeplabv3", "--aux-wei
 
 
 def make_data(root: Path, images: int = 12) -> Path:
-    """A folder of training and validation images of 24×24 pixels with masks."""
+    """A folder of training and validation images of 24x24 pixels with masks."""
     generator = np.random.default_rng(0)
     for split, count in (("train", images), ("val", 3)):
         for kind in ("images", "masks"):
@@ -72,7 +72,7 @@ def start(flags: list[str], log: Path, processes: int = 1, prepare: Callable[[],
                 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
                 rank_zero_only.rank = rank
-                flags = [*flags, "--devices", str(processes), "--strategy", "ddp"]
+                flags = ["--devices", str(processes), "--strategy", "ddp", *flags]
             if prepare is not None and rank == 0:
                 prepare()
             try:
@@ -84,25 +84,29 @@ def start(flags: list[str], log: Path, processes: int = 1, prepare: Callable[[],
     return pids
 
 
-def finish(pids: list[int], within: float = 60.0) -> list[int]:
-    """The exit codes; negative for signals.
+def finish(pids: list[int], within: float = 120.0) -> list[int]:
+    """The exit codes; negative for signals. When one has failed, the others get 15 s before they are killed, as srun
+    and torchrun do at once: one that is killed while it looks for the others leaves them waiting.
 
     Raises:
         TimeoutError: one of them still runs after so many seconds. All are killed.
     """
     codes: dict[int, int] = {}
     until = time.monotonic() + within
+    failed = False
     while len(codes) < len(pids):
         for pid in pids:
             if pid not in codes:
                 done, status = os.waitpid(pid, os.WNOHANG)
                 if done:
                     codes[pid] = os.waitstatus_to_exitcode(status)
+        if any(codes.values()) and not failed:
+            failed, until = True, time.monotonic() + 15
         if time.monotonic() > until:
             for pid in set(pids) - set(codes):
                 os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-            raise TimeoutError(f"still running after {within:.0f} s")
+            if not failed:
+                raise TimeoutError(f"still running after {within:.0f} s")
         time.sleep(0.02)
     return [codes[pid] for pid in pids]
 
@@ -194,7 +198,7 @@ def trial(
         if codes == [0] * processes:
             raise AssertionError(f"ended without results: {log.read_text()[-2000:]}")
         kills += 1
-    codes = finish(start(arguments(data, out, name, *flags), log, processes), 120)
+    codes = finish(start(arguments(data, out, name, *flags), log, processes))
     if codes != [0] * processes:
         raise AssertionError(f"exit codes {codes}: {log.read_text()[-3000:]}")
     return kills, ", ".join(ways)
@@ -204,7 +208,7 @@ def whole_run(data: Path, out: Path, flags: tuple[str, ...], processes: int = 1)
     """The uninterrupted run, as `out/whole`; returns its seconds."""
     started = time.monotonic()
     log = out / "whole.log"
-    codes = finish(start(arguments(data, out, "whole", *flags), log, processes), 120)
+    codes = finish(start(arguments(data, out, "whole", *flags), log, processes))
     if any(codes):
         raise AssertionError(f"exit codes {codes}: {log.read_text()[-3000:]}")
     return time.monotonic() - started

@@ -1,0 +1,68 @@
+"""Run every backbone under every head: `python experiments/grid.py --backbones resnet50,vgg16 --heads unet,fcn8s`.
+
+Arguments of run.py that all runs share follow after `--`. The same command again skips what is finished and goes on
+with what is not.
+"""
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+
+from jsonargparse.typing import PositiveInt
+
+from experiments import children
+from experiments.cells import Cell, cells, own_flag, refused
+from experiments.config import Parser, add_settings, flag, settings_from
+from experiments.grid_run import run_grid
+from experiments.grid_view import is_finished
+from experiments.outcome import outcome
+
+
+@dataclass
+class GridConfig:
+    """The order of the fields is the order of `--help`."""
+
+    backbones: str = flag("resnet50", "names, separated by commas")
+    heads: str = flag("deeplab", "names, separated by commas")
+    seeds: str = flag("0", "numbers, separated by commas")
+    vary: str = flag((), "further settings and their values, such as lr=0.1,0.01 optimizer=sgd,adamw", nargs="+")
+    out: str = flag("runs", "folder that run folders are made in: BACKBONE-HEAD-sSEED, and its .log beside it")
+    jobs: PositiveInt = flag(1, "runs at a time, which share the cores")
+    gpus: str = flag("", "numbers of GPUs to share out among the jobs, such as 0,1,2,3; default: each run sees all")
+    skip_refused: bool = flag(False, "leave out pairs that cannot be built, instead of stopping")
+    print: bool = flag(False, "print the command of each run that is not finished, and stop")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, check every cell, then run those that are left. Returns the exit code: 1 if any cell failed."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    parser = Parser(prog="grid.py", description="Run every backbone under every head; after --, flags of run.py.")
+    add_settings(parser, GridConfig)
+    config = settings_from(parser.parse_args(arguments[:cut]), GridConfig)
+    common = arguments[cut + 1 :]
+    if own_flag(common):
+        parser.error(f"{own_flag(common)} is the grid's own; before --, give --backbones, --heads, --seeds or --out")
+    grid = cells(config.backbones, config.heads, config.seeds, list(config.vary), config.out, common, parser)
+    problems = refused(grid, parser)
+    for reason in dict.fromkeys(problems.values()):
+        print(f"grid.py: {reason}", file=sys.stderr)
+    if problems and (not config.skip_refused or len(problems) == len(grid)):
+        hint = "" if len(problems) == len(grid) else "; --skip-refused runs the others"
+        parser.error(f"{len(problems)} of {len(grid)} runs would be refused{hint}")
+    grid = [cell for cell in grid if cell not in problems]
+    if config.print:
+        print("\n".join(command(cell) for cell in grid if not is_finished(cell.folder)))
+        return 0
+    gpus = [number for number in config.gpus.split(",") if number]
+    return outcome("grid.py", lambda: run_grid(grid, config.jobs, gpus), "the same command continues")
+
+
+def command(cell: Cell) -> str:
+    """What a shell takes."""
+    return shlex.join(["python", os.path.relpath(children.RUN), *cell.arguments])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""What a grid tells while it runs: a live table on a terminal, a line for each event in a log; a table at the end."""
+
+import csv
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from experiments.cells import Cell
+from experiments.children import Child
+
+MONITORS = ("val/miou", "val/top1")
+"""The score that best.ckpt is chosen by, of the two tasks."""
+ORDER = {"running": 0, "failed": 1, "stopped": 2, "waiting": 3, "finished": 4}
+COLOURS = {"running": "cyan", "failed": "red", "stopped": "yellow", "waiting": "dim", "finished": "green"}
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether results.json is there, whole."""
+    return read_results(folder) is not None
+
+
+def read_results(folder: Path) -> dict[str, Any] | None:
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return results if isinstance(results, dict) else None
+
+
+def read_scores(folder: Path) -> list[float]:
+    """The validation score after each epoch of metrics.csv."""
+    try:
+        with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return [float(row[name]) for row in rows for name in MONITORS if row.get(name)]
+    except (OSError, ValueError):
+        return []
+
+
+def final_score(folder: Path) -> float | None:
+    """The validation score of a finished run."""
+    try:
+        scores = (read_results(folder) or {})["scores"]["val"]
+        return next(scores[name] for name in (monitor.removeprefix("val/") for monitor in MONITORS) if name in scores)
+    except (KeyError, TypeError, StopIteration):
+        return None
+
+
+def read_epochs(folder: Path) -> int | None:
+    """How many epochs a run is to take, where that is written already."""
+    try:
+        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return settings.get("epochs") if isinstance(settings, dict) else None
+
+
+@dataclass
+class CellState:
+    """How far a cell is."""
+
+    cell: Cell
+    state: str
+    """One of `ORDER`."""
+    child: Child | None = None
+    epoch: int = 0
+    epochs: int | None = None
+    best: float | None = None
+    seconds: float | None = None
+    reason: str = ""
+    """Why it failed or was stopped."""
+
+    def read(self) -> None:
+        """Take over what its run folder shows."""
+        scores = read_scores(self.cell.folder)
+        self.epoch, self.best = len(scores), max(scores, default=None)
+        if self.child is not None:
+            self.seconds = self.child.seconds
+        elif (results := read_results(self.cell.folder)) is not None:
+            self.seconds = results.get("wall_time_s")
+        if self.epochs is None:
+            self.epochs = read_epochs(self.cell.folder)
+
+
+class GridView:
+    """Shows the cells' states while its `with` block runs."""
+
+    def __init__(self, states: list[CellState]) -> None:
+        self.states = states
+        self.console = Console(highlight=False)
+        self.live = Live(console=self.console, auto_refresh=False, transient=True)
+        self.told: dict[str, tuple[str, int]] = {}
+
+    def __enter__(self) -> "GridView":
+        for state in self.states:
+            if state.state == "finished":
+                state.read()
+                self.told[state.cell.name] = (state.state, state.epoch)
+        self.console.print(f"{len(self.states)} runs: {self.counts()}")
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+        self.console.print(self.table(self.states))
+        for state in self.states:
+            if state.state == "failed":
+                line = f"{state.cell.name} failed, {state.reason} ({state.cell.folder}.log)"
+                self.console.print(line, soft_wrap=True, markup=False)
+
+    def update(self) -> None:
+        """Refresh the table, or print a line for each run that began, ended or finished an epoch."""
+        if self.console.is_terminal:
+            rows = max(3, self.console.height - 6)
+            self.live.update(self.table(sorted(self.states, key=lambda one: ORDER[one.state])[:rows]), refresh=True)
+            return
+        for state in self.states:
+            now = (state.state, state.epoch)
+            if state.state != "waiting" and self.told.get(state.cell.name) != now:
+                self.told[state.cell.name] = now
+                score = "" if state.best is None else f"  best {state.best:.3f}"
+                took = "" if state.seconds is None else f"  {clock(state.seconds)}"
+                reason = f"  {state.reason}" if state.reason else ""
+                line = f"{state.cell.name}  {state.state}  {progress(state)}{score}{took}{reason}"
+                self.console.print(f"{time.strftime('%H:%M:%S')}  {line}", soft_wrap=True, markup=False)
+
+    def counts(self) -> str:
+        number = Counter(one.state for one in self.states)
+        return ", ".join(f"{number[kind]} {kind}" for kind in reversed(ORDER) if number[kind])
+
+    def table(self, states: list[CellState]) -> Table:
+        table = Table(caption=self.counts(), caption_justify="left")
+        for title in ("run", "state"):
+            table.add_column(title, no_wrap=True)
+        for title in ("epoch", "best score", "time"):
+            table.add_column(title, justify="right", no_wrap=True)
+        table.add_column("last line", no_wrap=True, overflow="ellipsis", ratio=1)
+        for one in states:
+            said = one.child.last_line() if one.child is not None and one.state == "running" else one.reason
+            table.add_row(
+                one.cell.name,
+                f"[{COLOURS[one.state]}]{one.state}",
+                progress(one),
+                "" if one.best is None else f"{one.best:.4f}",
+                "" if one.seconds is None else clock(one.seconds),
+                Text(said),
+            )
+        return table
+
+
+def progress(state: CellState) -> str:
+    return f"{state.epoch}/{state.epochs}" if state.epochs is not None else ""
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,77 @@
+"""Search settings of run.py with Optuna: `python experiments/tune.py --search lr=log:1e-4:1e-1 optimizer=sgd,adamw`.
+
+Arguments of run.py that all trials share follow after `--`. The same command again goes on with the study in `--out`.
+"""
+
+import importlib.util
+import sys
+from dataclasses import dataclass
+
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from experiments.cells import own_flag
+from experiments.config import Parser, RunConfig, add_settings, build_parser, dashed, flag, settings_from, usage_problem
+from experiments.outcome import outcome
+from experiments.search_space import FIXED, Axis, read_axis
+
+
+@dataclass
+class TuneConfig:
+    """The order of the fields is the order of `--help`."""
+
+    search: str = flag((), "settings and where to search: lr=log:1e-4:1e-1 warmup=0:0.2 optimizer=sgd,adamw", nargs="+")
+    trials: PositiveInt = flag(20, "runs in all, those of earlier calls included")
+    jobs: PositiveInt = flag(1, "runs at a time, which share the cores")
+    gpus: str = flag("", "numbers of GPUs to share out among the jobs, such as 0,1,2,3; default: each run sees all")
+    out: str = flag("runs/tune", "folder of the study (study.db) and its run folders, trial-0 and so on")
+    seed: NonNegativeInt = flag(0, "of the search; run.py's own goes after --")
+    prune: bool = flag(True, "stop runs that score below the median of the others after as many epochs")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse, check the ends of the search space, then run trials. Returns the exit code: 1 if none finished."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    parser = Parser(prog="tune.py", description="Search settings of run.py with Optuna; after --, flags of run.py.")
+    add_settings(parser, TuneConfig)
+    config = settings_from(parser.parse_args(arguments[:cut]), TuneConfig)
+    common = arguments[cut + 1 :]
+    taken = own_flag(common, FIXED)
+    if taken:
+        parser.error(f"{taken} is set for each trial by tune.py; leave it out")
+    try:
+        axes = [read_axis(one) for one in config.search]
+    except ValueError as error:
+        parser.error(str(error))
+    if not axes:
+        parser.error("--search: name at least one setting, such as --search lr=log:1e-4:1e-1")
+    problem = space_problem(axes, common)
+    if problem:
+        parser.error(problem)
+    if importlib.util.find_spec("optuna") is None:
+        parser.error("Optuna is not installed; pip install 'graft[tune]'")
+
+    def work() -> int:
+        from experiments.tune_run import run_study
+
+        return run_study(config, axes, common)
+
+    return outcome("tune.py", work, "the same command continues")
+
+
+def space_problem(axes: list[Axis], common: list[str]) -> str | None:
+    """What run.py would refuse of the settings or of an end of an axis, as far as it is known without torch."""
+    reader = build_parser()
+    reader.prog = "tune.py"
+    for axis in axes:
+        for value in axis.ends():
+            first = [f"{dashed(other.name)}={other.ends()[0]}" for other in axes]
+            parsed = reader.parse_args([*common, *first, f"{dashed(axis.name)}={value}"])
+            problem = usage_problem(settings_from(parsed, RunConfig))
+            if problem:
+                return problem
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
