@@ -133,30 +133,28 @@ def script(config: SubmitConfig, lines: list[list[str]], runs: list[RunConfig]) 
     if config.array is not None:
         options["array"] = f"0-{len(runs) - 1}" + (f"%{config.at_once}" if config.at_once else "")
         options["output"] = log_of(config, runs).with_suffix(".%a.log")
-    accelerator = "gpu" if config.gpus_per_node else "cpu"
     choices = []
     for number, (line, run) in enumerate(zip(lines, runs, strict=True)):
         own = ["--name", run.run_name, "--nodes", str(config.nodes), "--devices", str(tasks)]
-        own += ["--accelerator", accelerator] if run.accelerator == "auto" else []
+        if run.accelerator == "auto":
+            own += ["--accelerator", "gpu" if config.gpus_per_node else "cpu"]
         choices.append(f"{number}) set -- {shlex.join([*line, *own])} ;;")
-    return "\n".join(
-        [
-            "#!/bin/bash",
-            *(f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None),
-            *(f"#SBATCH --{option}" for option in config.sbatch),
-            "#SBATCH --requeue",
-            *([config.setup] if config.setup else []),
-            "# Nodes are reached as SLURM reaches them, whether or not their names resolve.",
-            'export MASTER_ADDR=$(scontrol show node "$SLURMD_NODENAME" | sed -n "s/.*NodeAddr=\\([^ ]*\\).*/\\1/p")',
-            'export WANDB_MODE="${WANDB_MODE:-offline}"',
-            'case "${SLURM_ARRAY_TASK_ID:-0}" in',
-            *choices,
-            "esac",
-            'echo "run.py $*"',
-            f'exec srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" {shlex.join([sys.executable, str(RUN)])} "$@"',
-            "",
-        ]
-    )
+    parts = [
+        "#!/bin/bash",
+        *(f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None),
+        *(f"#SBATCH --{option}" for option in ("requeue", *config.sbatch)),
+        *([config.setup] if config.setup else []),
+        "# Nodes are reached as SLURM reaches them, whether or not their names resolve.",
+        'export MASTER_ADDR=$(scontrol show node "$SLURMD_NODENAME" | sed -n "s/.*NodeAddr=\\([^ ]*\\).*/\\1/p")',
+        'export WANDB_MODE="${WANDB_MODE:-offline}"',
+        'case "${SLURM_ARRAY_TASK_ID:-0}" in',
+        *choices,
+        "esac",
+        'echo "run.py $*"',
+        'exec srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \\',
+        f'  {shlex.join([sys.executable, str(RUN)])} "$@"',
+    ]
+    return "\n".join(parts) + "\n"
 
 
 def log_of(config: SubmitConfig, runs: list[RunConfig]) -> Path:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from experiments.children import end_with_parent
+
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 NODES = ("n1", "n2")
@@ -45,9 +47,11 @@ def cluster(root: Path) -> Iterator[dict[str, str]]:
         *(["slurmd", "-D", "-N", node] for node in NODES),
     ]
     with ExitStack() as stack:
-        for command in daemons:
-            log = stack.enter_context((root / f"{command[0]}-{command[-1]}.log".replace("/", "_")[-60:]).open("w"))
-            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        for number, command in enumerate(daemons):
+            log = stack.enter_context((root / f"{command[0]}{number}.log").open("w"))
+            process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=end_with_parent
+            )
             stack.callback(end, process)
             if command[0] == "munged":
                 wait(lambda: (root / "munge.socket").exists(), "munged does not start")
@@ -69,8 +73,8 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={control}
 SlurmUser=root
 SlurmdUser=root
-# A job that is queued again waits for as long as a credential lasts.
-AuthInfo=socket={root}/munge.socket,cred_expire=1
+# A job that is queued again waits for as long as a credential lasts, which is no less than this.
+AuthInfo=socket={root}/munge.socket,cred_expire=5
 StateSaveLocation={root}/state
 SlurmdSpoolDir={root}/spool-%n
 SlurmctldPidFile={root}/slurmctld.pid

@@ -8,58 +8,25 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the processes that get signals run this file
 
-import cv2
-import numpy as np
 import pytest
 import torch
 
 from experiments import preemption
 from experiments.run import main
 from lightning_modules.segmentation import SegmentationModule
+from tests.interrupted_runs import STEPS, arguments, make_data, same_end
 
 ROOT = Path(__file__).resolve().parent.parent
-STEPS = 6  # an epoch
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve training and four validation images."""
-    root = tmp_path_factory.mktemp("pairs")
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 2 * STEPS), ("val", 4)):
-        for kind in ("images", "masks"):
-            (root / split / kind).mkdir(parents=True)
-        for i in range(count):
-            mask = np.zeros((16, 16), np.uint8)
-            mask[:, i % 16 :] = 1
-            cv2.imwrite(
-                str(root / split / "images" / f"{i:02d}.png"), generator.integers(0, 255, (16, 16, 3), np.uint8)
-            )
-            cv2.imwrite(str(root / split / "masks" / f"{i:02d}.png"), mask)
-    return root
+    return make_data(tmp_path_factory.mktemp("pairs"))
 
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GRAFT_RUN_FOLDER", raising=False)
-
-
-def arguments(folder: Path, out: Path, *more: str) -> list[str]:
-    return [
-        "--backbone", "mobilenet_v3_small", "--head", "fcn32s", "--data", "folders", "--data-dir", str(folder),
-        "--out", str(out), "--image-size", "16", "--batch-size", "2", "--epochs", "2", "--workers", "0",
-        "--accelerator", "cpu", *more,
-    ]  # fmt: skip
-
-
-def same_end(run: Path, other: Path) -> None:
-    """Both finished, with the same weights, optimiser and curves to the last bit."""
-    assert (run / "results.json").is_file()
-    one, two = (torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (run, other))
-    assert (one["global_step"], one["epoch"]) == (two["global_step"], two["epoch"])
-    torch.testing.assert_close(one["state_dict"], two["state_dict"], rtol=0, atol=0)
-    torch.testing.assert_close(one["optimizer_states"], two["optimizer_states"], rtol=0, atol=0)
-    assert (run / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
 
 
 @pytest.fixture(scope="module")
