@@ -1,18 +1,19 @@
 """`run.py --staged`: the papers' staged training, each stage an ordinary run that starts from the one before.
 
 FCN-8s comes from FCN-16s and that from FCN-32s (Long et al. 2014); DilatedNet's context from its front end (Yu, Koltun
-2015). Stages lie in `runs/NAME-stage1`, `-stage2` and, the last, in `runs/NAME`. With `--resume`, finished stages are
-skipped and the broken one goes on.
+2015). Stages lie in `runs/NAME-stage1`, `-stage2` and, the last, in `runs/NAME`. The same command again skips finished
+stages and goes on with the broken one.
 """
 
 import dataclasses
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from experiments.config import RunConfig, to_yaml
-from experiments.run_folder import RunFolder, choose_path
+from experiments.run_folder import LONGER, RunFolder, choose_path, difference
 from heads import HEADS, find_head
 
 
@@ -45,7 +46,8 @@ def run_stages(config: RunConfig) -> int:
     runs = stages(config)
     for number, one in enumerate(runs, 1):
         folder = RunFolder(Path(one.out) / one.run_name)
-        if config.resume and folder.results.is_file():
+        finished = folder.results.is_file() and difference(one, folder, LONGER) is None
+        if finished and (config.resume or number < len(runs)):
             print(f"stage {number}/{len(runs)}: {folder.path} is finished", flush=True)
             continue
         print(f"stage {number}/{len(runs)}: {one.head} into {folder.path}", flush=True)
@@ -62,6 +64,8 @@ def run(config: RunConfig) -> int:
         settings = Path(scratch) / "stage.yaml"
         settings.write_text(to_yaml(config), encoding="utf-8")
         process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("run.py")), "--config", str(settings)])
+        for one in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(one, lambda number, _: process.send_signal(number))
         while True:
             try:
                 return process.wait()

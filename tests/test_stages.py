@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -91,11 +92,38 @@ def test_finished_stages_are_skipped_and_a_failure_stops(
     for name, file in (("a-stage1", "results.json"), ("a-stage2", "checkpoints/last.ckpt")):
         (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name / file).write_text("{}")
+    (tmp_path / "a-stage1" / "config.yaml").write_text(module.to_yaml(stages(config)[0]))
     codes |= {"a-stage2": 0, "a": 0}
     ran.clear()
     assert run_stages(dataclasses.replace(config, resume=True)) == 0
     assert [(one.name, one.resume) for one in ran] == [("a-stage2", True), ("a", False)]
+    ran.clear()
+    assert run_stages(config) == 0
+    assert [one.name for one in ran] == ["a-stage2", "a"]
+    ran.clear()
+    codes["a-stage1"] = 2  # run.py refuses a folder that was made with other settings
+    assert run_stages(dataclasses.replace(config, lr=1.0)) == 2
+    assert [one.name for one in ran] == ["a-stage1"]
     assert "stage 1/3: " in capsys.readouterr().out
+
+
+def test_a_stage_gets_the_signals_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """run.py here is a program that sends its parent a signal and ends with what it gets back."""
+    program = tmp_path / "run.py"
+    program.write_text(
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: os._exit(42))\n"
+        "time.sleep(1)\n"
+        "os.kill(os.getppid(), signal.SIGUSR1)\n"
+        "time.sleep(20)\n"
+    )
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "stages.py"))
+    handlers = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        assert module.run(RunConfig()) == 42
+    finally:
+        for one, handler in handlers.items():
+            signal.signal(one, handler)
 
 
 def test_staged_training_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,107 @@
+"""submit.py's scripts, and its answers to mistakes, without a cluster."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments import submit
+from experiments.submit import main
+
+RUN = ["--", "--backbone", "resnet18", "--head", "fcn8s", "--out", "/data/runs"]
+
+
+def dry(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["--dry-run", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that is said."""
+    with pytest.raises(SystemExit) as end:
+        main(list(arguments))
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_machines_match_the_trainer(capsys: pytest.CaptureFixture[str]) -> None:
+    script = dry(capsys, "--nodes", "2", "--gpus-per-node", "4", "--partition", "gpu", "--sbatch", "account=lab", *RUN)
+    options = {line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")}
+    assert options >= {
+        "nodes=2", "ntasks-per-node=4", "gpus-per-node=4", "cpus-per-task=3", "partition=gpu", "account=lab",
+        "signal=USR1@120", "requeue", "open-mode=append", "time=24:00:00",
+    }  # fmt: skip
+    assert "--nodes 2 --devices 4 --accelerator gpu ;;" in script
+    on_cpus = dry(capsys, "--gpus-per-node", "0", *RUN, "--devices", "3", "--workers", "0")
+    assert "#SBATCH --ntasks-per-node=3" in on_cpus
+    assert "gpus" not in on_cpus
+    assert "--nodes 1 --devices 3 --accelerator cpu ;;" in on_cpus
+
+
+def test_the_folder_depends_on_the_name_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    script = dry(capsys, *RUN)
+    assert "--name resnet18-fcn8s-digits " in script
+    assert "#SBATCH --output=/data/runs/resnet18-fcn8s-digits.log" in script
+    assert dry(capsys, *RUN) == script
+
+
+def test_an_array_has_one_run_a_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "cells.txt"
+    head_options = """--head-options '{"up": "interpolate"}'"""
+    file.write_text(f"# two\npython experiments/run.py --name a {head_options}\n\n--name b --out x  # bare\n")
+    script = dry(capsys, "--array", str(file), "--at-once", "8", "--setup", "module load cuda")
+    assert "#SBATCH --array=0-1%8" in script
+    assert f"0) set -- --name a {head_options} --name a" in script
+    assert "1) set -- --name b --out x --name b" in script
+    assert "\nmodule load cuda\n" in script
+    done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_mistakes_are_answered_in_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "nearest: --gpus-per-node" in refused(capsys, "--gpu-per-node", "2")
+    assert "run.py: error: no flag --backbon;" in refused(capsys, "--", "--backbon", "x")
+    assert "submit.py --nodes 4" in refused(capsys, "--nodes", "2", *RUN, "--nodes", "4")
+    assert "--devices: 8 is not --gpus-per-node 1" in refused(capsys, *RUN, "--devices", "8")
+    assert "no such file" in refused(capsys, "--array", str(tmp_path / "none"))
+    assert "--at-once is for --array" in refused(capsys, "--at-once", "2", *RUN)
+    file = tmp_path / "cells.txt"
+    file.write_text("# nothing\n")
+    assert "holds no commands" in refused(capsys, "--array", str(file))
+    file.write_text("--seed 1\n--seed 2\n")
+    assert "two lines would write to runs/resnet50-deeplab-digits" in refused(capsys, "--array", str(file))
+    file.write_text("--name a --devices 1\n--name b --devices 2\n")
+    assert "differ in --devices" in refused(capsys, "--gpus-per-node", "0", "--array", str(file))
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "results.json").write_text("{}")
+    assert "holds a finished run" in refused(capsys, "--", "--name", "done", "--out", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "there is no sbatch here" in refused(capsys, *RUN)
+
+
+def test_usage_is_answered_without_torch() -> None:
+    code = "import sys; from experiments.submit import main; main(['--dry-run']); assert 'torch' not in sys.modules"
+    environment = {**os.environ, "PYTHONPATH": str(Path(submit.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, timeout=60)
+
+
+def test_what_a_job_would_download_is_fetched_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute nodes have no network: sbatch comes after the weights and the data."""
+    done: list[str | None] = []
+    monkeypatch.setattr("datamodules.digits.Digits.sources", lambda self: done.append("data"))
+    monkeypatch.setattr("backbones.backbone.Backbone.load", lambda self, weights: done.append(weights))
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text('#!/bin/sh\ncat > "$0.script"\necho "7;cluster"\n')
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    asked = ["--backbone", "resnet18", "--head", "fcn8s", "--weights", "imagenet", "--download"]
+    assert main(["--", *asked, "--out", str(tmp_path / "runs")]) == 0
+    assert [one for one in done if one is not None] == ["imagenet", "data"]
+    assert "srun" in (tmp_path / "sbatch.script").read_text()
+    sbatch.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2; exit 1\n")
+    assert main(["--gpus-per-node", "0", "--", "--out", str(tmp_path / "runs")]) == 1
