@@ -179,9 +179,9 @@ def summary(study: optuna.Study, common: list[str]) -> None:
         values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in one.params.values()]
         table.add_row(folder_of(one), *values, f"{one.value:.4f}")
     Console().print(table)
-    values = {name: repr(value) if isinstance(value, float) else str(value) for name, value in best[0].params.items()}
+    again = {name: repr(value) if isinstance(value, float) else str(value) for name, value in best[0].params.items()}
     say(f"best: {folder_of(best[0])}; again, with a --name of your choice:")
-    say(shlex.join(["python", os.path.relpath(children.RUN), *common, *flags(values)]))
+    say(shlex.join(["python", os.path.relpath(children.RUN), *common, *flags(again)]))
 
 
 def say(line: str) -> None:
