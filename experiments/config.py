@@ -24,8 +24,8 @@ def flag(default: Any, help: str, **more: Any) -> Any:
     return field(default=default, metadata={"help": help, **more})
 
 
-def positional(help: str) -> Any:
-    return field(metadata={"help": help})
+def positional(help: str, **more: Any) -> Any:
+    return field(metadata={"help": help, **more})
 
 
 @dataclass
@@ -187,7 +187,7 @@ def add_settings(parser: Parser, settings: type) -> None:
     parser.settings = settings
     for one in fields(settings):
         if one.default is dataclasses.MISSING:
-            parser.add_argument(one.name, type=one.type, help=one.metadata["help"])
+            parser.add_argument(one.name, type=one.type, **one.metadata)
             continue
         more: dict[str, Any] = {"nargs": "+"} if "nargs" in one.metadata else {}
         if one.type is bool:

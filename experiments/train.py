@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from backbones import find_backbone
 from datamodules import DATAMODULES
@@ -47,7 +48,12 @@ def train(config: RunConfig) -> None:
     clock = Clock()
     # Lightning's chatter about hardware it did not find, and products; its warnings stay.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for not_for_users in ("`isinstance\\(treespec", ".*sync_dist=True", "The `srun` command is available"):
+    for not_for_users in (
+        "`isinstance\\(treespec",
+        ".*sync_dist=True",
+        "The `srun` command is available",
+        "You're using the WeightAveraging",
+    ):
         warnings.filterwarnings("ignore", not_for_users, module="lightning")  # scores are of all processes already
     pl.seed_everything(config.seed, workers=True, verbose=False)
     crf = crf_settings(config)
@@ -92,8 +98,9 @@ def run(
     trainer = build_trainer(config, folder, loggers, callbacks, module.monitor)
     if config.compile:
         module.network.compile()
-    # Convolutions on channels-last maps need no reordering on CPUs and tensor cores.
-    module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.strategy != "fsdp2":  # which shards contiguous weights only
+        # Convolutions on channels-last maps need no reordering on CPUs and tensor cores.
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.epochs:
         fit(trainer, module, data, folder)
     finish(config, folder, trainer, module, data, crf, costs, clock)
@@ -114,7 +121,8 @@ def finish(
     best_epoch = 0
     if config.epochs:
         state = torch.load(folder.checkpoints / "best.ckpt", map_location=module.device, weights_only=True)
-        module.load_state_dict(state["state_dict"])
+        # Also into weights that FSDP2 has spread over the processes.
+        set_model_state_dict(module, state["state_dict"], options=StateDictOptions(full_state_dict=True))
         best_epoch = int(state["epoch"]) + 1
     scores = evaluate(trainer, module, data)
     skipped = {split: skipped_samples(trainer, data, split) for split in data.splits}

@@ -7,13 +7,15 @@ from typing import Any, Self, cast
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics import MeanMetric
 
 from backbones.weights import read_state
 from heads.head import Task
-from lightning_modules.blocks import depths, recompute_activations
+from lightning_modules.blocks import blocks, depths, recompute_activations
 from lightning_modules.losses import FOR_MAPS, WeightedSum, terms
 from lightning_modules.metrics import ClassificationScores, EpochLoss, SegmentationScores
 from lightning_modules.network import Network
@@ -253,6 +255,16 @@ class GraftModule(pl.LightningModule):
         self.log(f"{split}/loss", self.split_loss(split).compute().float())
         for name, value in self.split_scores(split).scores(self.hparams["class_names"]).items():
             self.log(f"{split}/{name}", value.float())
+
+    def configure_model(self) -> None:
+        """Under FSDP2, spread the backbone's blocks, and what is left, over the processes. Called by the Trainer."""
+        sharded = isinstance(self.network, FSDPModule)  # when the Trainer calls this again, for scoring
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not sharded:
+            mesh = self.device_mesh["data_parallel"]
+            for block in blocks(self.network.backbone):
+                fully_shard(block, mesh=mesh)
+            fully_shard(self.network, mesh=mesh)
+            register_fsdp_forward_method(self.network, "forward_with_aux")
 
     def configure_optimizers(self) -> Any:
         hparams = self.hparams

@@ -72,7 +72,7 @@ def start(flags: list[str], log: Path, processes: int = 1, prepare: Callable[[],
                 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
                 rank_zero_only.rank = rank
-                flags = [*flags, "--devices", str(processes), "--strategy", "ddp"]
+                flags = ["--devices", str(processes), "--strategy", "ddp", *flags]
             if prepare is not None and rank == 0:
                 prepare()
             try:
