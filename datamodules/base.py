@@ -22,6 +22,7 @@ from datamodules.loader import Batch, Loader, Normalise, Pixels, TrainingLoader
 from datamodules.samples import OnBadSample, Samples, Shuffled
 from datamodules.source import FileSource, Source
 from datamodules.store import Cache, open_store
+from datamodules.worker_signals import heed_parent_only
 
 Task = Literal["classification", "segmentation"]
 Colour = tuple[int, int, int]
@@ -246,7 +247,7 @@ class GraftDataModule(LightningDataModule):
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.workers > 0,
-            worker_init_fn=one_thread,
+            worker_init_fn=prepare_worker,
         )
         loader.finish = self.finish
         return loader
@@ -265,9 +266,9 @@ class GraftDataModule(LightningDataModule):
         return to_pixels(image, self.mean, self.std)
 
 
-def one_thread(worker: int) -> None:
-    """OpenCV would start a thread for every core in every worker."""
-    cv2.setNumThreads(0)
+def prepare_worker(worker: int) -> None:
+    cv2.setNumThreads(0)  # OpenCV would start a thread for every core in every worker
+    heed_parent_only()
 
 
 def distinct_colours(count: int) -> tuple[Colour, ...]:

@@ -1,10 +1,22 @@
 """How a program that has read its arguments ends: its work done, one line about what went wrong, or stopped."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
 from experiments.config import USAGE_ERROR
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Stopped(BaseException):
+    """A signal has ended the work where it can be gone on with; says where that is, in one of several processes."""
+
+    def __init__(self, where: str | None, code: int) -> None:
+        super().__init__(where)
+        self.where = where
+        self.code = code
 
 
 class Fault(Exception):
@@ -12,9 +24,10 @@ class Fault(Exception):
 
 
 def outcome(program: str, work: Callable[[], int | None], stopped: str) -> int:
-    """The exit code of `work`, which imports torch itself. After Ctrl-C, `stopped` says where things stand."""
+    """The exit code of `work`, which imports torch itself. After a signal, `stopped` says where things stand."""
     # Threads that spin while they wait steal the processor from the loader: several-fold slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    handlers = {one: signal.getsignal(one) for one in SIGNALS}
     try:
         return work() or 0
     except ValueError as error:
@@ -26,3 +39,10 @@ def outcome(program: str, work: Callable[[], int | None], stopped: str) -> int:
     except KeyboardInterrupt:
         print(f"{program}: stopped; {stopped}", file=sys.stderr)
         return 130
+    except Stopped as stop:
+        if stop.where is not None:
+            print(f"{program}: stopped by {stop.where}; {stopped}", file=sys.stderr, flush=True)
+        return stop.code
+    finally:
+        for one, handler in handlers.items():
+            signal.signal(one, handler)

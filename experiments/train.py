@@ -23,6 +23,7 @@ from experiments.crf_settings import read_settings
 from experiments.faults import FiniteLoss, fit
 from experiments.loggers import WandbPictures, close, make_loggers
 from experiments.pictures import write_predictions
+from experiments.preemption import Preemption
 from experiments.progress import EpochTable, ProgressLines, print_results
 from experiments.results import write_results
 from experiments.run_folder import RunFolder, let_go, open_run_folder
@@ -95,7 +96,9 @@ def run(
         WandbPictures(data),
         Checkpoints(folder.checkpoints, module.monitor, config.checkpoint_every),
     ]
-    trainer = build_trainer(config, folder, loggers, callbacks, module.monitor)
+    preemption = Preemption(folder.last_checkpoint)
+    trainer = build_trainer(config, folder, loggers, [*callbacks, preemption], module.monitor)
+    preemption.listen(trainer)
     if config.compile:
         module.network.compile()
     if config.strategy != "fsdp2":  # which shards contiguous weights only

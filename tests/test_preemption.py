@@ -1,0 +1,188 @@
+"""Signals end training between two steps, and what goes on from there ends like a run that was never stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the processes that get signals run this file
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from experiments import preemption
+from experiments.run import main
+from lightning_modules.segmentation import SegmentationModule
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = 6  # an epoch
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve training and four validation images."""
+    root = tmp_path_factory.mktemp("pairs")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 2 * STEPS), ("val", 4)):
+        for kind in ("images", "masks"):
+            (root / split / kind).mkdir(parents=True)
+        for i in range(count):
+            mask = np.zeros((16, 16), np.uint8)
+            mask[:, i % 16 :] = 1
+            cv2.imwrite(
+                str(root / split / "images" / f"{i:02d}.png"), generator.integers(0, 255, (16, 16, 3), np.uint8)
+            )
+            cv2.imwrite(str(root / split / "masks" / f"{i:02d}.png"), mask)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GRAFT_RUN_FOLDER", raising=False)
+
+
+def arguments(folder: Path, out: Path, *more: str) -> list[str]:
+    return [
+        "--backbone", "mobilenet_v3_small", "--head", "fcn32s", "--data", "folders", "--data-dir", str(folder),
+        "--out", str(out), "--image-size", "16", "--batch-size", "2", "--epochs", "2", "--workers", "0",
+        "--accelerator", "cpu", *more,
+    ]  # fmt: skip
+
+
+def same_end(run: Path, other: Path) -> None:
+    """Both finished, with the same weights, optimiser and curves to the last bit."""
+    assert (run / "results.json").is_file()
+    one, two = (torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (run, other))
+    assert (one["global_step"], one["epoch"]) == (two["global_step"], two["epoch"])
+    torch.testing.assert_close(one["state_dict"], two["state_dict"], rtol=0, atol=0)
+    torch.testing.assert_close(one["optimizer_states"], two["optimizer_states"], rtol=0, atol=0)
+    assert (run / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupts."""
+    out = tmp_path_factory.mktemp("whole")
+    os.environ.pop("GRAFT_RUN_FOLDER", None)
+    assert main(arguments(folder, out, "--name", "whole")) == 0
+    return out / "whole"
+
+
+def interrupt(patch: pytest.MonkeyPatch, step: str, at: int, *numbers: signal.Signals) -> None:
+    """Let this process get signals within its `at`-th training_step, validation_step or test_step."""
+    original = getattr(SegmentationModule, step)
+    calls = 0
+
+    def interrupted(self: SegmentationModule, *batch: object) -> object:
+        nonlocal calls
+        calls += 1
+        for number in numbers if calls == at else ():
+            os.kill(os.getpid(), number)
+        return original(self, *batch)
+
+    patch.setattr(SegmentationModule, step, interrupted)
+
+
+@pytest.mark.parametrize(
+    ("step", "at", "number", "where", "saved"),
+    [
+        ("training_step", 1, signal.SIGTERM, "SIGTERM after step 1, saved in", 1),
+        ("training_step", 4, signal.SIGUSR1, "SIGUSR1 after step 4, saved in", 4),
+        ("training_step", STEPS, signal.SIGTERM, "SIGTERM after epoch 1", STEPS),
+        ("validation_step", 1, signal.SIGINT, "SIGINT after step 7, saved in", STEPS + 1),
+        ("training_step", 2 * STEPS, signal.SIGTERM, "SIGTERM after the last epoch", 2 * STEPS),
+        ("validation_step", 5, signal.SIGTERM, "SIGTERM outside of training", 2 * STEPS),
+    ],
+)
+def test_a_signal_costs_no_step(
+    folder: Path,
+    whole: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    step: str,
+    at: int,
+    number: signal.Signals,
+    where: str,
+    saved: int,
+) -> None:
+    """In the first step, in the middle of an epoch, at its end, in validation, at the end, and in the final scoring."""
+    handlers = [signal.getsignal(one) for one in preemption.SIGNALS]
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, step, at, number)
+        assert main(arguments(folder, tmp_path, "--name", "cut")) == 128 + number
+    assert f"stopped by {where}" in capsys.readouterr().err
+    assert [signal.getsignal(one) for one in preemption.SIGNALS] == handlers
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == saved
+    assert main(arguments(folder, tmp_path, "--name", "cut")) == 0
+    same_end(tmp_path / "cut", whole)
+
+
+def test_steps_are_not_cut_in_two(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With gradients of two batches summed, a signal in the third batch waits for the fourth."""
+    common = arguments(folder, tmp_path, "--accumulate", "2", "--ema", "0.9")
+    assert main([*common, "--name", "whole"]) == 0
+    with monkeypatch.context() as patch:
+        interrupt(patch, "training_step", 3, signal.SIGTERM)
+        assert main([*common, "--name", "cut"]) == 143
+    assert torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert main([*common, "--name", "cut"]) == 0
+    same_end(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_second_ctrl_c_does_not_wait(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preemption, "SAME_PRESS_S", 0)
+    interrupt(monkeypatch, "training_step", 3, signal.SIGINT, signal.SIGINT)
+    assert main(arguments(folder, tmp_path, "--name", "cut")) == 130
+    assert not (tmp_path / "cut" / "checkpoints" / "last.ckpt").exists()
+
+
+def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """This file as a program, in a process group of its own."""
+    return subprocess.run(
+        [sys.executable, __file__, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, start_new_session=True,
+    )  # fmt: skip
+
+
+def test_loaders_outlive_a_signal_to_all_processes(folder: Path, whole: Path, tmp_path: Path) -> None:
+    """As Ctrl-C in a terminal, and clusters, send it."""
+    common = arguments(folder, tmp_path, "--name", "cut", "--workers", "2")
+    done = call(*common, INTERRUPT_GROUP="4")
+    assert (done.returncode, "SIGTERM after step 4" in done.stderr) == (143, True), done.stderr
+    assert main(common) == 0
+    same_end(tmp_path / "cut", whole)
+
+
+def test_processes_agree_where_one_gets_the_signal(folder: Path, tmp_path: Path) -> None:
+    """The second of two, which tells the first no sooner than with the next step."""
+    common = arguments(folder, tmp_path, "--devices", "2", "--strategy", "ddp")
+    assert call(*common, "--name", "whole").returncode == 0
+    done = call(*common, "--name", "cut", INTERRUPT_RANK_1="4")
+    assert (done.returncode, done.stderr.count("stopped by SIGTERM after step 5")) == (143, 1), done.stderr
+    done = call(*common, "--name", "cut")
+    assert done.returncode == 0, done.stderr
+    same_end(tmp_path / "cut", tmp_path / "whole")
+
+
+def program() -> int:
+    """run.py, in which a step sends a signal: in rank 1, or to all processes of the group."""
+    original = SegmentationModule.training_step
+
+    def step(self: SegmentationModule, batch: dict, index: int) -> torch.Tensor:
+        at = self.trainer.global_step + 1
+        if at == int(os.environ.get("INTERRUPT_GROUP", "0")):
+            os.killpg(0, signal.SIGTERM)
+        if at == int(os.environ.get("INTERRUPT_RANK_1", "0")) and self.trainer.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, index)
+
+    SegmentationModule.training_step = step  # type: ignore[method-assign]
+    return main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(program())
