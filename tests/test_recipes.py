@@ -1,19 +1,22 @@
 """Every recipe says what it needs, builds what it names and trains two steps on a tiny copy of its data."""
 
-import dataclasses
 import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from backbones import fully_connected
+from backbones import fully_connected, resnet, unet_encoder, xception_aligned
+from datamodules import DATAMODULES
 from experiments.config import RunConfig, parse
 from experiments.run import main
 from experiments.stages import stages
 from heads import dilatednet, find_head
+from lightning_modules.network import Network
+from tests import fake_data
 from tests.fake_data import make_fake
 
 FOLDER = Path(__file__).resolve().parent.parent / "experiments" / "recipes"
@@ -54,17 +57,29 @@ def test_a_recipe_opens_with_all_it_takes(name: str, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two steps. fc6 and fc7 of VGG are as narrow as their kind allows: 120 million weights are slow to save."""
-    monkeypatch.delenv("GRAFT_RUN_FOLDER", raising=False)
-    monkeypatch.setattr(fully_connected, "HIDDEN", 8)
-    monkeypatch.setattr(dilatednet, "MARGIN", 32)
+def test_the_network_of_a_recipe_can_be_built(name: str) -> None:
+    """At full size, without memory for it."""
+    config = RunConfig(**yaml.safe_load((FOLDER / f"{name}.yaml").read_text()))
+    for one in stages(config) if config.staged else [config]:
+        with torch.device("meta"):
+            network = Network(
+                one.backbone,
+                one.head,
+                len(getattr(DATAMODULES[one.data], "class_names", "ab")),  # folders have what they hold
+                output_stride=one.output_stride,
+                backbone_options=one.backbone_options,
+                head_options=one.head_options,
+                aux=bool(one.aux_weight),
+            )
+        assert sum(parameter.numel() for parameter in network.parameters()) > 5e6
+        assert one.weights == "none" or network.backbone.published_top1() is not None
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains(name: str, small: None, tmp_path: Path) -> None:
+    """Two steps of a thin or shallow copy of its network, with all its other settings."""
     settings = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     data_dir = make_fake(settings["data"], find_head(settings["head"]).task, tmp_path / "data")
-    if settings.get("staged"):
-        config = RunConfig(**settings, out=str(tmp_path))
-        assert len(stages(config)) == 2
-        assert all(dataclasses.replace(one, name=None) for one in stages(config))
     arguments = [
         "--config", str(FOLDER / f"{name}.yaml"), "--data-dir", str(data_dir), "--out", str(tmp_path), "--name", "run",
         "--weights", "none", "--staged", "false", "--image-size", "36", "--batch-size", "2", "--max-steps", "2",
@@ -73,3 +88,19 @@ def test_a_recipe_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert main(arguments) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert (results["head"], results["protocol"]["data"]) == (settings["head"], settings["data"])
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks of the same kinds that take a second instead of half a minute, most of it for saving weights."""
+    monkeypatch.delenv("GRAFT_RUN_FOLDER", raising=False)
+    monkeypatch.setattr(fake_data, "TRAIN", 4)
+    monkeypatch.setattr(fake_data, "VAL", 2)
+    monkeypatch.setattr(fully_connected, "HIDDEN", 8)
+    monkeypatch.setattr(dilatednet, "MARGIN", 32)
+    monkeypatch.setattr(dilatednet, "FORMS", {layers: form[-2:] for layers, form in dilatednet.FORMS.items()})
+    monkeypatch.setattr(unet_encoder, "CHANNELS", (4, 8, 16, 32, 64))
+    for name in ("resnet50", "resnet101"):
+        monkeypatch.setitem(resnet.VARIANTS, name, resnet.VARIANTS[name]._replace(depths=(1, 1, 1, 3)))
+    entry, _, top1 = xception_aligned.VARIANTS["xception65"]
+    monkeypatch.setitem(xception_aligned.VARIANTS, "xception65", (entry, 1, top1))
