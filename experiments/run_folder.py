@@ -70,7 +70,8 @@ def open_run_folder(config: RunConfig) -> RunFolder:
     if CHOSEN in os.environ:
         return RunFolder(Path(os.environ[CHOSEN]))
     folder = RunFolder(choose_path(config))
-    if rank_zero_only.rank:  # the first process of those that srun or torchrun starts is making the folder
+    # The first process of those that srun or torchrun starts is making the folder.
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
         return folder
     if config.resume or folder.config.is_file():
         check_continues(config, folder)
