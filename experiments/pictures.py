@@ -1,10 +1,19 @@
-"""predictions.png: what the network makes of validation images."""
+"""What the network makes of validation images: predictions.png to look at, and a folder of single PNGs to compare runs.
 
+predictions/  index.json  00000-image.png  00000-truth.png  00000-prediction.png  00025-image.png ...
+
+Label maps are PNGs with a palette: their values are the classes, shown in the classes' colours. In classification,
+index.json has the names in their place.
+"""
+
+import json
 from pathlib import Path
 
+import cv2
 import matplotlib
 import numpy as np
 import torch
+from PIL import Image
 
 from datamodules.base import GraftDataModule
 from lightning_modules.base import GraftModule
@@ -14,39 +23,85 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import Patch
 
 SAMPLES = 6
+LONGEST_SIDE = 512
+"""In pixels, of the single PNGs."""
+Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Image uint8 `(H, W, 3)`, truth, prediction."""
 
 
-def samples(module: GraftModule, data: GraftDataModule) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def samples(module: GraftModule, data: GraftDataModule) -> list[Sample]:
     """(image uint8 `(H, W, 3)`, truth, prediction) of evenly spaced validation images."""
+    return list(samples_by_index(module, data).values())
+
+
+def samples_by_index(module: GraftModule, data: GraftDataModule) -> dict[int, Sample]:
+    """The same by their index in the validation split."""
     assert data.val is not None
-    indices = np.linspace(0, len(data.val) - 1, min(SAMPLES, len(data.val))).astype(int)
-    items = [item for index in indices if (item := data.val[int(index)]) is not None]
+    indices = np.linspace(0, len(data.val) - 1, min(SAMPLES, len(data.val))).astype(int).tolist()
+    items = {index: item for index in indices if (item := data.val[index]) is not None}
     module.eval()
     with torch.inference_mode():  # one by one: images may differ in size
-        predictions = [module(item["image"][None].to(module.device)).argmax(1)[0].cpu() for item in items]
-    return [
-        (data.to_pixels(item["image"]).permute(1, 2, 0).numpy(), item["target"].numpy(), prediction.numpy())
-        for item, prediction in zip(items, predictions, strict=True)
-    ]
+        predictions = [module(item["image"][None].to(module.device)).argmax(1)[0].cpu() for item in items.values()]
+    return {
+        index: (data.to_pixels(item["image"]).permute(1, 2, 0).numpy(), item["target"].numpy(), prediction.numpy())
+        for (index, item), prediction in zip(items.items(), predictions, strict=True)
+    }
 
 
 def coloured(labels: np.ndarray, data: GraftDataModule) -> np.ndarray:
     """Class colours of labels `(H, W)` as uint8 `(H, W, 3)`; ignored pixels black."""
+    return palette(data)[labels]
+
+
+def palette(data: GraftDataModule) -> np.ndarray:
+    """The colour of every label, uint8 `(256, 3)`."""
     table = np.zeros((256, 3), np.uint8)
     table[: data.num_classes] = data.colours
-    return table[labels]
+    return table
 
 
 def write_predictions(module: GraftModule, data: GraftDataModule, path: Path) -> None:
-    """One row an image: the image, the truth, the prediction, and a legend of the classes."""
-    rows = samples(module, data)
+    """One row an image: the image, the truth, the prediction, and a legend of the classes; and beside it the folder."""
+    drawn = samples_by_index(module, data)
     draw = draw_segmentation if data.task == "segmentation" else draw_classification
-    figure = draw(rows, data)
+    figure = draw(list(drawn.values()), data)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
+    write_singly(drawn, data, path.with_suffix(""))
 
 
-def draw_segmentation(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], data: GraftDataModule) -> plt.Figure:
+def write_singly(drawn: dict[int, Sample], data: GraftDataModule, folder: Path) -> None:
+    """Each picture as a PNG of its own; the index comes last, so that it never names what is not there."""
+    folder.mkdir(exist_ok=True)
+    entries = []
+    for index, (image, truth, prediction) in drawn.items():
+        entry: dict[str, int | str] = {"index": index, "image": f"{index:05d}-image.png"}
+        Image.fromarray(smaller(image, cv2.INTER_AREA)).save(folder / f"{index:05d}-image.png", optimize=True)
+        for kind, labels in (("truth", truth), ("prediction", prediction)):
+            if data.task == "classification":
+                entry[kind] = data.class_names[int(labels)]
+                continue
+            entry[kind] = f"{index:05d}-{kind}.png"
+            picture = Image.fromarray(smaller(labels.astype(np.uint8), cv2.INTER_NEAREST))
+            picture.putpalette(palette(data).tobytes())
+            picture.save(folder / f"{index:05d}-{kind}.png", optimize=True)
+        entries.append(entry)
+    colours = {name: "#" + bytes(colour).hex() for name, colour in zip(data.class_names, data.colours, strict=True)}
+    text = json.dumps({"task": data.task, "colours": colours, "samples": entries}, indent=2, ensure_ascii=False)
+    (folder / "index.json").write_text(text + "\n", encoding="utf-8")
+
+
+def smaller(picture: np.ndarray, interpolation: int) -> np.ndarray:
+    """The picture with its longer side at most `LONGEST_SIDE`."""
+    height, width = picture.shape[:2]
+    scale = LONGEST_SIDE / max(height, width)
+    if scale >= 1:
+        return picture
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(picture, size, interpolation=interpolation)
+
+
+def draw_segmentation(rows: list[Sample], data: GraftDataModule) -> plt.Figure:
     height, width = rows[0][0].shape[:2]
     figure, axes = plt.subplots(
         len(rows), 3, figsize=(7.4, 2.02 * len(rows) * height / width + 0.3), squeeze=False, layout="constrained"
@@ -66,7 +121,7 @@ def draw_segmentation(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], dat
     return figure
 
 
-def draw_classification(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], data: GraftDataModule) -> plt.Figure:
+def draw_classification(rows: list[Sample], data: GraftDataModule) -> plt.Figure:
     figure, axes = plt.subplots(1, len(rows), figsize=(1.8 * len(rows), 2.2), squeeze=False, layout="constrained")
     for ax, (image, truth, prediction) in zip(axes[0], rows, strict=True):
         said, right = data.class_names[int(prediction)], data.class_names[int(truth)]

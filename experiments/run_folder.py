@@ -1,6 +1,6 @@
 """The folder a run leaves behind, and the rules for making or continuing one.
 
-runs/NAME/  config.yaml  metrics.csv  results.json  predictions.png  checkpoints/best.ckpt  checkpoints/last.ckpt
+runs/NAME/  config.yaml  metrics.csv  results.json  predictions.png  predictions/  checkpoints/best.ckpt  .../last.ckpt
 """
 
 import dataclasses
