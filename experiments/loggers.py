@@ -1,9 +1,9 @@
 """Where curves go besides metrics.csv: Weights & Biases and TensorBoard get the same rows, pictures and results."""
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
@@ -11,9 +11,7 @@ import numpy as np
 import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from datamodules.base import GraftDataModule
 from experiments.config import RunConfig
-from experiments.pictures import samples
 from experiments.progress import EpochTable
 from experiments.run_folder import RunFolder
 from lightning_modules.base import GraftModule
@@ -31,13 +29,9 @@ class Ending:
     """The dictionary of results.json."""
     settings: dict[str, Any]
     """The settings and the costs."""
-    samples: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
-    """Image uint8 `(H, W, 3)`, truth and prediction of a few validation images."""
     matrix: np.ndarray
     """Counts [truth, prediction] `(C, C)` over the validation split."""
     folder: RunFolder
-    monitor: str
-    """The score that picked the best checkpoint."""
 
 
 class Log(Protocol):
@@ -50,7 +44,7 @@ class Log(Protocol):
 
     def row(self, values: Row, step: int) -> None: ...
 
-    def end(self, ending: Ending, data: GraftDataModule) -> None: ...
+    def end(self, ending: Ending) -> None: ...
 
     def close(self, exit_code: int) -> None: ...
 
@@ -61,10 +55,9 @@ class Curves(pl.Callback):
     A log that fails is given up with one line: training, checkpoints and metrics.csv do not depend on it.
     """
 
-    def __init__(self, logs: list[Log], table: EpochTable, data: GraftDataModule) -> None:
+    def __init__(self, logs: list[Log], table: EpochTable) -> None:
         self.logs = logs
         self.table = table
-        self.data = data
         self.last_step = 0
         self.matrix: np.ndarray | None = None
 
@@ -91,21 +84,14 @@ class Curves(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         self.close(exit_code=1)
 
-    def finish(self, folder: RunFolder, module: GraftModule, costs: Mapping[str, float], step: int) -> None:
+    def finish(self, folder: RunFolder, costs: Mapping[str, float], step: int) -> None:
         """Log what the run ends with, and close the logs. Called when results.json is written."""
         if not self.logs:
             return
         assert self.matrix is not None
-        ending = Ending(
-            step,
-            json.loads(folder.results.read_text(encoding="utf-8")),
-            settings(folder, costs),
-            samples(module, self.data),
-            self.matrix,
-            folder,
-            module.monitor,
-        )
-        self.each(lambda log: log.end(ending, self.data))
+        results = json.loads(folder.results.read_text(encoding="utf-8"))
+        ending = Ending(step, results, settings(folder, costs), self.matrix, folder)
+        self.each(lambda log: log.end(ending))
         self.close(exit_code=0)
 
     def close(self, exit_code: int) -> None:
@@ -116,25 +102,42 @@ class Curves(pl.Callback):
         for log in list(self.logs):
             try:
                 action(log)
-            except Exception as error:  # whatever it is, it must not end a training that works without it
+            except Exception as error:
                 self.logs.remove(log)
-                print(f"{log.name}: given up, metrics.csv goes on ({type(error).__name__}: {error})", flush=True)
+                given_up(log.name, error)
 
 
-def make_logs(
-    config: RunConfig, folder: RunFolder, costs: Mapping[str, float], module: GraftModule
-) -> list[Log]:
+def make_logs(config: RunConfig, folder: RunFolder, costs: Mapping[str, float], monitor: str) -> list[Log]:
     """The logs asked for by name, on the first process only. metrics.csv is written in any case."""
-    logs: list[Log] = []
-    if rank_zero_only.rank == 0 and "tensorboard" in config.logger:
+    if rank_zero_only.rank != 0:
+        return []
+
+    def tensorboard() -> Log:
         from experiments.tensorboard_log import TensorBoardLog
 
-        logs.append(TensorBoardLog(folder.path / "tensorboard"))
-    if rank_zero_only.rank == 0 and "wandb" in config.logger:
+        return TensorBoardLog(folder.path / "tensorboard")
+
+    def wandb() -> Log:
+        # What the client tells its server about itself holds up the end of a run where that server hangs.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         from experiments.wandb_log import WandbLog
 
-        logs.append(WandbLog(config, folder.path, folder.wandb_id, settings(folder, costs), module.monitor))
+        return WandbLog(config, folder.path, folder.wandb_id, settings(folder, costs), monitor)
+
+    logs: list[Log] = []
+    for name, make in (("tensorboard", tensorboard), ("wandb", wandb)):
+        try:
+            if name in config.logger:
+                logs.append(make())
+        except Exception as error:
+            given_up(name, error)
     return logs
+
+
+def given_up(name: str, error: Exception) -> None:
+    """Say that a log has failed: whatever it is, it must not end a training that works without it."""
+    said = str(error).splitlines() or [""]
+    print(f"--logger {name}: given up, metrics.csv goes on ({type(error).__name__}: {said[0]})", flush=True)
 
 
 def settings(folder: RunFolder, costs: Mapping[str, float]) -> dict[str, Any]:

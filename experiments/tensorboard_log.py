@@ -3,16 +3,19 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from datamodules.base import GraftDataModule
 from experiments.loggers import Ending, Row
-from experiments.pictures import draw_matrix
+
+NAMED_CLASSES = 40
+"""Above this many, a matrix has no names: they would not be readable."""
 
 
 class TensorBoardLog:
-    name = "TensorBoard"
+    name = "tensorboard"
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -29,13 +32,12 @@ class TensorBoardLog:
                 writer.add_scalar(name, value, step)
         writer.flush()  # a kill would lose what is held back, which metrics.csv has
 
-    def end(self, ending: Ending, data: GraftDataModule) -> None:
+    def end(self, ending: Ending) -> None:
         writer = self.opened()
-        picture = cv2.imread(str(ending.folder.predictions), cv2.IMREAD_COLOR)
-        if picture is None:
-            raise ValueError(f"{ending.folder.predictions} cannot be read")
-        writer.add_image("predictions", cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), ending.step, dataformats="HWC")
-        writer.add_figure("confusion_matrix", draw_matrix(ending.matrix, data.class_names), ending.step)
+        picture = np.asarray(Image.open(ending.folder.predictions).convert("RGB"))
+        writer.add_image("predictions", picture, ending.step, dataformats="HWC")
+        classes = ending.results["protocol"]["classes"]
+        writer.add_figure("confusion_matrix", draw_matrix(ending.matrix, classes), ending.step)
         plain = {
             name: value if isinstance(value, (bool, int, float, str)) else str(value)
             for name, value in ending.settings.items()
@@ -59,3 +61,18 @@ class TensorBoardLog:
             self.start(0, ())
         assert self.writer is not None
         return self.writer
+
+
+def draw_matrix(matrix: np.ndarray, classes: Sequence[str]) -> plt.Figure:
+    """Counts [truth, prediction] `(C, C)` as shares of each true class."""
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    side = min(10.0, 2.5 + 0.3 * len(classes))
+    figure, ax = plt.subplots(figsize=(side, side), layout="constrained")
+    picture = ax.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    figure.colorbar(picture, ax=ax, shrink=0.7, label="share of the true class")
+    if len(classes) <= NAMED_CLASSES:
+        ax.set_xticks(range(len(classes)), classes, rotation=90)
+        ax.set_yticks(range(len(classes)), classes)
+    ax.set_xlabel("prediction")
+    ax.set_ylabel("truth")
+    return figure
