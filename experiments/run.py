@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         return None
 
     try:
-        return outcome("run.py", work, "the same command with --resume continues")
+        return outcome("run.py", work, "the same command continues")
     finally:
         os.environ.pop("GRAFT_RUN_FOLDER", None)
 

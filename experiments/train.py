@@ -21,7 +21,7 @@ from experiments.config import RunConfig
 from experiments.cost import cost
 from experiments.crf_settings import read_settings
 from experiments.faults import FiniteLoss, fit
-from experiments.loggers import WandbPictures, close, make_loggers
+from experiments.loggers import Curves, make_logs
 from experiments.pictures import write_predictions
 from experiments.preemption import Preemption
 from experiments.progress import EpochTable, ProgressLines, print_results
@@ -96,17 +96,19 @@ def run(
 ) -> None:
     """Train in the folder, from where it stands, then score and write the results."""
     costs = cost(module.network, data.image_size)
-    loggers = make_loggers(config, folder, module, costs)
+    table = EpochTable(folder.metrics)
+    curves = Curves(make_logs(config, folder, costs, module.monitor), table)
+    preemption = Preemption(folder.last_checkpoint)
     callbacks: list[pl.Callback] = [
         FiniteLoss(folder),
         clock,
-        EpochTable(folder.metrics),
+        table,
         ProgressLines(module.monitor),
-        WandbPictures(data),
+        curves,
         Checkpoints(folder.checkpoints, module.monitor, config.checkpoint_every),
+        preemption,
     ]
-    preemption = Preemption(folder.last_checkpoint)
-    trainer = build_trainer(config, folder, loggers, [*callbacks, preemption], module.monitor)
+    trainer = build_trainer(config, folder, callbacks, module.monitor)
     preemption.listen(trainer)
     if config.compile:
         module.network.compile()
@@ -116,7 +118,7 @@ def run(
     if config.epochs:
         fit(trainer, module, data, folder)
     finish(config, folder, trainer, module, data, crf_settings(config), costs, clock)
-    close(loggers)
+    curves.finish(folder, costs, trainer.global_step)
 
 
 def finish(
@@ -166,14 +168,10 @@ def evaluate(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule) ->
 
 def evaluate_apart(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule) -> dict[str, dict[str, float]]:
     """The scores with the CRF, as "val_crf" and "val_crf/miou", so that no curve of the network's own is continued."""
-    loggers, trainer.loggers = trainer.loggers, []
-    scores = {
+    return {
         f"{split}_crf": {name.replace(split, f"{split}_crf", 1): value for name, value in values.items()}
         for split, values in evaluate(trainer, module, data).items()
     }
-    for logger in loggers:
-        logger.log_metrics({name: value for values in scores.values() for name, value in values.items()})
-    return scores
 
 
 def skipped_samples(trainer: pl.Trainer, data: GraftDataModule, split: str) -> list[str]:

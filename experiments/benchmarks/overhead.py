@@ -56,7 +56,7 @@ def by_trainer(config: RunConfig) -> float:
             Checkpoints(folder.checkpoints, module.monitor, 0),
             watch,
         ]
-        build_trainer(config, folder, [], callbacks, module.monitor).fit(module, datamodule=data)
+        build_trainer(config, folder, callbacks, module.monitor).fit(module, datamodule=data)
     return watch.seconds
 
 
