@@ -17,6 +17,7 @@ from experiments.config import RunConfig, dashed, to_yaml
 MAY_DIFFER = {
     "resume", "name", "out", "epochs", "max_steps", "devices", "nodes", "accelerator", "strategy", "workers", "logger",
     "data_dir", "download", "on_bad_sample", "cache", "checkpoint_every",
+    "wandb_project", "wandb_group", "wandb_tags", "wandb_checkpoint",
 }  # fmt: skip
 # Processes that Lightning starts for DDP run the whole program again; they must land in the folder of the first.
 CHOSEN = "GRAFT_RUN_FOLDER"

@@ -21,7 +21,7 @@ from datamodules.errors import DataError
 from experiments.config import RunConfig
 from experiments.cost import cost
 from experiments.crf_settings import read_settings
-from experiments.loggers import WandbPictures, close, make_loggers
+from experiments.loggers import Curves, make_logs
 from experiments.pictures import write_predictions
 from experiments.progress import EpochTable, ProgressLines, print_results
 from experiments.results import write_results
@@ -65,7 +65,8 @@ def train(config: RunConfig) -> None:
     folder = open_run_folder(config)
     size = data.image_size
     costs = cost(module.network, size)
-    loggers = make_loggers(config, folder, module, costs)
+    table = EpochTable(folder.metrics)
+    curves = Curves(make_logs(config, folder, costs, module.monitor), table)
     best = AtValidation(
         folder.checkpoints,
         filename="best",
@@ -76,9 +77,9 @@ def train(config: RunConfig) -> None:
     )
     callbacks: list[pl.Callback] = [
         best,
-        EpochTable(folder.metrics),
+        table,
         ProgressLines(module.monitor),
-        WandbPictures(data),
+        curves,
     ]
     if config.checkpoint_every:
         callbacks.append(
@@ -89,7 +90,7 @@ def train(config: RunConfig) -> None:
                 enable_version_counter=False,
             )
         )
-    trainer = build_trainer(config, folder, loggers, callbacks)
+    trainer = build_trainer(config, folder, callbacks)
     if config.compile:
         module.network = torch.compile(module.network)  # type: ignore[assignment]
     # Convolutions on channels-last maps need no reordering on CPUs and tensor cores.
@@ -102,7 +103,7 @@ def train(config: RunConfig) -> None:
         for name in ("best.ckpt",) if within_epoch else ("best.ckpt", "last.ckpt"):
             trainer.save_checkpoint(folder.checkpoints / name)
     finish(config, folder, trainer, module, data, crf, costs, time.time() - started)
-    close(loggers)
+    curves.finish(folder, costs, trainer.global_step)
 
 
 class AtValidation(ModelCheckpoint):
@@ -192,14 +193,10 @@ def evaluate(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule) ->
 
 def evaluate_apart(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule) -> dict[str, dict[str, float]]:
     """The scores with the CRF, as "val_crf" and "val_crf/miou", so that no curve of the network's own is continued."""
-    loggers, trainer.loggers = trainer.loggers, []
-    scores = {
+    return {
         f"{split}_crf": {name.replace(split, f"{split}_crf", 1): value for name, value in values.items()}
         for split, values in evaluate(trainer, module, data).items()
     }
-    for logger in loggers:
-        logger.log_metrics({name: value for values in scores.values() for name, value in values.items()})
-    return scores
 
 
 def skipped_samples(trainer: pl.Trainer, data: GraftDataModule, split: str) -> list[str]:
@@ -281,7 +278,7 @@ def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] |
     )
 
 
-def build_trainer(config: RunConfig, folder: RunFolder, loggers: list[Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+def build_trainer(config: RunConfig, folder: RunFolder, callbacks: list[pl.Callback]) -> pl.Trainer:
     """Lightning's Trainer with our settings; the data modules shard by themselves."""
     return pl.Trainer(
         accelerator=config.accelerator,
@@ -293,12 +290,11 @@ def build_trainer(config: RunConfig, folder: RunFolder, loggers: list[Any], call
         max_epochs=config.epochs,
         max_steps=config.max_steps or -1,
         default_root_dir=folder.path,
-        logger=loggers,
+        logger=False,  # `Curves` hands W&B and TensorBoard what metrics.csv gets
         callbacks=callbacks,
         # Lightning's sampler repeats samples to even the shards, which would change validation scores.
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         enable_model_summary=False,
         enable_progress_bar=False,
-        log_every_n_steps=5,
     )
