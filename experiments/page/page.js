@@ -58,6 +58,14 @@ function clock(seconds) {
   return hours ? `${hours}:${two(minutes)}:${two(whole % 60)}` : `${minutes}:${two(whole % 60)}`;
 }
 
+// 1, 2 and 5 times the powers of ten around the values, which Plotly would shorten to their first digit.
+function ticks(values) {
+  const lowest = Math.floor(Math.log10(Math.min(...values)));
+  const highest = Math.ceil(Math.log10(Math.max(...values)));
+  const powers = Array.from({ length: highest - lowest + 1 }, (_, index) => 10 ** (lowest + index));
+  return powers.flatMap((power) => [power, 2 * power, 5 * power]);
+}
+
 const COST_TEXT = {
   params: (value) => (value / 1e6).toFixed(2) + " M",
   gmacs: (value) => value.toFixed(3),
@@ -334,7 +342,7 @@ class Section {
       },
     ], {
       ...LAYOUT,
-      xaxis: { title: { text: title + (more ? " (more is better)" : "") }, gridcolor: "#edf0f3", zeroline: false, ...(logarithmic ? { type: "log", dtick: "D2" } : { rangemode: "tozero" }) },
+      xaxis: { title: { text: title + (more ? " (more is better)" : "") }, gridcolor: "#edf0f3", zeroline: false, ...(logarithmic ? { type: "log", tickvals: ticks(costs) } : { rangemode: "tozero" }) },
       yaxis: { title: { text: `${this.table.split} ${escaped(this.table.metric)}` }, gridcolor: "#edf0f3", zeroline: false },
     }, CONFIG);
   }
