@@ -111,7 +111,7 @@ class Curves(pl.Callback):
 
 def make_logs(config: RunConfig, folder: RunFolder, costs: Mapping[str, float], monitor: str) -> list[Log]:
     """The logs asked for by name, on the first process only. metrics.csv is written in any case."""
-    if rank_zero_only.rank != 0:
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
         return []
 
     def tensorboard() -> Log:

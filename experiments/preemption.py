@@ -10,7 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import lightning.pytorch as pl
 import torch
@@ -66,7 +66,8 @@ class Preemption(Checkpoint):
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         # Of its own, and on the CPU whatever the network is on: no wait for a GPU, no mixing with gradients.
-        self.group = dist.new_group(backend="gloo") if trainer.world_size > 1 else None
+        if trainer.world_size > 1:
+            self.group = cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
         self.training = True
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:

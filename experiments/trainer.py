@@ -16,9 +16,7 @@ class Patience(EarlyStopping):
         trainer.should_stop = self.wait_count >= self.patience
 
 
-def build_trainer(
-    config: RunConfig, folder: RunFolder, callbacks: list[pl.Callback], monitor: str
-) -> pl.Trainer:
+def build_trainer(config: RunConfig, folder: RunFolder, callbacks: list[pl.Callback], monitor: str) -> pl.Trainer:
     """The Trainer, with the callbacks that flags ask for besides those given; data modules shard by themselves."""
     if config.ema:
         callbacks = [*callbacks, EMAWeightAveraging(decay=config.ema)]

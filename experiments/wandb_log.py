@@ -142,10 +142,10 @@ def picture_of(picture: Picture, classes: Sequence[str]) -> wandb.Image:
 def matrix_chart(matrix: np.ndarray, classes: Sequence[str]) -> Any:
     """W&B's own chart of a confusion matrix, over a table of the pairs that occur."""
     rows = [[classes[i], classes[j], int(matrix[i, j])] for i, j in np.argwhere(matrix).tolist()]
-    columns = ["Actual", "Predicted", "nPredictions"]
+    columns: list[str | int] = ["Actual", "Predicted", "nPredictions"]
     return wandb.plot_table(
         "wandb/confusion_matrix/v1",
         wandb.Table(columns=columns, data=rows),
-        {name: name for name in columns},
+        {str(name): str(name) for name in columns},
         {"title": "confusion matrix"},
     )

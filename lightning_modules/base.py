@@ -7,7 +7,6 @@ from typing import Any, Self, cast
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -258,8 +257,9 @@ class GraftModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Under FSDP2, spread the backbone's blocks, and what is left, over the processes. Called by the Trainer."""
-        sharded = isinstance(self.network, FSDPModule)  # when the Trainer calls this again, for scoring
-        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not sharded:
+        if self.device_mesh is None:
+            return
+        if not isinstance(self.network, FSDPModule):  # the Trainer calls this again for scoring
             mesh = self.device_mesh["data_parallel"]
             for block in blocks(self.network.backbone):
                 fully_shard(block, mesh=mesh)

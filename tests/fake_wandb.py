@@ -44,7 +44,8 @@ class FakeWandb:
                 bucket = {
                     "id": "b", "name": variables["name"], "displayName": "run", "summaryMetrics": "{}", "config": "{}",
                     "wandbConfig": "{}", "tags": [], "logLineCount": 0, "eventsLineCount": 0, "eventsTail": "[]",
-                    "historyLineCount": len(self.history()), "historyTail": json.dumps([json.dumps(self.history()[-1])]),
+                    "historyLineCount": len(self.history()),
+                    "historyTail": json.dumps([json.dumps(self.history()[-1])]),
                 }  # fmt: skip
                 return {"model": {"id": "m", "name": "p", "entity": {"id": "e", "name": "me"}, "bucket": bucket}}
             case "RunResumeStatus":

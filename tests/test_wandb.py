@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.conftest import crf_arguments
-from tests.fake_wandb import FakeWandb, serving
 
 from experiments.runs import read_run
 from experiments.wandb_files import WandbFile, wandb_files
 from experiments.wandb_runs import offline_runs
+from tests.conftest import crf_arguments
+from tests.fake_wandb import FakeWandb, serving
 
 FLAGS = ("--logger", "wandb", "tensorboard", "--wandb-group", "seeds", "--wandb-tags", "a", "b", "--wandb-checkpoint")
 
