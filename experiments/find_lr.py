@@ -1,6 +1,7 @@
 """`run.py --find-lr`: train on first batches while the rate rises, and suggest one (Smith 2015, arXiv:1506.01186)."""
 
 import contextlib
+import dataclasses
 import io
 import tempfile
 from pathlib import Path
@@ -23,6 +24,7 @@ def find_lr(config: RunConfig) -> int:
     Raises:
         ValueError: the settings or the data cannot work.
     """
+    config = dataclasses.replace(config, epochs=STEPS, max_steps=None)  # enough even at one step an epoch
     data, module = prepare(config)
     print(f"trying {STEPS} rates from {LOWEST:g} to {HIGHEST:g}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import warnings
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -48,6 +49,7 @@ def train(config: RunConfig) -> None:
     """
     clock = Clock()
     data, module = prepare(config)
+    build_trainer(config, RunFolder(Path(config.out)), [], module.monitor)  # refuses what cannot be had here
     folder = open_run_folder(config)
     try:
         run(config, folder, data, module, clock)

@@ -1,6 +1,7 @@
 """Lightning's Trainer with our settings."""
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
@@ -17,7 +18,21 @@ class Patience(EarlyStopping):
 
 
 def build_trainer(config: RunConfig, folder: RunFolder, callbacks: list[pl.Callback], monitor: str) -> pl.Trainer:
-    """The Trainer, with the callbacks that flags ask for besides those given; data modules shard by themselves."""
+    """The Trainer, with the callbacks that flags ask for besides those given; data modules shard by themselves.
+
+    Raises:
+        ValueError: the accelerator, the strategy or what it needs cannot be had here.
+    """
+    try:
+        return make(config, folder, callbacks, monitor)
+    except MisconfigurationException as error:
+        raise ValueError(
+            f"--accelerator {config.accelerator} --devices {config.devices} --strategy {config.strategy}: "
+            + " ".join(str(error).split())
+        ) from error
+
+
+def make(config: RunConfig, folder: RunFolder, callbacks: list[pl.Callback], monitor: str) -> pl.Trainer:
     if config.ema:
         callbacks = [*callbacks, EMAWeightAveraging(decay=config.ema)]
     if config.patience:

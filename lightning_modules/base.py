@@ -232,6 +232,11 @@ class GraftModule(pl.LightningModule):
         if len(batch["image"]):
             self._step(batch, "test")
 
+    def on_validation_start(self) -> None:
+        if isinstance(self.network, FSDPModule):  # batch norms' statistics, which DDP shares at every step
+            for buffer in self.network.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
     # Cleared where a pass begins: what is counted stays readable after it, for pictures and logs.
     def on_validation_epoch_start(self) -> None:
         self._clear_scores("val")

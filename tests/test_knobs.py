@@ -147,6 +147,25 @@ def test_two_halves_of_a_batch_make_the_step_of_the_whole(crf_folder: Path, tmp_
 
 
 @pytest.mark.usefixtures("_alone")
+def test_find_lr_suggests_a_rate_and_keeps_nothing(crf_folder: Path, tmp_path: Path, capsys) -> None:
+    flags = crf_arguments(crf_folder, tmp_path / "runs", "--backbone", "lenet5", "--head", "hypercolumn", "--find-lr")
+    assert main(flags) == 0
+    rate = float(capsys.readouterr().out.splitlines()[-1].removeprefix("--lr "))
+    assert 1e-6 < rate < 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("_alone")
+def test_compiling_leaves_the_names_of_weights(crf_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(type(self).__name__))  # takes a minute
+    flags = ["--backbone", "lenet5", "--head", "hypercolumn", "--compile", "--epochs", "1", "--name", "a"]
+    assert main(crf_arguments(crf_folder, tmp_path, *flags)) == 0
+    assert compiled == ["Network"]
+    assert all(name.startswith(("network.backbone.", "network.head.")) for name in last_weights(tmp_path / "a"))
+
+
+@pytest.mark.usefixtures("_alone")
 def test_the_average_is_what_is_scored_and_kept(crf_folder: Path, tmp_path: Path) -> None:
     flags = ["--ema", "0.5", "--epochs", "1", "--max-steps", "4", "--name", "ema"]
     assert main(crf_arguments(crf_folder, tmp_path, *flags)) == 0

@@ -252,6 +252,8 @@ def test_more_mistakes_leave_nothing(folder: Path, tmp_path: Path, capsys) -> No
         (["--weights", str(weights)], "does not fit resnet18"),
         (["--name", "new", "--resume"], "has no config.yaml"),
         (["--head-options", "{depth: 3}"], "unet has no option 'depth'"),
+        (["--accelerator", "tpu"], "--accelerator tpu --devices auto --strategy auto: "),
+        (["--strategy", "dpp"], "invalid strategy name: `strategy='dpp'`"),
     ):
         assert main(small(folder, tmp_path / "runs", *more)) == 2
         error = capsys.readouterr().err.strip().splitlines()

@@ -44,6 +44,12 @@ def test_a_killed_process_ends_the_other(found: dict, victim: int) -> None:
     assert "last.ckpt is whole, and the same command goes on from there" in one["last_line"]
 
 
+def test_sharded_weights_learn_what_whole_ones_do(found: dict) -> None:
+    assert found["sharded"]["codes"] == [0, 0, 0, 0]
+    assert found["sharded"]["names"]
+    assert found["sharded"]["difference"] < 1e-3
+
+
 def test_killed_and_resumed_they_end_with_the_same_bits(found: dict) -> None:
     assert found["trial"]["kills"] > 0, found["trial"]["ways"]
     assert found["trial"]["differences"] == [], found["trial"]["ways"]

@@ -52,11 +52,26 @@ def killed_rank(data: Path, out: Path, victim: int) -> dict:
     return {"codes": codes, "seconds": time.monotonic() - killed, "last_line": log.read_text().splitlines()[-1]}
 
 
+def sharded(data: Path, out: Path) -> dict:
+    """FSDP2 against DDP: exit codes, and the largest difference of a weight relative to the largest weight."""
+    common = ("--epochs", "1", "--optimizer", "sgd")
+    pids = start(arguments(data, out, "ddp", *common), out / "ddp.log", 2)
+    pids += start(arguments(data, out, "fsdp2", *common, "--strategy", "fsdp2"), out / "fsdp2.log", 2)
+    codes = finish(pids)
+    ddp, fsdp2 = (
+        torch.load(out / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("ddp", "fsdp2")
+    )
+    far = {name: float((value - fsdp2[name]).abs().max() / value.abs().max().clamp(1)) for name, value in ddp.items()}
+    return {"codes": codes, "difference": max(far.values()), "names": sorted(fsdp2) == sorted(ddp)}
+
+
 def main() -> None:
     out = Path(sys.argv[1])
     data = make_data(out / "data", 24)
     found = {"double_batch": double_batch(data, out)}
     found |= {f"killed{victim}": killed_rank(data, out, victim) for victim in (0, 1)}
+    found["sharded"] = sharded(data, out)
     flags = ("--checkpoint-every", "2", "--ema", "0.9", "--epochs", "2")
     seconds = whole_run(data, out, flags, 2)
     kills, ways = trial(data, out, "trial", flags, seconds, random.Random(4), 2)
