@@ -60,13 +60,10 @@ class WandbLog:
     def end(self, ending: Ending) -> None:
         classes = ending.results["protocol"]["classes"]
         pictures, _ = read_pictures(ending.folder.path / PREDICTIONS)
-        self.run.log(
-            {
-                "predictions": [picture_of(one, classes) for one in pictures],
-                "confusion_matrix": matrix_chart(ending.matrix, classes),
-            },
-            step=max(ending.step, self.last_step + 1),
-        )
+        step = max(ending.step, self.last_step + 1)
+        # One after the other: with the classes of the masks, W&B writes its settings anew, and would lose the chart's.
+        self.run.log({"predictions": [picture_of(one, classes) for one in pictures]}, step=step)
+        self.run.log({"confusion_matrix": matrix_chart(ending.matrix, classes)}, step=step)
         self.run.summary["results"] = ending.results
         if self.config.wandb_checkpoint:
             best = wandb.Artifact(f"{self.run.id}-best", type="model", metadata=ending.results)
