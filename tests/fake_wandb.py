@@ -41,10 +41,11 @@ class FakeWandb:
         variables = query.get("variables") or {}
         match query.get("operationName"):
             case "RunResumeStatus" if self.history():
+                tail = json.dumps([json.dumps(self.history()[-1])])
                 bucket = {
                     "id": "b", "name": variables["name"], "displayName": "run", "summaryMetrics": "{}", "config": "{}",
                     "wandbConfig": "{}", "tags": [], "logLineCount": 0, "eventsLineCount": 0, "eventsTail": "[]",
-                    "historyLineCount": len(self.history()), "historyTail": json.dumps([json.dumps(self.history()[-1])]),
+                    "historyLineCount": len(self.history()), "historyTail": tail,
                 }  # fmt: skip
                 return {"model": {"id": "m", "name": "p", "entity": {"id": "e", "name": "me"}, "bucket": bucket}}
             case "RunResumeStatus":
