@@ -3,8 +3,6 @@
 Curves, scores against costs, the settings that differ, prediction pictures, and a table of the runs sorted by score.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from dataclasses import dataclass
@@ -57,7 +55,7 @@ def report_problem(project: str) -> str | None:
     return None
 
 
-def build(config: ReportConfig) -> Report:
+def build(config: ReportConfig) -> "Report":
     """The report; nothing is sent before its `save`."""
     import wandb_workspaces.reports.v2 as wr
 

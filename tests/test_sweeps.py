@@ -52,7 +52,7 @@ def test_every_run_is_one_that_run_py_takes(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_wandb_takes_it(path: Path) -> None:
-    """W&B's schema of sweeps. Its package wants an older numpy than torch does: pip install --no-deps sweeps jsonschema"""
+    """W&B's own schema. Its package asks for an older numpy than torch does: pip install --no-deps sweeps."""
     package = importlib.util.find_spec("sweeps")
     if package is None or package.submodule_search_locations is None:
         pytest.skip("W&B's package sweeps, which has the schema, is not installed")
