@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.conftest import crf_arguments
-from tests.fake_wandb import FakeWandb, serving
 
 from experiments.runs import read_run
 from experiments.wandb_files import WandbFile, wandb_files
 from experiments.wandb_runs import offline_runs
+from tests.conftest import crf_arguments
+from tests.fake_wandb import FakeWandb, serving
 
 FLAGS = ("--logger", "wandb", "tensorboard", "--wandb-group", "seeds", "--wandb-tags", "a", "b", "--wandb-checkpoint")
 
@@ -141,7 +141,7 @@ def test_a_killed_process_leaves_no_gap(logged: Path, tmp_path: Path, monkeypatc
     assert [row["_step"] for one in parts for row in one.history] == [4, 8, 12]
 
 
-def test_sync_makes_one_run_of_the_parts(logged: Path, files: list[WandbFile]) -> None:
+def test_sync_makes_one_run_of_the_parts(logged: Path, files: list[WandbFile], tmp_path: Path) -> None:
     fake = FakeWandb()
     with serving(fake) as url:
         # WANDB_SERVICE: the client would work in this process.
@@ -149,7 +149,7 @@ def test_sync_makes_one_run_of_the_parts(logged: Path, files: list[WandbFile]) -
         environment |= {"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40, "WANDB_ERROR_REPORTING": "false"}
         done = subprocess.run(
             [sys.executable, "-m", "wandb", "sync", *(str(one.path.parent) for one in files)],
-            env=environment, capture_output=True, text=True, timeout=100, check=False,
+            env=environment, capture_output=True, text=True, timeout=100, check=False, cwd=tmp_path,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert [row["_step"] for row in fake.history()] == [4, 5, 8, 10, 12]
