@@ -1,5 +1,6 @@
 """Where curves go besides metrics.csv: Weights & Biases and TensorBoard get the same rows, pictures and results."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -107,6 +108,8 @@ class Curves(pl.Callback):
             except Exception as error:
                 self.logs.remove(log)
                 given_up(log.name, error)
+                with contextlib.suppress(Exception):  # what it has so far is better than nothing
+                    log.close(exit_code=1)
 
 
 def make_logs(config: RunConfig, folder: RunFolder, costs: Mapping[str, float], monitor: str) -> list[Log]:

@@ -1,7 +1,8 @@
 """Weights & Biases: one run across resuming, offline where the server cannot be used, and never longer than stated.
 
-At the start W&B may take `PROBE_SECONDS` of `wandb_server`, about ten seconds more where the server answers that but
-nothing else, and `INIT_SECONDS`; then the run is logged offline. At the end it may take `FINISH_SECONDS` to upload.
+A server that does not answer costs `PROBE_SECONDS` of `wandb_server` at the start, one that answers but lets no run
+begin `INIT_SECONDS`; then the run is logged offline. One that dies later costs W&B's own `WANDB_HTTP_TIMEOUT` (19 s) and
+`FINISH_SECONDS` at the end. While it trains, nothing waits for the server.
 """
 
 import os
@@ -61,15 +62,18 @@ class WandbLog:
         classes = ending.results["protocol"]["classes"]
         pictures, _ = read_pictures(ending.folder.path / PREDICTIONS)
         step = max(ending.step, self.last_step + 1)
+        self.run.summary["results"] = ending.results
         # One after the other: with the classes of the masks, W&B writes its settings anew, and would lose the chart's.
         self.run.log({"predictions": [picture_of(one, classes) for one in pictures]}, step=step)
-        self.run.log({"confusion_matrix": matrix_chart(ending.matrix, classes)}, step=step)
-        self.run.summary["results"] = ending.results
-        if self.config.wandb_checkpoint:
-            best = wandb.Artifact(f"{self.run.id}-best", type="model", metadata=ending.results)
-            # Immutable: the file itself is uploaded, not a copy that is made of it first.
-            best.add_file(str(ending.folder.checkpoints / "best.ckpt"), policy="immutable")
-            self.run.log_artifact(best, aliases=["best"])
+        try:
+            self.run.log({"confusion_matrix": matrix_chart(ending.matrix, classes)}, step=step)
+            if self.config.wandb_checkpoint:
+                best = wandb.Artifact(f"{self.run.id}-best", type="model", metadata=ending.results)
+                # Immutable: the file itself is uploaded, not a copy that is made of it first.
+                best.add_file(str(ending.folder.checkpoints / "best.ckpt"), policy="immutable")
+                self.run.log_artifact(best, aliases=["best"])
+        except wandb.Error as error:  # for tables and artifacts, W&B asks the server before anything is written down
+            print(f"W&B: without the confusion matrix and artifacts ({str(error).splitlines()[0]})", flush=True)
 
     def close(self, exit_code: int) -> None:
         folder = Path(self.run.dir).parent

@@ -21,6 +21,10 @@ class FakeWandb:
         self.lines: dict[str, dict[int, str]] = {}
         self.overwritten: list[int] = []
         self.uploaded: list[str] = []
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        """Operations and their variables, in the order they came."""
+        self.answers: dict[str, dict[str, Any]] = {}
+        """What else is to be answered, by operation."""
         self.hangs = "no"
         self.status = 200
         self.stopped = threading.Event()
@@ -39,13 +43,15 @@ class FakeWandb:
     def answer(self, query: dict[str, Any], url: str) -> dict[str, Any] | None:
         """The data that are asked for; None for what there is not here, such as artifacts."""
         variables = query.get("variables") or {}
-        match query.get("operationName"):
+        operation = query.get("operationName") or query["query"].split("{")[0].split("(")[0].split()[-1]
+        self.asked.append((operation, variables))
+        match operation:
             case "RunResumeStatus" if self.history():
+                tail = json.dumps([json.dumps(self.history()[-1])])
                 bucket = {
                     "id": "b", "name": variables["name"], "displayName": "run", "summaryMetrics": "{}", "config": "{}",
                     "wandbConfig": "{}", "tags": [], "logLineCount": 0, "eventsLineCount": 0, "eventsTail": "[]",
-                    "historyLineCount": len(self.history()),
-                    "historyTail": json.dumps([json.dumps(self.history()[-1])]),
+                    "historyLineCount": len(self.history()), "historyTail": tail,
                 }  # fmt: skip
                 return {"model": {"id": "m", "name": "p", "entity": {"id": "e", "name": "me"}, "bucket": bucket}}
             case "RunResumeStatus":
@@ -60,7 +66,10 @@ class FakeWandb:
             case "CreateRunFiles":
                 files = [{"name": name, "uploadUrl": f"{url}/put/{name}"} for name in variables["files"]]
                 return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
-        return None
+            case "Viewer":
+                viewer = {"id": "u", "entity": "me", "username": "me", "email": "me@localhost", "flags": "{}"}
+                return {"viewer": viewer | {"admin": False, "teams": {"edges": []}, "apiKeys": {"edges": []}}}
+        return self.answers.get(operation)
 
 
 @contextmanager

@@ -102,6 +102,25 @@ def test_its_numbers_are_those_of_the_folder(logged: Path) -> None:
     assert len(run.curve) == 3
 
 
+def test_compare_shows_the_same_from_the_files_as_from_the_folder(logged: Path, tmp_path: Path, capsys) -> None:
+    from experiments.compare import main
+
+    broken = tmp_path / "offline-run-1"
+    broken.mkdir()
+    (broken / "run-1.wandb").write_bytes(b"not W&B's")
+    offline = sorted(map(str, (logged / "wandb").glob("offline-run-*")))
+    assert len(offline) == 2
+    tables, prints = [], []
+    for paths in ([str(logged)], offline, [str(logged / "wandb")]):
+        assert main([*paths, str(broken), "--csv", str(tmp_path / "one.csv")]) == 0
+        tables.append((tmp_path / "one.csv").read_text())
+        prints.append(capsys.readouterr().out)
+    assert tables[0] == tables[1] == tables[2]
+    assert tables[0].count("\n") == 2
+    assert prints[0] == prints[1] == prints[2]  # with the curve
+    assert "offline-run-1" in prints[0]
+
+
 def test_a_killed_process_leaves_no_gap(logged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it had not written out of W&B's file is in metrics.csv, and logged by the process that goes on."""
     from experiments.config import RunConfig
@@ -122,7 +141,7 @@ def test_a_killed_process_leaves_no_gap(logged: Path, tmp_path: Path, monkeypatc
     assert [row["_step"] for one in parts for row in one.history] == [4, 8, 12]
 
 
-def test_sync_makes_one_run_of_the_parts(logged: Path, files: list[WandbFile]) -> None:
+def test_sync_makes_one_run_of_the_parts(logged: Path, files: list[WandbFile], tmp_path: Path) -> None:
     fake = FakeWandb()
     with serving(fake) as url:
         # WANDB_SERVICE: the client would work in this process.
@@ -130,7 +149,7 @@ def test_sync_makes_one_run_of_the_parts(logged: Path, files: list[WandbFile]) -
         environment |= {"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40, "WANDB_ERROR_REPORTING": "false"}
         done = subprocess.run(
             [sys.executable, "-m", "wandb", "sync", *(str(one.path.parent) for one in files)],
-            env=environment, capture_output=True, text=True, timeout=100, check=False,
+            env=environment, capture_output=True, text=True, timeout=100, check=False, cwd=tmp_path,
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert [row["_step"] for row in fake.history()] == [4, 5, 8, 10, 12]

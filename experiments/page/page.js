@@ -6,6 +6,7 @@ const DASHES = ["solid", "dash", "dot", "dashdot"];
 const FIRST = 8;
 const NUMBERED = 24; // classes, up to which there is room for numbers
 const WIDE = 10; // ratio of costs, above which an axis is logarithmic
+const STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500]; // epochs between ticks
 const GREY = "#c3cad2";
 const LAYOUT = {
   font: { family: "system-ui, sans-serif", size: 12, color: "#1f2933" },
@@ -304,7 +305,7 @@ class Section {
     }
     Plotly.react(this.find(".curves"), traces, {
       ...LAYOUT,
-      xaxis: { title: { text: "epoch" }, gridcolor: "#edf0f3", zeroline: false, tick0: 0, dtick: Math.max(1, Math.ceil(last / 8)) },
+      xaxis: { title: { text: "epoch" }, gridcolor: "#edf0f3", zeroline: false, tick0: 0, dtick: STEPS.find((step) => 8 * step >= last) ?? last },
       yaxis: { title: { text: escaped(column) }, gridcolor: "#edf0f3", zeroline: false },
     }, CONFIG);
   }

@@ -1,0 +1,90 @@
+"""A W&B report of a project's runs: `python experiments/report.py ENTITY/PROJECT`. Needs the package wandb-workspaces.
+
+Curves, scores against costs, the settings that differ, prediction pictures, and a table of the runs sorted by score.
+"""
+
+import importlib.util
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from experiments.config import Parser, add_settings, flag, positional, settings_from
+from experiments.outcome import outcome
+
+if TYPE_CHECKING:
+    from wandb_workspaces.reports.v2 import Report
+
+
+@dataclass
+class ReportConfig:
+    """The order of the fields is the order of `--help`."""
+
+    project: str = positional("entity/project on the W&B server")
+    title: str = flag("Graft: runs compared", "of the report")
+    score: str = flag("val/miou", "what runs are compared by; val/top1 for classification")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse first and import W&B after. Returns the exit code."""
+    parser = Parser(prog="report.py", description="Make a W&B report of a project's runs.")
+    add_settings(parser, ReportConfig)
+    config = settings_from(parser.parse_args(arguments), ReportConfig)
+    problem = report_problem(config.project)
+    if problem:
+        parser.error(problem)
+
+    def work() -> None:
+        import wandb
+
+        report = build(config)
+        try:
+            report.save()
+        except (wandb.Error, OSError) as error:
+            raise ValueError(f"{config.project}: {' '.join(str(error).split())}") from error
+        print(report.url)
+
+    return outcome("report.py", work, "no report was made")
+
+
+def report_problem(project: str) -> str | None:
+    """What can be known to be wrong before W&B is asked, in one line."""
+    if project.count("/") != 1 or not all(project.split("/")):
+        return f"{project}: give entity/project"
+    if importlib.util.find_spec("wandb_workspaces") is None:
+        return "the package wandb-workspaces is not installed; pip install wandb-workspaces"
+    return None
+
+
+def build(config: ReportConfig) -> "Report":
+    """The report; nothing is sent before its `save`."""
+    import wandb_workspaces.reports.v2 as wr
+
+    entity, project = config.project.split("/")
+    best = wr.SummaryMetric(f"{config.score}.max")
+    runs = wr.Runset(
+        entity=entity,
+        project=project,
+        name="runs",
+        order=[wr.OrderBy(best, ascending=False)],
+        pinned_columns=["run:displayName", f"summary:{config.score}.max", "config:backbone", "config:head"],
+    )
+    costs = (("gmacs", "GMACs"), ("params", "parameters"))
+    panels = [
+        wr.LinePlot(title=config.score, x="epoch", y=[config.score]),
+        wr.LinePlot(title="loss", x="epoch", y=["train/loss_epoch", "val/loss"]),
+        *(wr.ScatterPlot(title=f"score against {name}", x=wr.Config(key), y=best, log_x=True) for key, name in costs),
+        wr.BarPlot(title="best score", metrics=[best]),
+        wr.RunComparer(diff_only="split"),
+        wr.MediaBrowser(title="predictions", media_keys=["predictions"], num_columns=3),
+    ]
+    return wr.Report(
+        project=project,
+        entity=entity,
+        title=config.title,
+        width="fluid",
+        blocks=[wr.H1(config.title), wr.PanelGrid(runsets=[runs], panels=panels)],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
