@@ -34,12 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(problem)
 
     def work() -> None:
-        import wandb
-
         report = build(config)
         try:
             report.save()
-        except (wandb.Error, OSError) as error:
+        except Exception as error:  # the client raises errors of several kinds, which share no base
             raise ValueError(f"{config.project}: {' '.join(str(error).split())}") from error
         print(report.url)
 

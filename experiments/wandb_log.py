@@ -1,8 +1,8 @@
 """Weights & Biases: one run across resuming, offline where the server cannot be used, and never longer than stated.
 
 A server that does not answer costs `PROBE_SECONDS` of `wandb_server` at the start, one that answers but lets no run
-begin `INIT_SECONDS`; then the run is logged offline. One that dies later costs W&B's own `WANDB_HTTP_TIMEOUT` (19 s) and
-`FINISH_SECONDS` at the end. While it trains, nothing waits for the server.
+begin `INIT_SECONDS`; then the run is logged offline. One that dies later costs `WANDB_HTTP_TIMEOUT` (19 s, for
+tables) and `FINISH_SECONDS` at the end. While it trains, nothing waits for the server.
 """
 
 import os

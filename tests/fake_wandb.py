@@ -2,12 +2,15 @@
 
 import gzip
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+LAST_PAGE = {"endCursor": None, "hasNextPage": False}
 
 
 class FakeWandb:
@@ -21,10 +24,9 @@ class FakeWandb:
         self.lines: dict[str, dict[int, str]] = {}
         self.overwritten: list[int] = []
         self.uploaded: list[str] = []
-        self.asked: list[tuple[str, dict[str, Any]]] = []
-        """Operations and their variables, in the order they came."""
-        self.answers: dict[str, dict[str, Any]] = {}
-        """What else is to be answered, by operation."""
+        self.name = ""
+        self.config = "{}"
+        self.report: dict[str, Any] = {}
         self.hangs = "no"
         self.status = 200
         self.stopped = threading.Event()
@@ -43,9 +45,8 @@ class FakeWandb:
     def answer(self, query: dict[str, Any], url: str) -> dict[str, Any] | None:
         """The data that are asked for; None for what there is not here, such as artifacts."""
         variables = query.get("variables") or {}
-        operation = query.get("operationName") or query["query"].split("{")[0].split("(")[0].split()[-1]
-        self.asked.append((operation, variables))
-        match operation:
+        named = re.match(r"\s*(?:query|mutation)\s+(\w+)", query["query"])
+        match named and named[1]:
             case "RunResumeStatus" if self.history():
                 tail = json.dumps([json.dumps(self.history()[-1])])
                 bucket = {
@@ -57,6 +58,10 @@ class FakeWandb:
             case "RunResumeStatus":
                 return {"model": None}
             case "UpsertBucket":
+                self.config, self.name = (
+                    variables.get("config") or self.config,
+                    variables.get("displayName") or self.name,
+                )
                 project = {"id": "p", "name": variables["project"], "entity": {"id": "e", "name": "me"}}
                 bucket = {
                     "id": "b", "name": variables["name"], "displayName": "run", "config": "{}", "project": project,
@@ -69,7 +74,50 @@ class FakeWandb:
             case "Viewer":
                 viewer = {"id": "u", "entity": "me", "username": "me", "email": "me@localhost", "flags": "{}"}
                 return {"viewer": viewer | {"admin": False, "teams": {"edges": []}, "apiKeys": {"edges": []}}}
-        return self.answers.get(operation)
+            case "GetDefaultEntity":
+                return {"viewer": {"id": "u", "entity": "me"}}
+            case "ProjectInternalId":
+                return {"project": {"internalId": "UHJvamVjdEludGVybmFsSWQ6MQ=="}}
+            case "GetProjects":
+                node = {"id": "p", "internalId": "1", "name": "graft", "entityName": "me", "user": None}
+                node |= {"createdAt": "2026-01-01T00:00:00", "isBenchmark": False}
+                return {"models": {"edges": [{"cursor": "c", "node": node}], "pageInfo": LAST_PAGE}}
+            case "upsertView":
+                self.report = json.loads(variables["spec"])
+                view = {
+                    "id": "Vmlldzox",
+                    "type": "runs",
+                    "name": "n",
+                    "displayName": "d",
+                    "description": "",
+                    "spec": "{}",
+                }
+                view |= {
+                    "project": {"id": "p", "name": "graft", "entityName": "me"},
+                    "updatedAt": "2026-01-01T00:00:00",
+                }
+                return {"upsertView": {"view": view | {"spec": '{"blocks": []}'}, "inserted": True}}
+            case "Runs":
+                runs = {"edges": [{"cursor": "c", "node": self.run()}], "pageInfo": LAST_PAGE}
+                return {"project": {"id": "p", "internalId": "1", "runCount": 1, "readOnly": False, "runs": runs}}
+            case "RunHistoryKeys":
+                return {"project": {"run": {"historyKeys": {"lastStep": self.history()[-1]["_step"], "keys": {}}}}}
+            case "RunParquetHistory":
+                return {"project": {"run": {"parquetHistory": {"parquetUrls": [], "liveData": []}}}}
+            case "HistoryPage":
+                return {"project": {"run": {"history": [json.dumps(row) for row in self.history()]}}}
+        return None
+
+    def run(self) -> dict[str, Any]:
+        """The run, as W&B's API tells of it."""
+        summary = self.lines["wandb-summary.json"]
+        return {
+            "id": "b", "name": "id", "displayName": self.name, "state": "finished", "tags": [], "sweepName": None,
+            "config": self.config, "group": None, "jobType": None, "commit": None, "readOnly": False, "notes": "",
+            "createdAt": "2026-01-01T00:00:00", "heartbeatAt": "2026-01-01T00:00:00", "description": "",
+            "systemMetrics": "{}", "summaryMetrics": summary[max(summary)], "historyLineCount": len(self.history()),
+            "user": {"name": "me", "username": "me"}, "projectId": "1", "historyKeys": {"lastStep": 0, "keys": {}},
+        }  # fmt: skip
 
 
 @contextmanager

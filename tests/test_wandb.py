@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -11,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.runs import read_run
+from experiments.runs import Run, read_run
 from experiments.wandb_files import WandbFile, wandb_files
-from experiments.wandb_runs import offline_runs
+from experiments.wandb_runs import offline_runs, project_runs
 from tests.conftest import crf_arguments
 from tests.fake_wandb import FakeWandb, serving
 
@@ -94,8 +93,11 @@ def test_a_resumed_run_is_one_without_gaps_or_repeats(logged: Path, files: list[
 
 
 def test_its_numbers_are_those_of_the_folder(logged: Path) -> None:
-    folder = read_run(logged)
     (run,) = offline_runs([str(logged.parent)])
+    same_numbers(run, read_run(logged))
+
+
+def same_numbers(run: Run, folder: Run) -> None:
     assert folder.state == "finished"
     for part in ("name", "state", "config", "protocol", "scores", "best_epoch", "costs", "versions", "curve"):
         assert getattr(run, part) == getattr(folder, part), part
@@ -141,20 +143,39 @@ def test_a_killed_process_leaves_no_gap(logged: Path, tmp_path: Path, monkeypatc
     assert [row["_step"] for one in parts for row in one.history] == [4, 8, 12]
 
 
-def test_sync_makes_one_run_of_the_parts(logged: Path, files: list[WandbFile], tmp_path: Path) -> None:
+def test_syncing_makes_one_run_of_the_parts_and_the_api_gives_its_numbers(
+    logged: Path, files: list[WandbFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    wandb.teardown()
     fake = FakeWandb()
     with serving(fake) as url:
-        # WANDB_SERVICE: the client would work in this process.
-        environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
-        environment |= {"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40, "WANDB_ERROR_REPORTING": "false"}
+        for name, value in {"BASE_URL": url, "API_KEY": "0" * 40, "ERROR_REPORTING": "false", "SILENT": "true"}.items():
+            monkeypatch.setenv(f"WANDB_{name}", value)
         done = subprocess.run(
             [sys.executable, "-m", "wandb", "sync", *(str(one.path.parent) for one in files)],
-            env=environment, capture_output=True, text=True, timeout=100, check=False, cwd=tmp_path,
+            capture_output=True, text=True, timeout=100, check=False, cwd=tmp_path,
         )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stderr
+        (run,) = project_runs("me/graft")
+        wandb.teardown()
     assert [row["_step"] for row in fake.history()] == [4, 5, 8, 10, 12]
     assert fake.overwritten == []
     assert any(name.startswith("media/images/predictions") for name in fake.uploaded)
+    assert run.where == f"{url}/me/graft/runs/id"
+    same_numbers(run, read_run(logged))
+
+
+def test_a_server_that_does_not_give_runs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoProject:
+        def runs(self, project: str, lazy: bool) -> list[object]:
+            raise LookupError(f"could not find project {project}")
+
+    with pytest.raises(ValueError, match="--wandb me/none: could not find project"):
+        project_runs("me/none", NoProject())
+    with pytest.raises(ValueError, match="--wandb none: give entity/project"):
+        project_runs("none", NoProject())
 
 
 def test_tensorboard_has_the_same(logged: Path) -> None:
