@@ -67,6 +67,8 @@ class Preemption(Checkpoint):
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         # Of its own, and on the CPU whatever the network is on: no wait for a GPU, no mixing with gradients.
         self.group = dist.new_group(backend="gloo") if trainer.world_size > 1 else None
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.training = True
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
