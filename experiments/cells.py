@@ -66,8 +66,13 @@ def cells(
         if name not in known:
             parser.error(f"--vary: no setting '{name}'; nearest: {nearest(name, known)}")
         axes.append([(name, value) for value in comma_separated(values)])
-    product = itertools.product(*axes, comma_separated(backbones), comma_separated(heads), map(int, numbers))
-    made = [Cell(backbone, head, seed, tuple(varied), out, tuple(common)) for *varied, backbone, head, seed in product]
+    made = [
+        Cell(backbone, head, int(seed), varied, out, tuple(common))
+        for varied in itertools.product(*axes)
+        for backbone in comma_separated(backbones)
+        for head in comma_separated(heads)
+        for seed in numbers
+    ]
     if not made:
         parser.error("--backbones and --heads each take at least one name")
     return made

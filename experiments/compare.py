@@ -1,4 +1,4 @@
-"""Compare runs: `python experiments/compare.py runs --html compare.html`.
+"""Compare runs: `python experiments/compare.py runs --html compare.html`, from their folders or from W&B.
 
 Runs that differ in their seed only are one row: mean and deviation over seeds, and the difference to the best row,
 paired by seed, with its confidence interval. Runs under different protocols are never ranked together.
@@ -20,7 +20,12 @@ from experiments.runs import Run, find_runs
 class CompareConfig:
     """The order of the fields is the order of `--help`."""
 
-    runs: str = positional("run folders, or folders of run folders", nargs="*", default=["runs"])
+    runs: str = positional(
+        "run folders, folders of run folders, or W&B's offline folders; default: runs, unless there is --wandb",
+        nargs="*",
+        default=[],
+    )
+    wandb: str | None = flag(None, "entity/project of a W&B server, whose runs are compared too")
     split: Split = flag("val", "which scores; those with a CRF are val_crf and test_crf")
     metric: str | None = flag(None, "which score: pixel_accuracy, iou/CLASS, loss ...; default: miou, or top1")
     baseline: str | None = flag(None, "group, or run in it, that others are compared with; default: the best")
@@ -71,9 +76,36 @@ def read_runs(config: CompareConfig) -> Iterator[Run]:
     """The runs asked for, in whatever state.
 
     Raises:
-        ValueError: there is no such folder.
+        ValueError: there is no such folder or project.
     """
-    yield from find_runs(config.runs)
+    paths = config.runs or ([] if config.wandb else ["runs"])
+    offline = [path for path in paths if is_wandb_folder(Path(path))]
+    yield from find_runs(path for path in paths if path not in offline)
+    if offline:
+        yield from read_offline(offline)
+    if config.wandb is not None:
+        from experiments.wandb_runs import project_runs
+
+        yield from project_runs(config.wandb)
+
+
+def is_wandb_folder(path: Path) -> bool:
+    """Whether it is `wandb`, which the client makes in a run folder, or one of those within."""
+    return path.name == "wandb" or any(path.glob("*.wandb"))
+
+
+def read_offline(paths: list[str]) -> list[Run]:
+    """The runs of W&B's files; all paths at once, as a resumed run has several."""
+    from experiments.wandb_runs import offline_runs
+
+    broken, sound = [], []
+    for path in paths:
+        try:
+            offline_runs([path])
+            sound.append(path)
+        except ValueError as error:
+            broken.append(Run(Path(path).name, path, "broken", " ".join(str(error).split())))
+    return [*offline_runs(sound), *broken]
 
 
 def write(path: Path, text: str) -> None:

@@ -60,7 +60,7 @@ def table_data(table: Table, budget: int) -> dict[str, Any]:
         "higher": higher_is_better(table.metric),
         "baseline": table.baseline,
         "remarks": list(table.remarks),
-        "differing": table.differing,
+        "differing": list(table.differing),
         "columns": columns,
         "rows": [row_data(row, columns, table.split, table.metric, table.differing) for row in table.rows],
         "pictures": side_by_side([row.group for row in table.rows], budget),

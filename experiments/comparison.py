@@ -55,6 +55,8 @@ class Table:
     rows: Sequence[Row]
     baseline: str | None
     """Label of the group that others are compared with; None where no group has a score."""
+    differing: Sequence[str]
+    """The settings that are not the same in all groups."""
     remarks: Sequence[str]
     """What a reader should know before trusting the order."""
 
@@ -63,11 +65,6 @@ class Table:
         """The protocol in a line."""
         words = describe(self.protocol) | {"classes": str(len(self.protocol["classes"]))}
         return " · ".join(f"{name} {text}" for name, text in words.items())
-
-    @property
-    def differing(self) -> list[str]:
-        """The settings that are not the same in all groups."""
-        return differing([row.group.settings for row in self.rows])
 
 
 @dataclass(frozen=True)
@@ -150,7 +147,8 @@ def make_table(groups: Sequence[Group], split: str, metric: str | None, baseline
     if baseline is not None and base is not None and not called:
         remarks.append(f"no group is called {baseline} here; others are compared with the best")
     rows = [make_row(group, base, split, metric, is_on_front(group.label, points)) for group in ranked]
-    return Table(protocol, split, metric, in_order(rows, sort), base.label if base else None, remarks)
+    names = differing([group.settings for group in groups])
+    return Table(protocol, split, metric, in_order(rows, sort), base.label if base else None, names, remarks)
 
 
 def make_row(group: Group, base: Group | None, split: str, metric: str, on_front: bool) -> Row:

@@ -1,6 +1,7 @@
 """Every flag of run.py as one typed dataclass. Imports no torch: `--help` and usage errors answer within a second."""
 
 import dataclasses
+import importlib.util
 import re
 import sys
 from dataclasses import dataclass, field, fields
@@ -91,6 +92,10 @@ class RunConfig:
     deterministic: bool = flag(False, "GPU kernels that repeat to the last bit only; slower")
     workers: NonNegativeInt = flag(2, "loader processes per training process")
     logger: Literal["csv", "wandb", "tensorboard"] = flag(("csv",), "where curves go; several may be named", nargs="+")
+    wandb_project: str | None = flag(None, "of --logger wandb; default: WANDB_PROJECT, or graft")
+    wandb_group: str | None = flag(None, "what W&B shows the run under, such as the seeds of one network")
+    wandb_tags: str | None = flag(None, "of the W&B run; several may be given", nargs="+")
+    wandb_checkpoint: bool = flag(False, "keep the best checkpoint as an artifact of the W&B run")
     name: str | None = flag(None, "of the run; default: BACKBONE-HEAD-DATA, numbered")
     out: str = flag("runs", "folder that run folders are made in")
     resume: bool = flag(False, "continue a run, a finished one too; an unfinished one needs no flag")
@@ -261,6 +266,11 @@ def usage_problem(config: RunConfig) -> str | None:
         return "--crf-settings does nothing with --crf none; add --crf test or --crf train"
     if config.crf_settings is not None and settings_problem(config.crf_settings):
         return settings_problem(config.crf_settings)
+    for name in ("wandb_project", "wandb_group", "wandb_tags", "wandb_checkpoint"):
+        if getattr(config, name) and "wandb" not in config.logger:
+            return f"{dashed(name)} does nothing without --logger wandb"
+    if "tensorboard" in config.logger and importlib.util.find_spec("tensorboard") is None:
+        return "--logger tensorboard: the package is not installed; pip install tensorboard"
     if config.data_dir is not None and not Path(config.data_dir).is_dir() and not config.download:
         return f"--data-dir {config.data_dir}: no such folder"
     if config.start_from is not None and not Path(config.start_from).is_file():

@@ -113,6 +113,6 @@ class FiniteLoss(pl.Callback):
             return
         step, names, loss = next(one for one in waiting if not one[2].isfinite())
         raise Fault(
-            f"the loss is {float(loss)} at step {step}, on {', '.join(names)}; look at these samples, or lower --lr, "
-            f"raise --warmup or set --clip-gradient; {standing(self.folder)}"
+            f"the loss is {float(loss)} at step {step}, on the samples {', '.join(names)}; look at these, or lower "
+            f"--lr, raise --warmup or set --clip-gradient; {standing(self.folder)}"
         )

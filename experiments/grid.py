@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from jsonargparse.typing import PositiveInt
 
@@ -15,8 +16,9 @@ from experiments import children
 from experiments.cells import Cell, cells, own_flag, refused
 from experiments.config import Parser, add_settings, flag, settings_from
 from experiments.grid_run import run_grid
-from experiments.grid_view import is_finished
 from experiments.outcome import outcome
+from experiments.runs import is_finished
+from experiments.submit import main as submit
 
 
 @dataclass
@@ -32,6 +34,7 @@ class GridConfig:
     gpus: str = flag("", "numbers of GPUs to share out among the jobs, such as 0,1,2,3; default: each run sees all")
     skip_refused: bool = flag(False, "leave out pairs that cannot be built, instead of stopping")
     print: bool = flag(False, "print the command of each run that is not finished, and stop")
+    slurm: str | None = flag(None, "queue them as an array job; flags of submit.py, such as '--time 4:00:00', or ''")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,9 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
         hint = "" if len(problems) == len(grid) else "; --skip-refused runs the others"
         parser.error(f"{len(problems)} of {len(grid)} runs would be refused{hint}")
     grid = [cell for cell in grid if cell not in problems]
+    left = [command(cell) for cell in grid if not is_finished(cell.folder)]
     if config.print:
-        print("\n".join(command(cell) for cell in grid if not is_finished(cell.folder)))
+        print("\n".join(left))
         return 0
+    if config.slurm is not None:
+        return queue(left, Path(config.out) / "grid.txt", shlex.split(config.slurm))
     gpus = [number for number in config.gpus.split(",") if number]
     return outcome("grid.py", lambda: run_grid(grid, config.jobs, gpus), "the same command continues")
 
@@ -62,6 +68,16 @@ def main(arguments: list[str] | None = None) -> int:
 def command(cell: Cell) -> str:
     """What a shell takes."""
     return shlex.join(["python", os.path.relpath(children.RUN), *cell.arguments])
+
+
+def queue(commands: list[str], file: Path, flags: list[str]) -> int:
+    """Hand the runs that are left to submit.py."""
+    if not commands:
+        print("all runs are finished")
+        return 0
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(commands) + "\n", encoding="utf-8")
+    return submit([*flags, "--array", str(file)])
 
 
 if __name__ == "__main__":

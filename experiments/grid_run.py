@@ -7,7 +7,8 @@ import time
 
 from experiments.cells import Cell
 from experiments.children import Child, Signals, damaged, share
-from experiments.grid_view import CellState, GridView, is_finished
+from experiments.grid_view import CellState, GridView
+from experiments.runs import is_finished
 
 SECONDS_BETWEEN_LOOKS = 0.2
 

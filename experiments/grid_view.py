@@ -1,15 +1,10 @@
 """What a grid tells while it runs: a live table on a terminal, a line for each event in a log; a table at the end."""
 
-import csv
-import json
 import time
 from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -17,52 +12,10 @@ from rich.text import Text
 
 from experiments.cells import Cell
 from experiments.children import Child
+from experiments.runs import read_run, validation_scores
 
-MONITORS = ("val/miou", "val/top1")
-"""The score that best.ckpt is chosen by, of the two tasks."""
 ORDER = {"running": 0, "failed": 1, "stopped": 2, "waiting": 3, "finished": 4}
 COLOURS = {"running": "cyan", "failed": "red", "stopped": "yellow", "waiting": "dim", "finished": "green"}
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether results.json is there, whole."""
-    return read_results(folder) is not None
-
-
-def read_results(folder: Path) -> dict[str, Any] | None:
-    try:
-        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return results if isinstance(results, dict) else None
-
-
-def read_scores(folder: Path) -> list[float]:
-    """The validation score after each epoch of metrics.csv."""
-    try:
-        with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        return [float(row[name]) for row in rows for name in MONITORS if row.get(name)]
-    except (OSError, ValueError):
-        return []
-
-
-def final_score(folder: Path) -> float | None:
-    """The validation score of a finished run."""
-    try:
-        scores = (read_results(folder) or {})["scores"]["val"]
-        return next(scores[name] for name in (monitor.removeprefix("val/") for monitor in MONITORS) if name in scores)
-    except (KeyError, TypeError, StopIteration):
-        return None
-
-
-def read_epochs(folder: Path) -> int | None:
-    """How many epochs a run is to take, where that is written already."""
-    try:
-        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    return settings.get("epochs") if isinstance(settings, dict) else None
 
 
 @dataclass
@@ -82,14 +35,11 @@ class CellState:
 
     def read(self) -> None:
         """Take over what its run folder shows."""
-        scores = read_scores(self.cell.folder)
+        run = read_run(self.cell.folder)
+        scores = validation_scores(run)
         self.epoch, self.best = len(scores), max(scores, default=None)
-        if self.child is not None:
-            self.seconds = self.child.seconds
-        elif (results := read_results(self.cell.folder)) is not None:
-            self.seconds = results.get("wall_time_s")
-        if self.epochs is None:
-            self.epochs = read_epochs(self.cell.folder)
+        self.seconds = run.costs.get("wall_time_s") if self.child is None else self.child.seconds
+        self.epochs = run.config.get("epochs", self.epochs)
 
 
 class GridView:

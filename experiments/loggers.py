@@ -1,102 +1,147 @@
-"""Where curves go besides metrics.csv: Weights & Biases, TensorBoard."""
+"""Where curves go besides metrics.csv: Weights & Biases and TensorBoard get the same rows, pictures and results."""
 
-import netrc
+import json
 import os
-import secrets
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import lightning.pytorch as pl
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+import numpy as np
+import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from datamodules.base import GraftDataModule
+from experiments.checkpoints import is_last_batch
 from experiments.config import RunConfig
-from experiments.pictures import samples
+from experiments.progress import EpochTable
 from experiments.run_folder import RunFolder
 from lightning_modules.base import GraftModule
 
-
-def make_loggers(config: RunConfig, folder: RunFolder, module: GraftModule, costs: dict[str, float]) -> list[Logger]:
-    """The loggers asked for by name. metrics.csv is written in any case."""
-    loggers: list[Logger] = []
-    if "tensorboard" in config.logger:
-        loggers.append(TensorBoardLogger(folder.path, name="", version="tensorboard"))
-    if "wandb" in config.logger:
-        loggers.append(make_wandb(config, folder, module))
-    for logger in loggers:
-        logger.log_hyperparams({**vars(config), **costs})
-    return loggers
+Row = Mapping[str, float]
+STEPS_BETWEEN_ROWS = 5
 
 
-def make_wandb(config: RunConfig, folder: RunFolder, module: GraftModule) -> WandbLogger:
-    """A W&B run whose id is kept in the run folder, so that resuming continues it. Offline where there is no key."""
-    offline = os.environ.get("WANDB_MODE") == "offline"
-    if "WANDB_MODE" not in os.environ and not has_key():
-        offline = True
-        say("W&B: no API key is set, logging offline")
-    run_id = folder.wandb_id.read_text().strip() if folder.wandb_id.is_file() else secrets.token_hex(4)
-    logger = WandbLogger(
-        name=folder.path.name, save_dir=folder.path, project="graft", id=run_id, resume="allow", offline=offline
-    )
-    if isinstance(logger.experiment.id, str):  # a dummy on all ranks but the first
-        folder.wandb_id.write_text(run_id + "\n")
-        logger.experiment.define_metric(module.monitor, summary="max")
-        if offline:
-            directory = Path(logger.experiment.dir).parent
-            say(f"W&B: offline files in {directory}; upload them with: wandb sync {directory}")
-    return logger
+@dataclass(frozen=True)
+class Ending:
+    """What a run ends with."""
+
+    step: int
+    results: dict[str, Any]
+    """The dictionary of results.json."""
+    settings: dict[str, Any]
+    """The settings and the costs."""
+    matrix: np.ndarray
+    """Counts [truth, prediction] `(C, C)` over the validation split."""
+    folder: RunFolder
 
 
-@rank_zero_only
-def close(loggers: list[Logger]) -> None:
-    """Write out what W&B still holds back; it commits the last row only then."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+class Log(Protocol):
+    """One place that curves go to."""
+
+    name: str
+
+    def start(self, step: int, rows: Sequence[Row]) -> None:
+        """Training begins after `step`; rows of earlier epochs are given for a log that has lost some."""
+
+    def row(self, values: Row, step: int) -> None: ...
+
+    def end(self, ending: Ending) -> None: ...
+
+    def close(self, exit_code: int) -> None: ...
 
 
-@rank_zero_only
-def say(line: str) -> None:
-    print(line)
+class Curves(pl.Callback):
+    """Hands the logs the rows of metrics.csv and, every few steps, the training loss.
 
+    A log that fails is given up with one line: training, checkpoints and metrics.csv do not depend on it.
+    """
 
-def has_key() -> bool:
-    """Whether W&B would find an API key without asking for one."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
-    try:
-        return netrc.netrc().authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    def __init__(self, logs: list[Log], table: EpochTable) -> None:
+        self.logs = logs
+        self.table = table
+        self.last_step = 0
+        self.matrix: np.ndarray | None = None
 
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.last_step = trainer.global_step
+        self.each(lambda log: log.start(trainer.global_step, self.table.rows))
 
-class WandbPictures(pl.Callback):
-    """At the end of training, prediction masks over validation images and the confusion matrix."""
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if self.logs and step % STEPS_BETWEEN_ROWS == 0 and step != self.last_step:  # the same while accumulating
+            self.last_step = step
+            loss = float(trainer.callback_metrics["train/loss_step"])
+            self.each(lambda log: log.row({"train/loss_step": loss}, step))
 
-    def __init__(self, data: GraftDataModule) -> None:
-        self.data = data
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if is_last_batch(trainer):  # --max-steps may end within an epoch, which leaves no row
+            self.each(lambda log: log.row(self.table.rows[-1], trainer.global_step))
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        run = next((one.experiment for one in trainer.loggers if isinstance(one, WandbLogger)), None)
-        assert isinstance(module, GraftModule)
-        if run is None or not trainer.is_global_zero or trainer.state.fn != "validate":
-            return
-        import wandb
+        # The first after training is the best checkpoint's own; a CRF's may follow.
+        if trainer.state.fn == "validate" and self.matrix is None:
+            assert isinstance(module, GraftModule)
+            self.matrix = module.split_scores("val").matrix().cpu().numpy()
 
-        names = dict(enumerate(self.data.class_names))
-        pictures: list[Any] = []
-        for image, truth, prediction in samples(module, self.data):
-            if self.data.task == "segmentation":
-                masks = {
-                    kind: {"mask_data": labels, "class_labels": names}
-                    for kind, labels in (("prediction", prediction), ("truth", truth))
-                }
-                pictures.append(wandb.Image(image, masks=masks))
-            else:
-                pictures.append(wandb.Image(image, caption=f"{names[int(prediction)]} (is {names[int(truth)]})"))
-        counts = module.split_scores("val").matrix().cpu().numpy()
-        rows = [[names[i], names[j], int(counts[i, j])] for i in range(len(counts)) for j in range(len(counts))]
-        table = wandb.Table(columns=["truth", "prediction", "count"], data=rows)
-        run.log({"predictions": pictures, "confusion_matrix": table})
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        self.close(exit_code=1)
+
+    def finish(self, folder: RunFolder, costs: Mapping[str, float], step: int) -> None:
+        """Log what the run ends with, and close the logs. Called when results.json is written."""
+        if not self.logs:
+            return
+        assert self.matrix is not None
+        results = json.loads(folder.results.read_text(encoding="utf-8"))
+        ending = Ending(step, results, settings(folder, costs), self.matrix, folder)
+        self.each(lambda log: log.end(ending))
+        self.close(exit_code=0)
+
+    def close(self, exit_code: int) -> None:
+        self.each(lambda log: log.close(exit_code))
+        self.logs = []
+
+    def each(self, action: Callable[[Log], None]) -> None:
+        for log in list(self.logs):
+            try:
+                action(log)
+            except Exception as error:
+                self.logs.remove(log)
+                given_up(log.name, error)
+
+
+def make_logs(config: RunConfig, folder: RunFolder, costs: Mapping[str, float], monitor: str) -> list[Log]:
+    """The logs asked for by name, on the first process only. metrics.csv is written in any case."""
+    if rank_zero_only.rank != 0:
+        return []
+
+    def tensorboard() -> Log:
+        from experiments.tensorboard_log import TensorBoardLog
+
+        return TensorBoardLog(folder.path / "tensorboard")
+
+    def wandb() -> Log:
+        # What the client tells its server about itself holds up the end of a run where that server hangs.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        from experiments.wandb_log import WandbLog
+
+        return WandbLog(config, folder.path, folder.wandb_id, settings(folder, costs), monitor)
+
+    logs: list[Log] = []
+    for name, make in (("tensorboard", tensorboard), ("wandb", wandb)):
+        try:
+            if name in config.logger:
+                logs.append(make())
+        except Exception as error:
+            given_up(name, error)
+    return logs
+
+
+def given_up(name: str, error: Exception) -> None:
+    """Say that a log has failed: whatever it is, it must not end a training that works without it."""
+    said = str(error).splitlines() or [""]
+    print(f"--logger {name}: given up, metrics.csv goes on ({type(error).__name__}: {said[0]})", flush=True)
+
+
+def settings(folder: RunFolder, costs: Mapping[str, float]) -> dict[str, Any]:
+    """Those of config.yaml, and the costs."""
+    return {**yaml.safe_load(folder.config.read_text(encoding="utf-8")), **costs}

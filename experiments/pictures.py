@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import Patch
 
 SAMPLES = 6
-LONGEST_SIDE = 512
+LONGEST_SIDE = 384
 """In pixels, of the single PNGs."""
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Image uint8 `(H, W, 3)`, truth, prediction."""

@@ -29,6 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
             from experiments.check_data import check_data
 
             return check_data(config)
+        if asked.find_lr:
+            from experiments.find_lr import find_lr
+
+            return find_lr(config)
         if config.staged:
             from experiments.stages import run_stages
 
@@ -39,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         return None
 
     try:
-        return outcome("run.py", work, "the same command with --resume continues")
+        return outcome("run.py", work, "the same command continues")
     finally:
         os.environ.pop("GRAFT_RUN_FOLDER", None)
 

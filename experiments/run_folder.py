@@ -20,6 +20,7 @@ from experiments.config import RunConfig, dashed, plain, to_yaml
 MAY_DIFFER = {
     "resume", "name", "out", "epochs", "max_steps", "devices", "nodes", "accelerator", "strategy", "workers", "logger",
     "data_dir", "download", "on_bad_sample", "cache", "checkpoint_every",
+    "wandb_project", "wandb_group", "wandb_tags", "wandb_checkpoint",
 }  # fmt: skip
 LONGER = ("epochs", "max_steps")  # with --resume only: the schedule then is another one
 # Processes that Lightning starts for DDP run the whole program again; they must land in the folder of the first.
@@ -70,7 +71,8 @@ def open_run_folder(config: RunConfig) -> RunFolder:
     if CHOSEN in os.environ:
         return RunFolder(Path(os.environ[CHOSEN]))
     folder = RunFolder(choose_path(config))
-    if rank_zero_only.rank:  # the first process of those that srun or torchrun starts is making the folder
+    # The first process of those that srun or torchrun starts is making the folder.
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
         return folder
     if config.resume or folder.config.is_file():
         check_continues(config, folder)

@@ -86,6 +86,15 @@ def find_runs(paths: Iterable[str]) -> Iterator[Run]:
                 yield read_run(folder)
 
 
+def is_finished(folder: Path) -> bool:
+    return read_run(folder).state == "finished"
+
+
+def validation_scores(run: Run) -> list[float]:
+    """The score that best.ckpt is chosen by after each epoch so far: mIoU, or top-1."""
+    return [row[name] for row in run.curve for name in ("val/miou", "val/top1") if name in row]
+
+
 def is_run_folder(folder: Path) -> bool:
     return (folder / "config.yaml").is_file() or (folder / "results.json").is_file()
 

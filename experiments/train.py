@@ -21,7 +21,7 @@ from experiments.config import RunConfig
 from experiments.cost import cost
 from experiments.crf_settings import read_settings
 from experiments.faults import FiniteLoss, fit
-from experiments.loggers import WandbPictures, close, make_loggers
+from experiments.loggers import Curves, make_logs
 from experiments.pictures import write_predictions
 from experiments.preemption import Preemption
 from experiments.progress import EpochTable, ProgressLines, print_results
@@ -47,6 +47,20 @@ def train(config: RunConfig) -> None:
         ValueError: the settings, the data or the run folder cannot work; one line says why.
     """
     clock = Clock()
+    data, module = prepare(config)
+    folder = open_run_folder(config)
+    try:
+        run(config, folder, data, module, clock)
+    finally:
+        let_go(folder)
+
+
+def prepare(config: RunConfig) -> tuple[GraftDataModule, GraftModule]:
+    """Data and module as the settings ask for them, checked.
+
+    Raises:
+        ValueError: the settings or the data cannot work; one line says why.
+    """
     # Lightning's chatter about hardware it did not find, and products; its warnings stay.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for not_for_users in (
@@ -70,11 +84,7 @@ def train(config: RunConfig) -> None:
         if not isinstance(module, ClassificationModule):
             raise ValueError(f"--mixup and --cutmix mix the classes of whole images; {config.head} labels pixels")
         module.mix_batches(config.mixup, config.cutmix)
-    folder = open_run_folder(config)
-    try:
-        run(config, folder, data, module, crf, clock)
-    finally:
-        let_go(folder)
+    return data, module
 
 
 def run(
@@ -82,22 +92,23 @@ def run(
     folder: RunFolder,
     data: GraftDataModule,
     module: GraftModule,
-    crf: dict[str, Any] | None,
     clock: Clock,
 ) -> None:
     """Train in the folder, from where it stands, then score and write the results."""
     costs = cost(module.network, data.image_size)
-    loggers = make_loggers(config, folder, module, costs)
+    table = EpochTable(folder.metrics)
+    curves = Curves(make_logs(config, folder, costs, module.monitor), table)
+    preemption = Preemption(folder.last_checkpoint)
     callbacks: list[pl.Callback] = [
         FiniteLoss(folder),
         clock,
-        EpochTable(folder.metrics),
+        table,
         ProgressLines(module.monitor),
-        WandbPictures(data),
+        curves,
         Checkpoints(folder.checkpoints, module.monitor, config.checkpoint_every),
+        preemption,
     ]
-    preemption = Preemption(folder.last_checkpoint)
-    trainer = build_trainer(config, folder, loggers, [*callbacks, preemption], module.monitor)
+    trainer = build_trainer(config, folder, callbacks, module.monitor)
     preemption.listen(trainer)
     if config.compile:
         module.network.compile()
@@ -106,8 +117,8 @@ def run(
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.epochs:
         fit(trainer, module, data, folder)
-    finish(config, folder, trainer, module, data, crf, costs, clock)
-    close(loggers)
+    finish(config, folder, trainer, module, data, crf_settings(config), costs, clock)
+    curves.finish(folder, costs, trainer.global_step)
 
 
 def finish(
@@ -157,14 +168,10 @@ def evaluate(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule) ->
 
 def evaluate_apart(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule) -> dict[str, dict[str, float]]:
     """The scores with the CRF, as "val_crf" and "val_crf/miou", so that no curve of the network's own is continued."""
-    loggers, trainer.loggers = trainer.loggers, []
-    scores = {
+    return {
         f"{split}_crf": {name.replace(split, f"{split}_crf", 1): value for name, value in values.items()}
         for split, values in evaluate(trainer, module, data).items()
     }
-    for logger in loggers:
-        logger.log_metrics({name: value for values in scores.values() for name, value in values.items()})
-    return scores
 
 
 def skipped_samples(trainer: pl.Trainer, data: GraftDataModule, split: str) -> list[str]:

@@ -1,7 +1,5 @@
 """Lightning's Trainer with our settings."""
 
-from typing import Any
-
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
@@ -19,7 +17,7 @@ class Patience(EarlyStopping):
 
 
 def build_trainer(
-    config: RunConfig, folder: RunFolder, loggers: list[Any], callbacks: list[pl.Callback], monitor: str
+    config: RunConfig, folder: RunFolder, callbacks: list[pl.Callback], monitor: str
 ) -> pl.Trainer:
     """The Trainer, with the callbacks that flags ask for besides those given; data modules shard by themselves."""
     if config.ema:
@@ -39,7 +37,7 @@ def build_trainer(
         max_epochs=config.epochs,
         max_steps=config.max_steps or -1,
         default_root_dir=folder.path,
-        logger=loggers,
+        logger=False,  # `Curves` hands W&B and TensorBoard what metrics.csv gets
         callbacks=callbacks,
         plugins=[WholeFiles()],
         # Lightning's sampler repeats samples to even the shards, which would change validation scores.
@@ -47,7 +45,6 @@ def build_trainer(
         num_sanity_val_steps=0,
         enable_model_summary=False,
         enable_progress_bar=False,
-        log_every_n_steps=5,
     )
 
 

@@ -25,7 +25,7 @@ from rich.table import Table
 from experiments import children
 from experiments.children import Child, Signals, damaged, share
 from experiments.config import dashed
-from experiments.grid_view import final_score, read_scores
+from experiments.runs import read_run, validation_scores
 from experiments.search_space import Axis
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def ended(study: optuna.Study, one: Running, *, stopping: bool) -> bool:
     code = 0 if one.child is None else one.child.code()  # first: what it wrote before it ended is read then
     if one.pruned:
         return code is not None
-    for epoch, score in enumerate(read_scores(one.folder)[one.reported :], one.reported + 1):
+    for epoch, score in enumerate(validation_scores(read_run(one.folder))[one.reported :], one.reported + 1):
         one.trial.report(score, epoch)
         one.reported = epoch
         if one.child is not None and code is None and not stopping and one.trial.should_prune():
@@ -166,6 +166,12 @@ def ended(study: optuna.Study, one: Running, *, stopping: bool) -> bool:
     return True
 
 
+def final_score(folder: Path) -> float | None:
+    """The validation score of a finished run: mIoU, or top-1."""
+    scores = read_run(folder).scores.get("val", {})
+    return scores.get("miou", scores.get("top1"))
+
+
 def summary(study: optuna.Study, common: list[str]) -> None:
     """The best trials, and the command that repeats the best."""
     there = study.get_trials(deepcopy=False)
@@ -179,9 +185,9 @@ def summary(study: optuna.Study, common: list[str]) -> None:
         values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in one.params.values()]
         table.add_row(folder_of(one), *values, f"{one.value:.4f}")
     Console().print(table)
-    values = {name: repr(value) if isinstance(value, float) else str(value) for name, value in best[0].params.items()}
+    again = {name: repr(value) if isinstance(value, float) else str(value) for name, value in best[0].params.items()}
     say(f"best: {folder_of(best[0])}; again, with a --name of your choice:")
-    say(shlex.join(["python", os.path.relpath(children.RUN), *common, *flags(values)]))
+    say(shlex.join(["python", os.path.relpath(children.RUN), *common, *flags(again)]))
 
 
 def say(line: str) -> None:

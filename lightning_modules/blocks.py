@@ -87,10 +87,13 @@ def first_and_second_pass(block: nn.Module) -> tuple[Any, Any]:
 def still_statistics(block: nn.Module) -> Iterator[None]:
     """Batch norms normalise as in training and leave their statistics alone: the first pass has counted the batch."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.training]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked -= 1

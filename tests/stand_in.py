@@ -55,7 +55,8 @@ def main() -> None:
         print(f"epoch {epoch}/{asked.epochs}", flush=True)
         if asked.name in os.environ.get("STAND_IN_CRASH", "").split(","):
             sys.exit("the disk is on fire")
-    results = {"scores": {"val": {"miou": score}}, "wall_time_s": 1.0}
+    protocol = {"data": "digits", "task": "segmentation", "splits": {}, "image_size": [], "classes": []}
+    results = {"scores": {"val": {"miou": score}}, "protocol": protocol | {"ignore_index": 255}, "wall_time_s": 1.0}
     (folder / "results.json").write_text(json.dumps(results))
 
 

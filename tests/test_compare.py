@@ -23,6 +23,7 @@ from experiments.curves import mean_curve, sparkline
 from experiments.groups import make_groups
 from experiments.paired import mean_of, paired_difference
 from experiments.runs import find_runs, read_run
+from tests.conftest import crf_arguments
 from tests.fake_runs import write_grid, write_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -398,6 +399,30 @@ def test_only_unfinished_runs_are_listed_too(tmp_path: Path, capsys) -> None:
     write_run(tmp_path / "a", "resnet18", "unet", 0, 0.5, done=False)
     assert main([str(tmp_path), "--metric", "miou", "--html", str(tmp_path / "page.html")]) == 0
     assert "epoch 3 of 3 is done" in capsys.readouterr().out
+
+
+def test_the_files_of_wandb_give_the_same_numbers(
+    crf_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    from experiments.run import main as train
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert train(crf_arguments(crf_folder, tmp_path / "runs", "--name", "one", "--logger", "wandb")) == 0
+    capsys.readouterr()
+    broken = tmp_path / "offline-run-1"
+    broken.mkdir()
+    (broken / "run-1.wandb").write_bytes(b"not W&B's")
+    (offline,) = (tmp_path / "runs" / "one" / "wandb").glob("offline-run-*")
+    tables, prints = [], []
+    for path in (tmp_path / "runs", offline):
+        assert main([str(path), str(broken), "--csv", str(tmp_path / "one.csv")]) == 0
+        tables.append(list(csv.DictReader((tmp_path / "one.csv").open())))
+        prints.append(capsys.readouterr().out)
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == 1
+    assert float(tables[0][0]["mean"]) > 0
+    assert prints[0] == prints[1]  # with the curve
+    assert "offline-run-1" in prints[0]
 
 
 def test_curves_are_means_by_epoch(grid: Path) -> None:

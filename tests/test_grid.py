@@ -14,9 +14,12 @@ from experiments import children
 from experiments.cells import comma_separated
 from experiments.grid import main
 from experiments.run import main as run
+from tests.fake_runs import write_run
 
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = ROOT / "tests" / "stand_in.py"
+SETTINGS = {"data": "digits", "batch_size": 16, "epochs": 5}
+"""Those of run.py where `write_run` has others."""
 
 
 @pytest.fixture(autouse=True)
@@ -155,15 +158,30 @@ def test_no_run_outlives_a_grid_that_is_killed(tmp_path: Path) -> None:
 
 
 def test_print_gives_commands_of_what_is_left(tmp_path: Path, capsys) -> None:
-    (tmp_path / "lenet5-unet-lr=0.1-s1").mkdir()
-    (tmp_path / "lenet5-unet-lr=0.1-s1" / "results.json").write_text("{}")
-    assert grid(tmp_path, "--vary", "lr=0.1,0.01", "--print", "--", "--head-options", "{up: interpolate}") == 0
+    write_run(tmp_path / "lenet5-unet-lr=0.1-s1", "lenet5", "unet", 1, 0.5, **SETTINGS, lr=0.1, head_options={"up": 0})
+    assert grid(tmp_path, "--vary", "lr=0.1,0.01", "--print", "--", "--head-options", "{up: 0}") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 7
     assert lines[0].startswith("python ")
-    shared = "stand_in.py --head-options '{up: interpolate}' --lr=0.1 --backbone resnet18 --head unet --seed 0 "
+    shared = "stand_in.py --head-options '{up: 0}' --lr=0.1 --backbone resnet18 --head unet --seed 0 "
     assert lines[0].endswith(f"{shared}--name resnet18-unet-lr=0.1-s0 --out {tmp_path}")
     assert not any("lenet5-unet-lr=0.1-s1" in line for line in lines)
+
+
+def test_slurm_gets_an_array_of_what_is_left(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(children, "RUN", ROOT / "experiments" / "run.py")
+    write_run(tmp_path / "lenet5-unet-s1", "lenet5", "unet", 1, 0.5, **SETTINGS)
+    assert grid(tmp_path, "--slurm", "--dry-run --time 1:00:00 --at-once 2") == 0
+    script = capsys.readouterr().out
+    assert "#SBATCH --array=0-2%2\n" in script
+    assert "#SBATCH --time=1:00:00\n" in script
+    assert f"2) set -- --backbone lenet5 --head unet --seed 0 --name lenet5-unet-s0 --out {tmp_path} " in script
+    assert (tmp_path / "grid.txt").read_text().count("run.py") == 3
+    for name, backbone, seed in (("resnet18-unet-s0", "resnet18", 0), ("resnet18-unet-s1", "resnet18", 1)):
+        write_run(tmp_path / name, backbone, "unet", seed, 0.5, **SETTINGS)
+    write_run(tmp_path / "lenet5-unet-s0", "lenet5", "unet", 0, 0.5, **SETTINGS)
+    assert grid(tmp_path, "--slurm", "") == 0
+    assert capsys.readouterr().out == "all runs are finished\n"
 
 
 REFUSALS = {

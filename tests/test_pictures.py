@@ -41,7 +41,7 @@ def test_classifications_are_left_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "size"), [((1024, 2048, 3), (256, 512, 3)), ((60, 40), (60, 40)), ((1, 9000), (1, 512))]
+    ("shape", "size"), [((1024, 2048, 3), (192, 384, 3)), ((60, 40), (60, 40)), ((1, 9000), (1, 384))]
 )
 def test_large_pictures_are_made_smaller(shape: tuple[int, ...], size: tuple[int, ...]) -> None:
     assert smaller(np.zeros(shape, np.uint8), 0).shape == size

@@ -111,7 +111,7 @@ def test_ctrl_c_says_how_to_go_on_and_that_works(folder: Path, tmp_path: Path, c
         patched.setattr(ProgressLines, "on_train_batch_end", press)
         assert main(small(folder, tmp_path, "--name", "cut")) == 130
     signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
-    assert "stopped; the same command with --resume continues" in capsys.readouterr().err
+    assert "stopped; the same command continues" in capsys.readouterr().err
     assert main(small(folder, tmp_path, "--name", "cut", "--resume")) == 0
     rows = list(csv.DictReader((tmp_path / "cut" / "metrics.csv").open()))
     assert [row["step"] for row in rows] == ["4", "8"]

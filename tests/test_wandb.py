@@ -1,73 +1,151 @@
-"""The real W&B client, offline: what was promised is in its files, and resuming keeps the run."""
+"""The real W&B client: what was promised is in its files, resuming keeps the run, and TensorBoard gets the same."""
 
-import struct
-from collections.abc import Iterator
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from tests.conftest import crf_arguments
+from tests.fake_wandb import FakeWandb, serving
 
-wandb = pytest.importorskip("wandb", reason="the W&B client is not installed")
+from experiments.runs import read_run
+from experiments.wandb_files import WandbFile, wandb_files
+from experiments.wandb_runs import offline_runs
 
-
-def chunks(log: bytes) -> Iterator[bytes]:
-    """The records of a W&B file: a seven-byte header, then LevelDB's log format in blocks of 32 KiB."""
-    whole, last = 1, 4
-    position, parts = 7, []
-    while position + 7 <= len(log):
-        left = 32768 - position % 32768
-        if left < 7:  # a block's tail too short for a header is padding
-            position += left
-            continue
-        length, kind = struct.unpack_from("<HB", log, position + 4)
-        parts.append(log[position + 7 : position + 7 + length])
-        position += 7 + length
-        if kind in (whole, last):
-            yield b"".join(parts)
-            parts = []
+FLAGS = ("--logger", "wandb", "tensorboard", "--wandb-group", "seeds", "--wandb-tags", "a", "b", "--wandb-checkpoint")
 
 
-def records(run_folder: Path) -> tuple[dict[str, str], set[str], dict[str, str], str]:
-    """Config, history keys, summary definitions and run id of the newest offline run below a folder."""
-    from wandb.proto import wandb_internal_pb2
-
-    (path,) = sorted(run_folder.rglob("*.wandb"))[-1:]
-    config: dict[str, str] = {}
-    keys: set[str] = set()
-    metrics: dict[str, str] = {}
-    run_id = ""
-    for data in chunks(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.HasField("run"):
-            run_id = record.run.run_id
-            config |= {item.key: item.value_json for item in record.run.config.update}
-        config |= {item.key or item.nested_key[0]: item.value_json for item in record.config.update}
-        keys |= {item.key or item.nested_key[0] for item in record.history.item}
-        if record.HasField("metric"):
-            metrics[record.metric.name] = "max" if record.metric.summary.max else ""
-    return config, keys, metrics, run_id
-
-
-def test_offline_files_hold_what_was_promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+@pytest.fixture(scope="module")
+def logged(crf_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of three epochs of four steps, logged offline, that Ctrl-C stopped at step 6 and resumed."""
+    from experiments.progress import ProgressLines
     from experiments.run import main
 
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    arguments = [
-        "--backbone", "resnet18", "--head", "fcn8s", "--batch-size", "16", "--epochs", "3", "--workers", "0",
-        "--logger", "wandb", "--out", str(tmp_path), "--name", "w", "--image-size", "32", "--accelerator", "cpu",
-    ]  # fmt: skip
-    from datamodules.digits import Digits
+    def press(self: ProgressLines, trainer: object, *_: object) -> None:
+        if trainer.global_step == 6:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(Digits, "SCENES", {"train": 48, "val": 7, "test": 5})
-    assert main([*arguments, "--max-steps", "5"]) == 0
-    out = capsys.readouterr().out
-    assert "wandb sync" in out
-    config, keys, metrics, run_id = records(tmp_path / "w")
-    assert {"backbone", "head", "lr", "params", "gmacs"} <= config.keys()
-    assert {"train/loss_step", "val/loss", "val/miou", "val/iou/background", "predictions", "confusion_matrix"} <= keys
-    assert metrics["val/miou"] == "max"
-    assert (tmp_path / "w" / "wandb_id").read_text().strip() == run_id
-    assert list((tmp_path / "w").rglob("media/images/predictions*.png"))
-    assert main([*arguments, "--resume"]) == 0
-    assert records(tmp_path / "w")[3] == run_id
+    out = tmp_path_factory.mktemp("logged")
+    arguments = crf_arguments(crf_folder, out, "--name", "w", *FLAGS)
+    arguments[arguments.index("--epochs") + 1] = "3"
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("WANDB_MODE", "offline")
+        patched.setenv("WANDB_SILENT", "true")
+        patched.delenv("WANDB_PROJECT", raising=False)
+        patched.delenv("GRAFT_RUN_FOLDER", raising=False)
+        with patched.context() as pressed:
+            pressed.setattr(ProgressLines, "on_train_batch_end", press)
+            assert main(arguments) == 130
+        signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
+        assert main([*arguments, "--resume"]) == 0
+    return out / "w"
+
+
+@pytest.fixture(scope="module")
+def files(logged: Path) -> list[WandbFile]:
+    return wandb_files(logged)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_settings_costs_and_labels_are_there(logged: Path, files: list[WandbFile]) -> None:
+    last = files[-1]
+    assert (last.name, last.project, last.group, last.tags) == ("w", "graft", "seeds", ("a", "b"))
+    assert last.job_type == "train"
+    results = json.loads((logged / "results.json").read_text())
+    assert last.config["lr"] == 0.003
+    assert last.config["params"] == results["params"]
+    assert last.config["gmacs"] == results["gmacs"]
+
+
+def test_pictures_matrix_checkpoint_and_results_are_there(logged: Path, files: list[WandbFile]) -> None:
+    last = files[-1]
+    assert last.summary["results"] == json.loads((logged / "results.json").read_text())
+    assert last.summary["val/miou"]["max"] == max(float(row["val/miou"]) for row in rows(logged))
+    assert last.summary["val/loss"]["min"] == min(float(row["val/loss"]) for row in rows(logged))
+    (pictures,) = [row["predictions"] for row in last.history if "predictions" in row]
+    assert pictures["count"] == 5
+    assert all(set(masks) == {"prediction", "truth"} for masks in pictures["all_masks"])
+    media = last.path.parent / "files"
+    for name in [*pictures["filenames"], *(mask["path"] for one in pictures["all_masks"] for mask in one.values())]:
+        assert (media / name).is_file()
+    (table,) = [row["confusion_matrix_table"] for row in last.history if "confusion_matrix_table" in row]
+    counts = json.loads((media / table["path"]).read_text())["data"]
+    assert sum(count for _, _, count in counts) == 5 * 32 * 40
+    assert "confusion_matrix" in last.config["_wandb"]["visualize"]
+    assert [name for name in last.artifacts if name.endswith("-best")] == [f"{last.run_id}-best"]
+
+
+def test_a_resumed_run_is_one_without_gaps_or_repeats(logged: Path, files: list[WandbFile]) -> None:
+    assert {one.run_id for one in files} == {(logged / "wandb_id").read_text().strip()}
+    assert [one.exit_code for one in files] == [1, 0]
+    history = [row for one in files for row in one.history]
+    assert [row["_step"] for row in history] == [4, 5, 8, 10, 12]
+    assert [row["epoch"] for row in history if "epoch" in row] == [1, 2, 3]
+
+
+def test_its_numbers_are_those_of_the_folder(logged: Path) -> None:
+    folder = read_run(logged)
+    (run,) = offline_runs([str(logged.parent)])
+    assert folder.state == "finished"
+    for part in ("name", "state", "config", "protocol", "scores", "best_epoch", "costs", "versions", "curve"):
+        assert getattr(run, part) == getattr(folder, part), part
+    assert len(run.curve) == 3
+
+
+def test_a_killed_process_leaves_no_gap(logged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it had not written out of W&B's file is in metrics.csv, and logged by the process that goes on."""
+    from experiments.config import RunConfig
+    from experiments.wandb_log import WandbLog
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    shutil.copytree(logged, tmp_path / "w", symlinks=True)
+    first, second = wandb_files(tmp_path / "w")
+    shutil.rmtree(second.path.parent)
+    whole = first.path.read_bytes()
+    first.path.write_bytes(whole[: whole.index(b"_step") + 20])  # breaks off within the first row
+    assert wandb_files(tmp_path / "w")[0].history == []
+    log = WandbLog(RunConfig(), tmp_path / "w", tmp_path / "w" / "wandb_id", first.config, "val/miou")
+    log.start(12, [{"epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows(logged)])
+    log.close(0)
+    parts = wandb_files(tmp_path / "w")
+    assert [row["epoch"] for one in parts for row in one.history] == [1, 2, 3]
+    assert [row["_step"] for one in parts for row in one.history] == [4, 8, 12]
+
+
+def test_sync_makes_one_run_of_the_parts(logged: Path, files: list[WandbFile]) -> None:
+    fake = FakeWandb()
+    with serving(fake) as url:
+        # WANDB_SERVICE: the client would work in this process.
+        environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+        environment |= {"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40, "WANDB_ERROR_REPORTING": "false"}
+        done = subprocess.run(
+            [sys.executable, "-m", "wandb", "sync", *(str(one.path.parent) for one in files)],
+            env=environment, capture_output=True, text=True, timeout=100, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [row["_step"] for row in fake.history()] == [4, 5, 8, 10, 12]
+    assert fake.overwritten == []
+    assert any(name.startswith("media/images/predictions") for name in fake.uploaded)
+
+
+def test_tensorboard_has_the_same(logged: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
+    there = events.EventAccumulator(str(logged / "tensorboard"))
+    there.Reload()
+    table = rows(logged)
+    for name in set(table[0]) - {"step"}:
+        said = [(event.step, event.value) for event in there.Scalars(name)]
+        assert said == [(int(row["step"]), pytest.approx(float(row[name]), rel=1e-6)) for row in table], name
+    assert [event.step for event in there.Scalars("train/loss_step")] == [5, 10]
+    assert set(there.Tags()["images"]) == {"predictions", "confusion_matrix"}
+    assert "results/val/miou" in there.Tags()["scalars"]

@@ -5,6 +5,7 @@ const COLOURS = ["#1f5fbf", "#d9582b", "#2a9d64", "#8b4fc0", "#c23b6b", "#3aa0b8
 const DASHES = ["solid", "dash", "dot", "dashdot"];
 const FIRST = 8;
 const NUMBERED = 24; // classes, up to which there is room for numbers
+const WIDE = 10; // ratio of costs, above which an axis is logarithmic
 const GREY = "#c3cad2";
 const LAYOUT = {
   font: { family: "system-ui, sans-serif", size: 12, color: "#1f2933" },
@@ -55,6 +56,14 @@ function clock(seconds) {
   const two = (number) => String(number).padStart(2, "0");
   const [hours, minutes] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60];
   return hours ? `${hours}:${two(minutes)}:${two(whole % 60)}` : `${minutes}:${two(whole % 60)}`;
+}
+
+// 1, 2 and 5 times the powers of ten around the values, which Plotly would shorten to their first digit.
+function ticks(values) {
+  const lowest = Math.floor(Math.log10(Math.min(...values)));
+  const highest = Math.ceil(Math.log10(Math.max(...values)));
+  const powers = Array.from({ length: highest - lowest + 1 }, (_, index) => 10 ** (lowest + index));
+  return powers.flatMap((power) => [power, 2 * power, 5 * power]);
 }
 
 const COST_TEXT = {
@@ -313,6 +322,8 @@ class Section {
       if (!front.length || sign * (row.score.mean - front[front.length - 1].score.mean) > 0) front.push(row);
     }
     const title = DATA.costs[cost];
+    const costs = points.map((row) => row.costs[cost]).filter((value) => value > 0);
+    const logarithmic = costs.length === points.length && Math.max(...costs) > WIDE * Math.min(...costs);
     const colour = (row) => (this.picked.has(row.label) ? row.colour : GREY);
     Plotly.react(this.find(".front"), [
       {
@@ -320,20 +331,18 @@ class Section {
         line: { color: "#9aa5b1", width: 1.5, dash: "dot", shape: more ? "vh" : "hv" }, hoverinfo: "skip",
       },
       {
-        x: points.map((row) => row.costs[cost]), y: points.map((row) => row.score.mean), mode: "markers+text",
-        textposition: "top left", textfont: { size: 11, color: "#66727f" }, cliponaxis: false,
+        x: points.map((row) => row.costs[cost]), y: points.map((row) => row.score.mean), mode: "markers",
         error_y: { type: "data", array: points.map((row) => row.score.std ?? 0), color: "#9aa5b1", thickness: 1, width: 3 },
         marker: {
           color: points.map(colour), size: 11,
           line: { width: points.map((row) => (front.includes(row) ? 2 : 0)), color: "#1f2933" },
         },
-        text: points.map((row) => (front.length <= FIRST && front.includes(row) ? escaped(row.label) : "")),
         customdata: points.map((row) => [spread(row.score), COST_TEXT[cost](row.costs[cost]), escaped(row.label)]),
         hovertemplate: `%{customdata[2]}<br>${escaped(this.table.metric)} %{customdata[0]}<br>${title} %{customdata[1]}<extra></extra>`,
       },
     ], {
       ...LAYOUT,
-      xaxis: { title: { text: title + (more ? " (more is better)" : "") }, gridcolor: "#edf0f3", zeroline: false, rangemode: "tozero" },
+      xaxis: { title: { text: title + (more ? " (more is better)" : "") }, gridcolor: "#edf0f3", zeroline: false, ...(logarithmic ? { type: "log", tickvals: ticks(costs) } : { rangemode: "tozero" }) },
       yaxis: { title: { text: `${this.table.split} ${escaped(this.table.metric)}` }, gridcolor: "#edf0f3", zeroline: false },
     }, CONFIG);
   }
@@ -360,9 +369,12 @@ class Section {
     const scale = differences
       ? { colorscale: [[0, "#b3382c"], [0.5, "#f7f7f7"], [1, "#1f5fbf"]], zmin: -most, zmax: most }
       : { colorscale: [[0, "#f7f9fc"], [1, "#1f5fbf"]], zmin: 0, zmax: 1 };
-    const numbers = z.map((line) => line.map((one) => (one === null ? "" : differences ? (one > 0 ? "+" : "") + (100 * one).toFixed(1) : (100 * one).toFixed(1))));
+    const percent = (value, sign) => (value === null ? "" : (sign && value > 0 ? "+" : "") + (100 * value).toFixed(1));
+    const isBase = (row) => differences && row.label === this.table.baseline; // which shows what others differ from
+    const numbers = shown.map((row, line) =>
+      classes.map((name, at) => (isBase(row) ? percent(row.classes[name]?.mean ?? null, false) : percent(z[line][at], differences))));
     Plotly.react(this.find(".heat"), [{
-      type: "heatmap", x: classes.map((name) => escaped(name)), y: shown.map((row) => escaped(row.label)), z, ...scale,
+      type: "heatmap", x: classes.map((name) => escaped(name)), y: shown.map((row) => escaped(row.label) + (isBase(row) ? " (baseline, IoU)" : "")), z, ...scale,
       text: numbers, texttemplate: classes.length <= NUMBERED ? "%{text}" : "", xgap: 1, ygap: 1,
       customdata: shown.map((row) => classes.map((name) => hover(row, name))), hovertemplate: "%{customdata}<extra></extra>",
       showscale: classes.length > NUMBERED, colorbar: { thickness: 10, tickformat: differences ? "+.2f" : ".2f", outlinewidth: 0 },

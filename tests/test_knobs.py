@@ -1,0 +1,155 @@
+"""What flags of training promise: layer-wise rates, frozen norms, recomputed activations, patience, accumulation."""
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from backbones import BACKBONES
+from experiments.run import main
+from experiments.trainer import Patience
+from lightning_modules.base import parameter_groups
+from lightning_modules.blocks import blocks, depths
+from lightning_modules.segmentation import SegmentationModule
+from tests.conftest import crf_arguments
+
+NAMES = ("sky", "road", "car")
+
+
+def build(backbone: str = "resnet18", head: str = "unet", **options) -> SegmentationModule:
+    return SegmentationModule(backbone, head, NAMES, **options)
+
+
+def batch(size: int = 64) -> dict:
+    return {"image": torch.randn(2, 3, size, size), "target": torch.randint(0, 3, (2, size, size)), "name": ["a", "b"]}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_layers_are_counted_in_order(name: str) -> None:
+    with torch.device("meta"):
+        backbone = BACKBONES[name]()
+    of_parameter, layers = depths(backbone)
+    assert set(of_parameter) == {key for key, _ in backbone.named_parameters()}
+    assert set(of_parameter.values()) == set(range(layers))
+    convolutions = [module for module in backbone.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    assert 2 <= layers <= len(convolutions)
+    first = next(key for key, value in backbone.named_parameters() if value.ndim == 4)
+    assert of_parameter[first] == 0
+
+
+def test_layers_of_known_networks() -> None:
+    expected = {"resnet18": 9, "resnet101": 34, "vgg16": 13, "vgg16_bn": 13, "swin_t": 16, "densenet121": 8}
+    for name, layers in expected.items():
+        with torch.device("meta"):
+            assert depths(BACKBONES[name]())[1] == layers, name
+    with torch.device("meta"):
+        of_parameter, _ = depths(BACKBONES["vit_b_16"]())
+    assert of_parameter["conv_proj.weight"] == of_parameter["encoder.pos_embedding"] == 0
+    assert [of_parameter[f"encoder.layers.encoder_layer_{i}.mlp.0.weight"] for i in range(12)] == list(range(1, 13))
+
+
+def test_rates_fall_towards_the_image() -> None:
+    module = build(layer_decay=0.5)
+    groups = parameter_groups(module.network, 1.0, 0.8, 1e-4, 0.5)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert len(rates) == len(list(module.parameters()))
+    backbone = module.network.backbone
+    assert rates[id(backbone.layer4[1].conv1.weight)] == pytest.approx(0.8 * 0.5)
+    assert rates[id(backbone.layer4[0].conv1.weight)] == pytest.approx(0.8 * 0.25)
+    assert rates[id(backbone.conv1.weight)] == rates[id(backbone.bn1.weight)] == pytest.approx(0.8 * 0.5**9)
+    assert decays[id(backbone.bn1.weight)] == 0
+    assert all(rates[id(p)] == 1 for p in module.network.head.parameters())
+    assert groups[-1]["lr"] == 1  # what metrics.csv shows
+
+
+def test_frozen_norms_keep_their_statistics_and_learn_their_scales() -> None:
+    module = build(freeze_norms=True).train()
+    norm, head_norm = module.network.backbone.bn1, module.network.head
+    before = norm.running_mean.clone(), norm.running_var.clone()
+    heads = {name: value.clone() for name, value in head_norm.named_buffers()}
+    loss = module._step(batch(), "train")
+    loss.backward()
+    assert torch.equal(norm.running_mean, before[0])
+    assert torch.equal(norm.running_var, before[1])
+    assert norm.weight.grad.abs().sum() > 0
+    assert any(not torch.equal(value, heads[name]) for name, value in head_norm.named_buffers())
+    assert not norm.training
+    assert module.network.backbone.layer1.training
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "swin_t", "mobilenet_v3_small"])
+def test_recomputing_changes_nothing_but_memory(name: str) -> None:
+    plain = build(name, "fcn32s").train()
+    frugal = build(name, "fcn32s", checkpoint_activations=True).train()
+    frugal.load_state_dict(plain.state_dict())
+    data = batch()
+    saved = []
+    for module in (plain, frugal):
+        torch.manual_seed(3)
+        count = 0
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal count
+            count += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = module._step(data, "train")
+        loss.backward()
+        saved.append(count)
+    assert saved[1] < 0.6 * saved[0]
+    for (key, one), other in zip(plain.named_parameters(), frugal.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, msg=key, rtol=1e-4, atol=1e-6)
+    for (key, one), other in zip(plain.named_buffers(), frugal.buffers(), strict=True):
+        assert torch.equal(one, other), key
+    copied = copy.deepcopy(frugal)  # as for the moving average
+    assert copied.state_dict().keys() == plain.state_dict().keys()
+    assert next(iter(blocks(copied.network.backbone))).forward.args[1] is not blocks(frugal.network.backbone)[0]
+
+
+def test_rows_of_single_layers_cannot_be_recomputed() -> None:
+    with pytest.raises(ValueError, match="this backbone has single layers"):
+        build("lenet5", "hypercolumn", checkpoint_activations=True)
+
+
+def test_a_run_that_had_lost_patience_does_not_go_on() -> None:
+    stopper = Patience("val/miou", mode="max", patience=2)
+    trainer = SimpleNamespace(should_stop=False)
+    for waited, stops in ((0, False), (1, False), (2, True)):
+        stopper.wait_count = waited
+        stopper.on_train_start(trainer, None)
+        assert trainer.should_stop == stops
+
+
+def last_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.fixture
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GRAFT_RUN_FOLDER", raising=False)
+
+
+@pytest.mark.usefixtures("_alone")
+def test_two_halves_of_a_batch_make_the_step_of_the_whole(crf_folder: Path, tmp_path: Path) -> None:
+    common = ["--backbone", "lenet5", "--head", "hypercolumn", "--optimizer", "sgd", "--lr", "0.1", "--epochs", "1"]
+    common += ["--augmentation", "none", "--clip-gradient", "0.5"]  # scaled crops have padding, which counts in no mean
+    whole = crf_arguments(crf_folder, tmp_path, *common, "--name", "whole", "--batch-size", "4")
+    halves = crf_arguments(crf_folder, tmp_path, *common, "--name", "halves", "--batch-size", "2", "--accumulate", "2")
+    assert main(whole) == main(halves) == 0
+    one, two = last_weights(tmp_path / "whole"), last_weights(tmp_path / "halves")
+    for name, value in one.items():
+        torch.testing.assert_close(value, two[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.usefixtures("_alone")
+def test_the_average_is_what_is_scored_and_kept(crf_folder: Path, tmp_path: Path) -> None:
+    flags = ["--ema", "0.5", "--epochs", "1", "--max-steps", "4", "--name", "ema"]
+    assert main(crf_arguments(crf_folder, tmp_path, *flags)) == 0
+    kept = torch.load(tmp_path / "ema" / "checkpoints" / "last.ckpt", weights_only=True)
+    name = next(iter(kept["state_dict"]))
+    assert not torch.equal(kept["state_dict"][name], kept["current_model_state"][name])

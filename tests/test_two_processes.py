@@ -1,0 +1,49 @@
+"""Two processes train and score as one does, and neither outlives the other."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.two_processes", str(tmp_path_factory.mktemp("two"))],
+        cwd=ROOT, capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_two_processes_learn_what_one_learns_from_twice_the_batch(found: dict) -> None:
+    """On a network without batch norm, on crops with padding, so that processes have different counts of pixels."""
+    assert found["double_batch"]["codes"] == [0, 0, 0]
+    assert found["double_batch"]["difference"] < 1e-6
+
+
+def test_they_score_three_images_alike(found: dict) -> None:
+    one, two = found["double_batch"]["scores"]
+    assert one["loss"] == pytest.approx(two["loss"], abs=1e-6)
+    assert {name: value for name, value in one.items() if name != "loss"} == {
+        name: value for name, value in two.items() if name != "loss"
+    }
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_other(found: dict, victim: int) -> None:
+    one = found[f"killed{victim}"]
+    assert one["codes"][victim] == -9
+    assert one["codes"][1 - victim] == 1
+    assert one["seconds"] < 60
+    assert f"rank {1 - victim} lost another process of this run" in one["last_line"]
+    assert "last.ckpt is whole, and the same command goes on from there" in one["last_line"]
+
+
+def test_killed_and_resumed_they_end_with_the_same_bits(found: dict) -> None:
+    assert found["trial"]["kills"] > 0, found["trial"]["ways"]
+    assert found["trial"]["differences"] == [], found["trial"]["ways"]
