@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the processes that get signals run this file
@@ -128,8 +129,10 @@ def test_loaders_outlive_a_signal_to_all_processes(folder: Path, whole: Path, tm
 def test_processes_agree_where_one_gets_the_signal(folder: Path, tmp_path: Path) -> None:
     """The second of two, which tells the first no sooner than with the next step. torchrun goes on, as on two nodes."""
     common = arguments(folder, tmp_path, "--strategy", "ddp")
-    assert call(*common, "--devices", "2", "--name", "whole").returncode == 0
-    done = call(*common, "--devices", "2", "--name", "cut", INTERRUPT_RANK_1="4")
+    with ThreadPoolExecutor() as both:
+        uninterrupted = both.submit(call, *common, "--devices", "2", "--name", "whole")
+        done = call(*common, "--devices", "2", "--name", "cut", INTERRUPT_RANK_1="4")
+    assert uninterrupted.result().returncode == 0, uninterrupted.result().stderr
     assert (done.returncode, done.stderr.count("stopped by SIGTERM after step 5")) == (143, 1), done.stderr
     with socket.socket() as free:
         free.bind(("localhost", 0))
