@@ -13,7 +13,7 @@ from experiments.runs import Run, read_settings
 # Settings that name a run, say where things lie or how samples are fetched; no score depends on them.
 WITHOUT_EFFECT = {
     "name", "out", "resume", "staged", "data_dir", "download", "cache", "workers", "checkpoint_every", "logger",
-    "wandb_project", "wandb_group", "wandb_tags", "wandb_checkpoint",
+    "wandb_project", "wandb_group", "wandb_tags", "wandb_checkpoint", "deterministic", "checkpoint_activations",
 }  # fmt: skip
 DEFAULTS = {one.name: one.default for one in fields(RunConfig) if one.default is not MISSING}
 GENERATIONS = 8

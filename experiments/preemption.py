@@ -68,6 +68,8 @@ class Preemption(Checkpoint):
         # Of its own, and on the CPU whatever the network is on: no wait for a GPU, no mixing with gradients.
         if trainer.world_size > 1:
             self.group = cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.training = True
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:

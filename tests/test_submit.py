@@ -65,7 +65,7 @@ def test_mistakes_are_answered_in_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "nearest: --gpus-per-node" in refused(capsys, "--gpu-per-node", "2")
-    assert "run.py: error: no flag --backbon;" in refused(capsys, "--", "--backbon", "x")
+    assert "run.py: error: no flag --bakbone;" in refused(capsys, "--", "--bakbone", "x")
     assert "submit.py --nodes 4" in refused(capsys, "--nodes", "2", *RUN, "--nodes", "4")
     assert "--devices: 8 is not --gpus-per-node 1" in refused(capsys, *RUN, "--devices", "8")
     assert "no such file" in refused(capsys, "--array", str(tmp_path / "none"))
