@@ -102,6 +102,12 @@ def test_a_run_that_crashes_does_not_stop_the_others(tmp_path: Path, capsys, mon
     assert "the disk is on fire" in log.read_text()
 
 
+def test_a_run_without_results_is_not_finished(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("STAND_IN_EMPTY", "resnet18-unet-s0")
+    assert grid(tmp_path, "--seeds", "0") == 1
+    assert "resnet18-unet-s0 failed, exit code 0, but epoch 5 of 5 is done (" in capsys.readouterr().out
+
+
 def test_jobs_run_at_a_time_and_share_cores_and_gpus(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("STAND_IN_CROWD", "2")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(9)))
