@@ -11,6 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
+from experiments.runs import read_run
+
 RUN = Path(__file__).with_name("run.py")
 PR_SET_PDEATHSIG = 1
 
@@ -63,6 +65,12 @@ class Child:
             log.seek(max(0, self.log.stat().st_size - 4096))
             lines = log.read().decode(errors="replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def failure(child: Child) -> str:
+    """Why a run that has ended is not finished."""
+    code = child.code()
+    return f"exit code {code}: {child.last_line()}" if code else f"exit code 0, but {read_run(child.folder).reason}"
 
 
 def damaged(folder: Path) -> list[str]:

@@ -6,7 +6,7 @@ A first Ctrl-C or SIGTERM is passed on to the runs, which save and stop; a secon
 import time
 
 from experiments.cells import Cell
-from experiments.children import Child, Signals, damaged, share
+from experiments.children import Child, Signals, damaged, failure, share
 from experiments.grid_view import CellState, GridView
 from experiments.runs import is_finished
 
@@ -51,4 +51,4 @@ def follow(state: CellState, *, stopping: bool) -> None:
         state.state = "finished"
     elif code is not None:
         state.state = "stopped" if stopping else "failed"
-        state.reason = f"exit code {code}: {state.child.last_line()}"
+        state.reason = failure(state.child)

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import children
-from experiments.children import Child, Signals, damaged, share
+from experiments.children import Child, Signals, damaged, failure, share
 from experiments.config import dashed
 from experiments.runs import read_run, validation_scores
 from experiments.search_space import Axis
@@ -162,7 +162,7 @@ def ended(study: optuna.Study, one: Running, *, stopping: bool) -> bool:
     elif not stopping:  # else it stays marked as running, to be asked for again
         assert one.child is not None
         study.tell(one.trial, state=TrialState.FAIL)
-        say(f"{one.folder.name}  failed, exit code {code}: {one.child.last_line()} ({one.child.log})")
+        say(f"{one.folder.name}  failed, {failure(one.child)} ({one.child.log})")
     return True
 
 

@@ -46,7 +46,7 @@ def calls(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "calls.jsonl").read_text().splitlines()]
 
 
-def wait_until(true: object, seconds: float = 20) -> None:
+def wait_until(true: object, seconds: float = 60) -> None:
     """`true` is called until it says so."""
     end = time.monotonic() + seconds
     while not true():
@@ -102,6 +102,12 @@ def test_a_run_that_crashes_does_not_stop_the_others(tmp_path: Path, capsys, mon
     assert "the disk is on fire" in log.read_text()
 
 
+def test_a_run_without_results_is_not_finished(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("STAND_IN_EMPTY", "resnet18-unet-s0")
+    assert grid(tmp_path, "--seeds", "0") == 1
+    assert "resnet18-unet-s0 failed, exit code 0, but epoch 5 of 5 is done (" in capsys.readouterr().out
+
+
 def test_jobs_run_at_a_time_and_share_cores_and_gpus(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("STAND_IN_CROWD", "2")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(9)))
@@ -124,13 +130,13 @@ def test_a_signal_stops_all_and_the_same_command_goes_on(tmp_path: Path) -> None
         wait_until(lambda begun=begun: (tmp_path / "calls.jsonl").is_file() and len(calls(tmp_path)) >= begun + 2)
         wait_until(lambda: (tmp_path / "resnet18-unet-s0" / "checkpoints" / "last.ckpt").is_file())
         running.send_signal(signum)
-        assert running.wait(20) == 128 + signum
+        assert running.wait(60) == 128 + signum
         assert "stopped" in running.stdout.read()
         assert len(calls(tmp_path)) == begun + 2  # the third was not begun
         assert not any(alive(call["pid"]) for call in calls(tmp_path))
     assert "saving and stopping" in (tmp_path / "resnet18-unet-s0.log").read_text()
     running = start_grid(tmp_path)
-    assert running.wait(20) == 0
+    assert running.wait(60) == 0
     rows = (tmp_path / "resnet18-unet-s0" / "metrics.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["epoch", "1", "2", "3", "4", "5"]
     assert "3 finished" in running.stdout.read()
@@ -143,7 +149,7 @@ def test_a_second_signal_kills_what_does_not_stop(tmp_path: Path) -> None:
     time.sleep(0.5)
     assert running.poll() is None
     running.send_signal(signal.SIGINT)
-    assert running.wait(20) == 130
+    assert running.wait(60) == 130
     assert not alive(calls(tmp_path)[0]["pid"])
     assert "exit code -9" in running.stdout.read()
 
@@ -153,7 +159,7 @@ def test_no_run_outlives_a_grid_that_is_killed(tmp_path: Path) -> None:
     running = start_grid(tmp_path, STAND_IN_SECONDS="60")
     wait_until((tmp_path / "resnet18-unet-s0" / "config.yaml").is_file)
     running.kill()
-    running.wait(20)
+    running.wait(60)
     wait_until(lambda: not alive(calls(tmp_path)[0]["pid"]))
 
 
