@@ -19,6 +19,7 @@ from datamodules.crops import centre_crop, random_crop_flip
 from datamodules.errors import DataError
 from datamodules.files import LabelledImages, check
 from datamodules.loader import Batch, Loader, Normalise, Pixels, TrainingLoader
+from datamodules.memory import keep_freed_memory
 from datamodules.samples import OnBadSample, Samples, Shuffled
 from datamodules.source import FileSource, Source
 from datamodules.store import Cache, open_store
@@ -144,6 +145,7 @@ class GraftDataModule(LightningDataModule):
         """
         if self.val is not None:
             return
+        keep_freed_memory()
         sources = self.sources()
         self.splits = tuple(sources)
         if "train" in sources:
@@ -156,7 +158,7 @@ class GraftDataModule(LightningDataModule):
         if self.on_bad_sample == "error":
             # Reading all files now finds what is wrong with them before any training, and fills the store.
             splits = [getattr(self, split) for split in self.splits if isinstance(sources[split], FileSource)]
-            check([partial(samples.load, index) for samples in splits for index in range(len(samples))])
+            check([partial(samples.keep, index) for samples in splits for index in range(len(samples))])
 
     def _samples(
         self, source: Source, transforms: list[A.BasicTransform], skip: OnBadSample, *, endless: bool = False
@@ -268,6 +270,7 @@ class GraftDataModule(LightningDataModule):
 
 def prepare_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # OpenCV would start a thread for every core in every worker
+    keep_freed_memory()
     heed_parent_only()
 
 

@@ -286,7 +286,7 @@ class MaskedImages:
 
     def largest_label(self, index: int) -> int:
         """-1 for a mask that is ignored as a whole."""
-        mask = self[index][1]
+        mask = self.mask(index)
         labels = mask[mask != IGNORE_INDEX]
         return int(labels.max()) if labels.size else -1
 

@@ -96,6 +96,14 @@ class Samples(Dataset[dict[str, Any] | None]):
             self.store.put(key, sample)
         return sample
 
+    def keep(self, index: int) -> None:
+        """See that it can be read and, if there is room, that the store has it; returned, all would pile up.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        self.load(index)
+
     def _prepared(self, sample: Sample) -> Sample:
         image, target, name = sample
         if self.preparation is None:
