@@ -11,8 +11,11 @@ MOST_KEPT = 256 << 20
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc, which otherwise gives the memory of every image and batch back to the system and fetches it again page
-    by page for the next: two thirds of the time that normalising a batch takes. Other C libraries are left alone."""
+    """Tell glibc to; other C libraries are left alone.
+
+    It would give the memory of every image and batch back to the system, and fetch it again page by page for the next:
+    two thirds of the time that normalising a batch takes.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)

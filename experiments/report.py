@@ -6,7 +6,7 @@ Curves, scores against costs, the settings that differ, prediction pictures, and
 import importlib.util
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from experiments.config import Parser, add_settings, flag, positional, settings_from
 from experiments.outcome import outcome
@@ -67,7 +67,7 @@ def build(config: ReportConfig) -> "Report":
         pinned_columns=["run:displayName", f"summary:{config.score}.max", "config:backbone", "config:head"],
     )
     costs = (("gmacs", "GMACs"), ("params", "parameters"))
-    panels = [
+    panels: list[Any] = [
         wr.LinePlot(title=config.score, x="epoch", y=[config.score]),
         wr.LinePlot(title="loss", x="epoch", y=["train/loss_epoch", "val/loss"]),
         *(wr.ScatterPlot(title=f"score against {name}", x=wr.Config(key), y=best, log_x=True) for key, name in costs),
