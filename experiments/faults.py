@@ -2,8 +2,6 @@
 
 import errno
 import os
-import threading
-import time
 import traceback
 from typing import Any
 
@@ -13,13 +11,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from datamodules.base import GraftDataModule
+from experiments.orphan import end_with_parent
 from experiments.outcome import Fault
 from experiments.run_folder import CHOSEN, RunFolder
 from lightning_modules.base import GraftModule
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
-SECONDS_BETWEEN_LOOKS = 2.0
 
 
 def fit(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule, folder: RunFolder) -> None:
@@ -34,7 +32,7 @@ def fit(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule, folder:
     if checkpoint is not None:
         rank_zero_only(print)(f"goes on from {checkpoint}", flush=True)
     if CHOSEN in os.environ and trainer.global_rank > 0:
-        threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
+        end_with_parent()
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
@@ -77,13 +75,6 @@ def standing(folder: RunFolder) -> str:
     if folder.last_checkpoint.is_file():
         return f"{folder.last_checkpoint} is whole, and the same command goes on from there"
     return "there is no checkpoint yet, and the same command starts anew"
-
-
-def end_with_parent(parent: int) -> None:
-    """End this process when the one that started it is gone: NCCL would wait for it for half an hour."""
-    while os.getppid() == parent:
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    os._exit(1)
 
 
 class FiniteLoss(pl.Callback):

@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -186,6 +187,24 @@ def test_folders_of_an_older_version_go_on(crf_folder: Path, tmp_path: Path) -> 
     config = tmp_path / "a" / "config.yaml"
     config.write_text("".join(line for line in config.open() if not line.startswith(("ema:", "patience:"))))
     assert main(flags(crf_folder, tmp_path)) == 0
+
+
+def test_a_process_of_ddp_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
+    code = "from experiments.orphan import end_with_parent; import os, time; end_with_parent(); "
+    code += f"open({str(tmp_path / 'pid')!r} + '.part', 'w').write(str(os.getpid())); "
+    code += f"os.rename({str(tmp_path / 'pid')!r} + '.part', {str(tmp_path / 'pid')!r}); time.sleep(100)"
+    starter = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
+    with subprocess.Popen([sys.executable, "-c", starter], cwd=ROOT) as parent:
+        until = time.monotonic() + 30
+        while not (tmp_path / "pid").is_file() and time.monotonic() < until:
+            time.sleep(0.1)
+        child = int((tmp_path / "pid").read_text())
+        os.kill(child, 0)
+        parent.kill()
+    until = time.monotonic() + 30
+    while Path(f"/proc/{child}").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{child}").exists()
 
 
 def test_a_score_that_is_no_number_is_beaten_by_any(tmp_path: Path) -> None:
