@@ -118,6 +118,9 @@ class Parser(ArgumentParser):
 
     settings: type = RunConfig
 
+    def __init__(self, **more: Any) -> None:
+        super().__init__(allow_abbrev=False, **more)  # a slip such as --epoch is none of the flags
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         # jsonargparse has options of its own, which have underscores.
         flags = [

@@ -128,7 +128,9 @@ def check_continues(config: RunConfig, folder: RunFolder) -> None:
 
 def difference(config: RunConfig, folder: RunFolder, matters: Collection[str]) -> tuple[str, Any, Any] | None:
     """The first setting in which the folder's run is another: its name, the value there and here."""
-    there = yaml.safe_load(folder.config.read_text(encoding="utf-8")) or {}
+    there = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+    if not isinstance(there, dict):
+        raise ValueError(f"{folder.config} holds no settings; delete {folder.path} or choose another --name")
     defaults = dataclasses.asdict(RunConfig())  # for flags that are younger than the folder
     for name, value in yaml.safe_load(to_yaml(config)).items():
         before = there.get(name, plain(defaults[name]))

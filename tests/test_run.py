@@ -145,6 +145,7 @@ MISTAKES = {
     "--epochs -1": "--epochs: -1 is not a whole number of at least 0",
     "--class-weights median": "--class-weights median: no such file (or give none, median_frequency, inverse_log)",
     "--lr -1": "--lr: -1 is not a number above 0",
+    "--epoch 3": "no flag --epoch; nearest: --epochs",
     "--batchsize 3": "no flag --batchsize; nearest: --batch-size",
     "--logger paper": "--logger: paper is not one of csv, wandb, tensorboard",
     "--schedule polly": "no schedule 'polly'; nearest: poly",
