@@ -69,7 +69,7 @@ def read_wandb_file(path: Path) -> WandbFile:
         ValueError: it is no file of W&B's.
     """
     from google.protobuf.message import DecodeError
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made when it is imported
 
     there = WandbFile(path)
     for data in chunks(path):

@@ -79,6 +79,7 @@ class WandbLog:
         folder = Path(self.run.dir).parent
         try:
             self.run.finish(exit_code=exit_code)
+            wandb.teardown(exit_code)  # its file may not be whole before the client's own process has ended
         except TimeoutError:
             print(f"W&B: the server takes too long; upload the rest with: wandb sync {folder}", flush=True)
             return
