@@ -41,8 +41,8 @@ class Log(Protocol):
 
     name: str
 
-    def start(self, step: int, rows: Sequence[Row]) -> None:
-        """Training begins after `step`; rows of earlier epochs are given for a log that has lost some."""
+    def start(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Training begins after `step`; the rows of metrics.csv until then are given for a log that has lost some."""
 
     def row(self, values: Row, step: int) -> None: ...
 

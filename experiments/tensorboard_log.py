@@ -1,7 +1,8 @@
 """TensorBoard: the same rows, pictures and results as W&B, in RUN/tensorboard."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,7 +22,7 @@ class TensorBoardLog:
         self.path = path
         self.writer: SummaryWriter | None = None
 
-    def start(self, step: int, rows: Sequence[Row]) -> None:
+    def start(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         # What a killed process logged after its last checkpoint is logged again: readers drop the first of the two.
         self.writer = SummaryWriter(self.path, purge_step=step + 1 if step else None)
 

@@ -50,9 +50,9 @@ class WandbLog:
         self.run.define_metric("val/loss", summary="min")
         self.last_step = max(last_step(self.files, self.run.id), self.run.starting_step - 1)
 
-    def start(self, step: int, rows: Sequence[Row]) -> None:
-        for row in rows:  # those that a killed process had not written out yet
-            self.row(row, int(row["step"]))
+    def start(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        for row in rows:  # those that a killed process had not written out yet; as text where they come from the file
+            self.row({name: float(cell) for name, cell in row.items() if cell not in ("", None)}, int(row["step"]))
 
     def row(self, values: Row, step: int) -> None:
         if step > self.last_step:
@@ -79,6 +79,7 @@ class WandbLog:
         folder = Path(self.run.dir).parent
         try:
             self.run.finish(exit_code=exit_code)
+            wandb.teardown(exit_code)  # its file may not be whole before the client's own process has ended
         except TimeoutError:
             print(f"W&B: the server takes too long; upload the rest with: wandb sync {folder}", flush=True)
             return

@@ -45,8 +45,8 @@ class FakeWandb:
     def answer(self, query: dict[str, Any], url: str) -> dict[str, Any] | None:
         """The data that are asked for; None for what there is not here, such as artifacts."""
         variables = query.get("variables") or {}
-        named = re.match(r"\s*(?:query|mutation)\s+(\w+)", query["query"])
-        match named and named[1]:
+        named = re.search(r"(?:query|mutation)\s+(\w+)", query["query"])
+        match query.get("operationName") or (named and named[1]):
             case "RunResumeStatus" if self.history():
                 tail = json.dumps([json.dumps(self.history()[-1])])
                 bucket = {

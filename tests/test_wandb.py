@@ -136,11 +136,13 @@ def test_a_killed_process_leaves_no_gap(logged: Path, tmp_path: Path, monkeypatc
     first.path.write_bytes(whole[: whole.index(b"_step") + 20])  # breaks off within the first row
     assert wandb_files(tmp_path / "w")[0].history == []
     log = WandbLog(RunConfig(), tmp_path / "w", tmp_path / "w" / "wandb_id", first.config, "val/miou")
-    log.start(12, [{"epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows(logged)])
+    log.start(12, rows(logged))
     log.close(0)
     parts = wandb_files(tmp_path / "w")
     assert [row["epoch"] for one in parts for row in one.history] == [1, 2, 3]
     assert [row["_step"] for one in parts for row in one.history] == [4, 8, 12]
+    (run,) = offline_runs([str(tmp_path)])
+    assert run.curve == read_run(logged).curve
 
 
 def test_syncing_makes_one_run_of_the_parts_and_the_api_gives_its_numbers(

@@ -76,6 +76,8 @@ def test_a_server_that_works_gets_the_rows(tmp_path: Path, monkeypatch, capsys) 
 
 
 def test_a_server_that_dies_meanwhile_costs_nothing(crf_folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    import wandb
+
     from experiments.run import main
 
     class Dies(FakeWandb):
@@ -90,6 +92,7 @@ def test_a_server_that_dies_meanwhile_costs_nothing(crf_folder: Path, tmp_path: 
     assert "the server takes too long; upload the rest with: wandb sync" in said
     assert "without the confusion matrix" in said
     assert "given up" not in said
+    wandb.teardown()
     folder = tmp_path / "w"
     assert {one.name for one in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     (run,) = offline_runs([str(folder)])
