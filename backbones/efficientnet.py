@@ -8,8 +8,8 @@ Differences from the papers: batch norms have the eps and momentum that the publ
 stochastic depth rises to 0.2 in all variants; both as in torchvision, whose checkpoints this loads. The input sizes are
 those its weights were scored at (B2: 288, in the paper 260). Weights start as in the authors' TensorFlow code: normal
 with variance 2 / fan out, counted within a group. (torchvision counts all groups at once, so that its depthwise filters
-start smaller by the root of their number.) The classifier starts uniform within 1 / sqrt(classes), as there, but with no
-more than the 1000 classes' bound: 0.7 for two classes would drown what a frozen backbone tells.
+start smaller by the root of their number.) The classifier starts uniform within 1 / sqrt(classes), as there, but never
+above the bound for 1000 classes: 0.7 for two classes would drown what a frozen backbone tells.
 """
 
 import math

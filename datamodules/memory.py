@@ -11,8 +11,10 @@ MOST_KEPT = 256 << 20
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc, which otherwise gives the memory of every image and batch back to the system, and page by page fetches
-    it again for the next: two thirds of the time that normalising a batch takes. Other C libraries are left alone."""
+    """Tell glibc, which otherwise gives the memory of every image and batch back to the system, to keep it.
+
+    Fetching it again page by page took two thirds of the time of normalising a batch. Other C libraries are left alone.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
