@@ -8,7 +8,8 @@ Differences from the papers: batch norms have the eps and momentum that the publ
 stochastic depth rises to 0.2 in all variants; both as in torchvision, whose checkpoints this loads. The input sizes are
 those its weights were scored at (B2: 288, in the paper 260). Weights start as in the authors' TensorFlow code: normal
 with variance 2 / fan out, counted within a group. (torchvision counts all groups at once, so that its depthwise filters
-start smaller by the root of their number.)
+start smaller by the root of their number.) The classifier starts uniform within 1 / sqrt(classes), as there, but never
+above the bound for 1000 classes: 0.7 for two classes would drown what a frozen backbone tells.
 """
 
 import math
@@ -29,6 +30,7 @@ from backbones.inverted_residual import (
 )
 from backbones.squeeze_excitation import SqueezeExcitation
 
+IMAGENET_CLASSES = 1000
 LAST_DROP = 0.2
 """What the probability of stochastic depth rises to, linearly from the first block's 0."""
 
@@ -196,7 +198,8 @@ class EfficientNet(InvertedResidualNet):
 
     def classifier(self, num_classes: int) -> nn.Module:
         linear = nn.Linear(self.channels[-1], num_classes)
-        nn.init.uniform_(linear.weight, -1 / math.sqrt(num_classes), 1 / math.sqrt(num_classes))
+        bound = 1 / math.sqrt(max(num_classes, IMAGENET_CLASSES))
+        nn.init.uniform_(linear.weight, -bound, bound)
         nn.init.zeros_(linear.bias)
         return PooledClassifier(nn.Sequential(nn.Dropout(self.dropout), linear))
 

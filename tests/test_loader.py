@@ -3,6 +3,7 @@
 import os
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import albumentations as A
@@ -14,7 +15,7 @@ from albumentations.pytorch import ToTensorV2
 from PIL import Image
 
 from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
-from datamodules import DATAMODULES, store
+from datamodules import DATAMODULES, base, memory, store
 from datamodules.collate import collate
 from datamodules.files import LabelledImages, MaskedImages, decode, read_image, read_plain
 from datamodules.loader import Normalise
@@ -133,6 +134,30 @@ def test_files_are_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     read.clear()
     list(uncached.train_dataloader())
     assert len(read) == 6
+
+
+def test_checked_samples_do_not_pile_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a large data set would fill the memory before training starts."""
+    kept: list[Any] = []
+    original = base.check
+    monkeypatch.setattr(base, "check", lambda inspections: kept.extend(original(inspections)))
+    build(folder)
+    assert kept == [None] * 9
+
+
+def test_workers_keep_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the main process's settings they know nothing where they are not forked."""
+    told: dict[int, int] = {}
+    library = SimpleNamespace(mallopt=told.__setitem__)
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: library)
+    threads = cv2.getNumThreads()
+    try:
+        base.start_worker(0)
+    finally:
+        cv2.setNumThreads(threads)
+    assert told == {-3: 32 << 20, -1: 256 << 20}
+    del library.mallopt
+    memory.keep_freed_memory()
 
 
 def test_a_changed_file_is_decoded_anew(folder: Path) -> None:
