@@ -25,7 +25,7 @@ def build_trainer(config: RunConfig, folder: RunFolder, callbacks: list[pl.Callb
     """
     try:
         return make(config, folder, callbacks, monitor)
-    except MisconfigurationException as error:
+    except (MisconfigurationException, ImportError) as error:
         raise ValueError(
             f"--accelerator {config.accelerator} --devices {config.devices} --strategy {config.strategy}: "
             + " ".join(str(error).split())
