@@ -1,5 +1,6 @@
 """What a grid tells while it runs: a live table on a terminal, a line for each event in a log; a table at the end."""
 
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from experiments.cells import Cell
 from experiments.children import Child
 from experiments.runs import read_run, validation_scores
 
+WIDTH_OF_FILES = 120
 ORDER = {"running": 0, "failed": 1, "stopped": 2, "waiting": 3, "finished": 4}
 COLOURS = {"running": "cyan", "failed": "red", "stopped": "yellow", "waiting": "dim", "finished": "green"}
 
@@ -47,7 +49,7 @@ class GridView:
 
     def __init__(self, states: list[CellState]) -> None:
         self.states = states
-        self.console = Console(highlight=False)
+        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
         self.told: dict[str, tuple[str, int]] = {}
 
