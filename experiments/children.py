@@ -1,6 +1,5 @@
 """run.py in processes of its own: each with a log beside its run folder, ended together with this process."""
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -11,10 +10,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
+from experiments.orphan import end_with_parent
 from experiments.runs import read_run
 
 RUN = Path(__file__).with_name("run.py")
-PR_SET_PDEATHSIG = 1
 
 
 class Child:
@@ -38,7 +37,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 env=inherited | environment,
                 start_new_session=True,
-                preexec_fn=end_with_parent if sys.platform == "linux" else None,
+                preexec_fn=end_with_parent,
             )
 
     @property
@@ -76,11 +75,6 @@ def failure(child: Child) -> str:
 def damaged(folder: Path) -> list[str]:
     """What makes run.py go on with a run that is not finished, though half a results.json makes it look so."""
     return ["--resume"] if (folder / "results.json").is_file() else []
-
-
-def end_with_parent() -> None:
-    """Have Linux send SIGTERM when the parent dies, which `kill -9` gives no chance to."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def share(jobs: int, slot: int, gpus: list[str]) -> dict[str, str]:

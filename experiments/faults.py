@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import traceback
 from typing import Any
 
@@ -32,7 +33,7 @@ def fit(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule, folder:
     if checkpoint is not None:
         rank_zero_only(print)(f"goes on from {checkpoint}", flush=True)
     if CHOSEN in os.environ and trainer.global_rank > 0:
-        end_with_parent()
+        end_with_parent(signal.SIGKILL)  # NCCL would wait for it for half an hour, and SIGTERM for a step's end
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C

@@ -1,18 +1,13 @@
-"""Processes that Lightning starts for DDP end when the one that started them is gone: NCCL would wait half an hour."""
+"""Processes that end with the one that started them, which `kill -9` gives no chance to tell them."""
 
-import os
-import threading
-import time
+import ctypes
+import signal
+import sys
 
-SECONDS_BETWEEN_LOOKS = 2.0
-
-
-def end_with_parent() -> None:
-    """End this process, from now on, within seconds of its parent's end, however that comes."""
-    threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
+PR_SET_PDEATHSIG = 1
 
 
-def watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    os._exit(1)
+def end_with_parent(number: int = signal.SIGTERM) -> None:
+    """Have Linux send this process the signal when its parent dies; other systems have no such thing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
