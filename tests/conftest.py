@@ -12,6 +12,8 @@ import torch
 def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:  # one process for each core
         torch.set_num_threads(1)
+    # Sums depend on the number of threads in their last bits: processes that tests start are to have as many.
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
 
 
 @pytest.fixture(autouse=True)

@@ -163,9 +163,11 @@ def test_mixed_batches_train_on_the_classes_they_are_made_of(mixup: float, cutmi
     # Each image is one-hot in colour, so that its colours' shares are what its target must say.
     target = torch.tensor([0, 1, 2, 1])
     batch = {"image": torch.eye(3)[target][..., None, None].expand(4, 3, 64, 64).clone(), "target": target}
-    for _ in range(2):
-        module.training_step(batch, 0)
+    for index in (0, 0, 1):
+        module.on_train_batch_start(batch, index)
+        module.training_step(batch, index)
     assert torch.equal(seen[0]["image"], seen[1]["image"]), "a function of the seed and the step"
+    assert not torch.equal(seen[0]["image"], seen[2]["image"])
     torch.testing.assert_close(seen[0]["image"].mean((2, 3)), seen[0]["target"], atol=0.02, rtol=0)
     assert not torch.equal(seen[0]["target"], seen[0]["target"].round())
 

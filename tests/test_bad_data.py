@@ -303,13 +303,13 @@ def test_a_killed_worker_is_one_line(
 
     monkeypatch.setattr(MaskedImages, "__getitem__", read_or_die)
     monkeypatch.setattr("datamodules.samples.Samples.load", lambda self, index: self.source[index])
-    assert run(make(tmp_path / "data"), "--workers", "1") == 2
+    assert run(make(tmp_path / "data"), "--workers", "1") == 1
     assert (
         capsys.readouterr()
         .err.splitlines()[-1]
         .endswith(
-            "a loader process was killed, as the system does when memory runs out; use fewer --workers or a smaller "
-            "--batch-size and go on with --resume"
+            "a loader process was killed, as the system does when memory runs out; use fewer --workers; there is no "
+            "checkpoint yet, and the same command starts anew"
         )
     )
 

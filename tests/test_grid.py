@@ -204,7 +204,7 @@ REFUSALS = {
     "-- --head fcn8s": "--head is the grid's own",
     "-- --name=x": "--name=x is the grid's own",
     "-- --list": "train nothing",
-    "--job 2 --seed": "--seeds: expected one argument",
+    "--jobs 2 --seeds": "--seeds: expected one argument",
 }
 
 

@@ -150,9 +150,10 @@ def test_workers_keep_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[int, int] = {}
     library = SimpleNamespace(mallopt=told.__setitem__)
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(base, "heed_parent_only", lambda: None)  # it would change this process's signals
     threads = cv2.getNumThreads()
     try:
-        base.start_worker(0)
+        base.prepare_worker(0)
     finally:
         cv2.setNumThreads(threads)
     assert told == {-3: 32 << 20, -1: 256 << 20}
