@@ -17,10 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LONG = ("--epochs", "12")  # 36 steps of two processes, of which signals cut off most
 JOBS_S = 150
 
-pytestmark = [
-    pytest.mark.skipif(missing() is not None, reason=str(missing())),
-    pytest.mark.xdist_group("slurm"),
-]
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 
 @dataclass

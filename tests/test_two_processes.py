@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("two processes")  # `found` is made once
 ROOT = Path(__file__).resolve().parent.parent
 
 

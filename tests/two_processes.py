@@ -54,7 +54,7 @@ def killed_rank(data: Path, out: Path, victim: int) -> dict:
 
 
 def sharded(data: Path, out: Path) -> dict:
-    """A step of FSDP2 against one of DDP: exit codes, and the largest difference of a weight relative to the largest weight."""
+    """A step of FSDP2 against one of DDP: exit codes, and the largest difference relative to the largest weight."""
     # Batch norms over two images magnify rounding; dropout draws in the order of memory, which is another here.
     common = (*NO_BATCH_NORMS, "--max-steps", "1", "--optimizer", "sgd", "--image-size", "32", "--clip-gradient", "1")
     pids = start(arguments(data, out, "ddp", *common), out / "ddp.log", 2)
