@@ -215,6 +215,17 @@ def parse(arguments: list[str] | None = None) -> tuple[RunConfig, Any]:
     return config, namespace
 
 
+def parse_before_dashes(
+    program: str, description: str, settings: type[Settings], arguments: list[str] | None
+) -> tuple[Parser, Settings, list[str]]:
+    """Of a program whose own flags end at `--`: its parser, its settings, and the flags of run.py that follow."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    parser = Parser(prog=program, description=description)
+    add_settings(parser, settings)
+    return parser, settings_from(parser.parse_args(arguments[:cut]), settings), arguments[cut + 1 :]
+
+
 def settings_from(namespace: Any, settings: type[Settings]) -> Settings:
     """What was parsed, as the dataclass."""
     return settings(**{one.name: plain(namespace[one.name]) for one in fields(settings)})  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from jsonargparse.typing import PositiveInt
 
 from experiments import children
 from experiments.cells import Cell, cells, own_flag, refused
-from experiments.config import Parser, add_settings, flag, settings_from
+from experiments.config import flag, parse_before_dashes
 from experiments.grid_run import run_grid
 from experiments.outcome import outcome
 from experiments.runs import is_finished
@@ -39,12 +39,8 @@ class GridConfig:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, check every cell, then run those that are left. Returns the exit code: 1 if any cell failed."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    cut = arguments.index("--") if "--" in arguments else len(arguments)
-    parser = Parser(prog="grid.py", description="Run every backbone under every head; after --, flags of run.py.")
-    add_settings(parser, GridConfig)
-    config = settings_from(parser.parse_args(arguments[:cut]), GridConfig)
-    common = arguments[cut + 1 :]
+    what = "Run every backbone under every head; after --, flags of run.py."
+    parser, config, common = parse_before_dashes("grid.py", what, GridConfig, arguments)
     if own_flag(common):
         parser.error(f"{own_flag(common)} is the grid's own; before --, give --backbones, --heads, --seeds or --out")
     grid = cells(config.backbones, config.heads, config.seeds, list(config.vary), config.out, common, parser)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from experiments.config import Parser, RunConfig, add_settings, build_parser, flag, settings_from, usage_problem
+from experiments.config import Parser, RunConfig, build_parser, flag, parse_before_dashes, settings_from, usage_problem
 from experiments.outcome import outcome
 
 RUN = Path(__file__).resolve().with_name("run.py")
@@ -39,13 +39,10 @@ class SubmitConfig:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse all that can be known to be wrong here, then fetch and submit. Returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    cut = arguments.index("--") if "--" in arguments else len(arguments)
-    parser = Parser(prog="submit.py", description="Queue a run under SLURM; after --, flags of run.py.")
-    add_settings(parser, SubmitConfig)
-    config = settings_from(parser.parse_args(arguments[:cut]), SubmitConfig)
-    lines = [arguments[cut + 1 :]] if config.array is None else lines_of(config.array, parser)
-    if config.array is not None and arguments[cut + 1 :]:
+    what = "Queue a run under SLURM; after --, flags of run.py."
+    parser, config, flags = parse_before_dashes("submit.py", what, SubmitConfig, arguments)
+    lines = [flags] if config.array is None else lines_of(config.array, parser)
+    if config.array is not None and flags:
         parser.error("--array: its lines are the runs; give no flags of run.py after --")
     if config.array is None and config.at_once is not None:
         parser.error("--at-once is for --array")

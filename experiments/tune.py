@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from experiments.cells import own_flag
-from experiments.config import Parser, RunConfig, add_settings, build_parser, dashed, flag, settings_from, usage_problem
+from experiments.config import RunConfig, build_parser, dashed, flag, parse_before_dashes, settings_from, usage_problem
 from experiments.outcome import outcome
 from experiments.search_space import FIXED, Axis, read_axis
 
@@ -30,12 +30,8 @@ class TuneConfig:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse, check the ends of the search space, then run trials. Returns the exit code: 1 if none finished."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    cut = arguments.index("--") if "--" in arguments else len(arguments)
-    parser = Parser(prog="tune.py", description="Search settings of run.py with Optuna; after --, flags of run.py.")
-    add_settings(parser, TuneConfig)
-    config = settings_from(parser.parse_args(arguments[:cut]), TuneConfig)
-    common = arguments[cut + 1 :]
+    what = "Search settings of run.py with Optuna; after --, flags of run.py."
+    parser, config, common = parse_before_dashes("tune.py", what, TuneConfig, arguments)
     taken = own_flag(common, FIXED)
     if taken:
         parser.error(f"{taken} is set for each trial by tune.py; leave it out")
