@@ -14,6 +14,7 @@ from experiments.comparison import Order, Split, compare
 from experiments.config import Parser, add_settings, flag, positional, settings_from
 from experiments.outcome import outcome
 from experiments.runs import Run, find_runs
+from experiments.whole_file import write_whole
 
 
 @dataclass
@@ -109,10 +110,7 @@ def read_offline(paths: list[str]) -> list[Run]:
 
 
 def write(path: Path, text: str) -> None:
-    """Written beside and moved into place: a reader never sees half a file."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_whole(path, text)
     print(path)
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from experiments.checkpoints import is_last_batch
 from experiments.run_folder import RunFolder
+from experiments.whole_file import write_whole
 
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10.0
@@ -42,9 +43,7 @@ class EpochTable(pl.Callback):
         writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(self.rows)
-        part = self.path.with_suffix(".part")
-        part.write_text(text.getvalue(), encoding="utf-8")
-        part.replace(self.path)
+        write_whole(self.path, text.getvalue())
 
 
 class ProgressLines(pl.Callback):

@@ -12,6 +12,7 @@ import torch
 from datamodules.base import GraftDataModule
 from experiments.config import RunConfig
 from experiments.run_folder import RunFolder
+from experiments.whole_file import write_whole
 
 
 def write_results(
@@ -54,10 +55,7 @@ def write_results(
             **{name: version(name) for name in ("graft", "torchvision", "lightning", "torchmetrics")},
         },
     }
-    # Written beside and moved into place: a reader never sees half a file.
-    part = folder.results.with_suffix(".part")
-    part.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(folder.results)
+    write_whole(folder.results, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
 
 
 def finite(value: float) -> float | None:

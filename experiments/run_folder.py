@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from experiments.config import RunConfig, dashed, plain, to_yaml
+from experiments.whole_file import write_whole
 
 # Settings that may differ when a run goes on: they change where and how long it trains, not what is trained.
 MAY_DIFFER = {
@@ -144,9 +145,7 @@ def prepare(folder: RunFolder, config: RunConfig) -> None:
     try:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
         hold(folder)
-        part = folder.config.with_suffix(".part")
-        part.write_text(to_yaml(dataclasses.replace(config, resume=False)), encoding="utf-8")
-        part.replace(folder.config)
+        write_whole(folder.config, to_yaml(dataclasses.replace(config, resume=False)))
         folder.results.unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(f"--out {folder.path.parent}: cannot make a run folder there ({error.strerror})") from error
