@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from backbones.atrous import Step, atrous_steps
 from backbones.backbone import Backbone
 from backbones.pooling import Pool2d
+from backbones.state_dicts import StateDict
 
 
 class DenseLayer(nn.Module):
@@ -155,7 +156,7 @@ class DenseNet(Backbone):
         nn.init.zeros_(linear.bias)
         return nn.Sequential(OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), classifier=linear))
 
-    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: StateDict) -> StateDict:
         """`denselayerN.norm.1.weight`, as the published files have it -> `denselayerN.norm1.weight`."""
         return {
             re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)", r"\1", key): value for key, value in state.items()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from backbones.atrous import atrous_steps
 from backbones.fully_connected import FullyConnectedBackbone
 from backbones.pooling import Pool2d
+from backbones.state_dicts import StateDict
 
 CHANNELS = (64, 128, 256, 512, 512)
 
@@ -80,11 +81,11 @@ class VGG(FullyConnectedBackbone):
                 maps.append(x)
         return [*maps[:-1], self.fully_connected(maps[-1])]
 
-    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: StateDict) -> StateDict:
         """Linear layers become convolutions where asked; a vgg11 checkpoint becomes the start of a deeper network."""
-        return super().rename(self._staged(state))
+        return super().convert_state_dict(self._staged(state))
 
-    def _staged(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _staged(self, state: StateDict) -> StateDict:
         depths, batch_norm = VARIANTS[self.variant]
         start = "vgg11_bn" if batch_norm else "vgg11"
         if self.variant == start or not same_features(state, start):
