@@ -20,13 +20,13 @@ from torch import nn
 
 from backbones.atrous import Step, atrous_steps
 from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
+from backbones.classifiers import PooledClassifier
 from backbones.inverted_residual import (
     ConvNorm,
     InvertedResidual,
     InvertedResidualNet,
-    PooledClassifier,
     Residual,
-    rounded,
+    make_divisible,
 )
 from backbones.squeeze_excitation import SqueezeExcitation
 
@@ -149,10 +149,10 @@ def scaled(
 ) -> Design:
     """B0 by the paper's compound scaling: wider, deeper, on larger images."""
     stages = tuple(
-        stage._replace(out_channels=rounded(stage.out_channels * width), depth=math.ceil(stage.depth * depth))
+        stage._replace(out_channels=make_divisible(stage.out_channels * width), depth=math.ceil(stage.depth * depth))
         for stage in B0
     )
-    return Design(stages, rounded(32 * width), 4 * stages[-1].out_channels, input_size, dropout, eps, momentum)
+    return Design(stages, make_divisible(32 * width), 4 * stages[-1].out_channels, input_size, dropout, eps, momentum)
 
 
 class EfficientNet(InvertedResidualNet):
@@ -178,7 +178,7 @@ class EfficientNet(InvertedResidualNet):
         super().__init__(variant)
         design = self.variants[variant]
         self.input_size, self.dropout = design.input_size, design.dropout
-        self.mean, self.std = design.mean, design.std  # type: ignore[misc]
+        self.mean, self.std = design.mean, design.std
         norm = partial(nn.BatchNorm2d, eps=design.eps, momentum=design.momentum)
         unit = partial(ConvNorm, norm=norm, conv=design.conv)
         steps = atrous_steps((2, *(stage.stride for stage in design.stages), 1), output_stride)
@@ -201,7 +201,7 @@ class EfficientNet(InvertedResidualNet):
         bound = 1 / math.sqrt(max(num_classes, IMAGENET_CLASSES))
         nn.init.uniform_(linear.weight, -bound, bound)
         nn.init.zeros_(linear.bias)
-        return PooledClassifier(nn.Sequential(nn.Dropout(self.dropout), linear))
+        return PooledClassifier("classifier", nn.Sequential(nn.Dropout(self.dropout), linear))
 
 
 def make_stage(
@@ -235,5 +235,5 @@ def make_stage(
                 drop=drop,
             )
         blocks.append(block)
-        in_channels, step = stage.out_channels, Step(1, step.after, step.after, step.reduction)
+        in_channels, step = stage.out_channels, step.rest
     return nn.Sequential(*blocks)

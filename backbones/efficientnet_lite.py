@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from backbones.atrous import Step
 from backbones.efficientnet import B0, Design, EfficientNet, FanOutConv2d
-from backbones.inverted_residual import native_stride, rename_layers, rounded
+from backbones.inverted_residual import make_divisible, rename_layers
 from backbones.state_dicts import StateDict
 
 
@@ -36,14 +36,14 @@ class SameConv2d(FanOutConv2d):
         self.step = step
 
     def forward(self, x: Tensor) -> Tensor:
-        if native_stride(self.step) == 1:  # SAME is then the same on all sides
+        if self.step.native_stride == 1:  # SAME is then the same on all sides
             return super().forward(x)
         borders = (*self.borders(x.shape[3]), *self.borders(x.shape[2]))
         return F.conv2d(F.pad(x, borders), self.weight, None, self.stride, 0, self.dilation, self.groups)
 
     def borders(self, size: int) -> tuple[int, int]:
         """Pixels of padding before and behind a side of `size` pixels."""
-        k, d, native = self.kernel_size[0], self.step.dilation, native_stride(self.step)
+        k, d, native = self.kernel_size[0], self.step.dilation, self.step.native_stride
         strided_size = (size + d - 1) // d
         before = d * ((k - native + (-strided_size) % native) // 2)
         both = d * (k - 1) + 1 - self.step.stride + (-size) % self.step.stride
@@ -54,7 +54,7 @@ def scaled(width: float, depth: float, input_size: int, dropout: float) -> Desig
     """B0 by EfficientNet's compound scaling, but for the stem, the head and the depth of the first and last stage."""
     stages = tuple(
         stage._replace(
-            out_channels=rounded(stage.out_channels * width),
+            out_channels=make_divisible(stage.out_channels * width),
             depth=stage.depth if stage in (B0[0], B0[-1]) else math.ceil(stage.depth * depth),
         )
         for stage in B0

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from backbones.atrous import Step, atrous_steps
 from backbones.backbone import Backbone
+from backbones.classifiers import PooledClassifier
 from backbones.deformable import DeformableConv2d, Offsets
-from backbones.pooled_linear import PooledLinear
 from backbones.squeeze_excitation import SqueezeExcitation
 
 
@@ -56,7 +56,7 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = conv3x3(in_channels, width, step.stride, step.dilation, style)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = conv3x3(width, width, 1, step.after, style)
+        self.conv2 = conv3x3(width, width, 1, step.dilation_after, style)
         self.bn2 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.se = make_gate(width, style)
@@ -108,7 +108,7 @@ def make_shortcut(in_channels: int, out_channels: int, step: Step, style: Style)
 
     A block that gave up its stride for dilation keeps the projection its weights were trained with.
     """
-    if in_channels == out_channels and step.stride == 1 and step.dilation == step.after:
+    if in_channels == out_channels and step.native_stride == 1:
         return nn.Identity()
     if style.shortcut == "A":
         return ZeroPaddedIdentity(step.stride, out_channels - in_channels)
@@ -176,7 +176,7 @@ class ResNet(Backbone):
         multi_grid: Sequence[int] = (),
     ) -> None:
         super().__init__(variant)
-        check_knobs(deformable, deformable_version, shortcut)
+        check_options(deformable, deformable_version, shortcut)
         block, depths, groups, group_width = VARIANTS[variant]
         if multi_grid and (len(multi_grid) != depths[-1] or min(multi_grid) < 1):
             raise ValueError(
@@ -199,15 +199,15 @@ class ResNet(Backbone):
         self.layer4 = make_stage(block, widths[2] * c, widths[3], depths[3], stages[3], styles[3], multi_grid)
         self.channels = (64, *(width * c for width in widths))
         self.reductions = (stem.reduction, *(step.reduction for step in stages))
-        self.start(zero_init)
+        self.initialise(zero_init)
         self.load(weights)
 
-    def start(self, zero_init: bool) -> None:
-        """Set all weights to where training from nothing starts."""
+    def initialise(self, zero_init: bool) -> None:
+        """Initialise all weights for training from scratch."""
         self.init_weights()
         for module in self.modules():
             if isinstance(module, Offsets):
-                module.start_plain()
+                module.initialise()
             elif zero_init and isinstance(module, (BasicBlock, Bottleneck)):
                 nn.init.zeros_((module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight)
 
@@ -220,7 +220,7 @@ class ResNet(Backbone):
         return [c1, c2, c3, c4, c5]
 
     def classifier(self, num_classes: int) -> nn.Module:
-        return PooledLinear(self.channels[-1], num_classes)
+        return PooledClassifier("fc", nn.Linear(self.channels[-1], num_classes))
 
     def published_url(self) -> str:
         if self.shortcut == "A":
@@ -231,7 +231,7 @@ class ResNet(Backbone):
         return super().published_url()
 
 
-def check_knobs(deformable: int, deformable_version: int, shortcut: str) -> None:
+def check_options(deformable: int, deformable_version: int, shortcut: str) -> None:
     if deformable not in range(5):
         raise ValueError(f"deformable is {deformable}; the network has 4 stages: give 0 (none) to 4 (all)")
     if deformable_version not in (1, 2):
@@ -250,8 +250,8 @@ def make_stage(
     multi_grid: Sequence[int] = (),
 ) -> nn.Sequential:
     """`depth` blocks, the first of which strides (or dilates the rest), each dilated further by its `multi_grid`."""
-    steps = [step, *(depth - 1) * [Step(1, step.after, step.after, step.reduction)]]
+    steps = [step, *(depth - 1) * [step.rest]]
     for i, rate in enumerate(multi_grid):
-        steps[i] = steps[i]._replace(dilation=steps[i].dilation * rate, after=steps[i].after * rate)
+        steps[i] = steps[i]._replace(dilation=steps[i].dilation * rate, dilation_after=steps[i].dilation_after * rate)
     inputs = [in_channels, *(depth - 1) * [width * block.expansion]]
     return nn.Sequential(*(block(c, width, one, style) for c, one in zip(inputs, steps, strict=True)))

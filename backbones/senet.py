@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from backbones.atrous import Step, atrous_steps
 from backbones.backbone import Backbone
+from backbones.classifiers import PooledClassifier
 from backbones.squeeze_excitation import SqueezeExcitation
 
 
@@ -64,7 +65,7 @@ class SEBottleneck(nn.Module):
         super().__init__()
         one, two, out = width * variant.inner[0], width * variant.inner[1], width * EXPANSION
         first, second = (step.stride, 1) if variant.strides_first else (1, step.stride)
-        dilation = step.after if variant.strides_first else step.dilation
+        dilation = step.dilation_after if variant.strides_first else step.dilation
         self.conv1 = nn.Conv2d(in_channels, one, 1, first, bias=False)
         self.bn1 = nn.BatchNorm2d(one)
         self.conv2 = conv(one, two, 3, second, dilation, variant.groups)
@@ -109,9 +110,8 @@ class SENet(Backbone):
         channels, layers = [before], []
         for depth, width, step in zip(row.depths, (64, 128, 256, 512), stages, strict=True):
             strides = step is not stages[0]
-            rest = Step(1, step.after, step.after, step.reduction)
             blocks = [SEBottleneck(channels[-1], width, step, row, 3 if row.large and strides else 1)]
-            blocks += [SEBottleneck(width * EXPANSION, width, rest, row, 0) for _ in range(depth - 1)]
+            blocks += [SEBottleneck(width * EXPANSION, width, step.rest, row, 0) for _ in range(depth - 1)]
             layers.append(nn.Sequential(*blocks))
             channels.append(width * EXPANSION)
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
@@ -129,7 +129,8 @@ class SENet(Backbone):
         return [c1, c2, c3, c4, c5]
 
     def classifier(self, num_classes: int) -> nn.Module:
-        return PooledDropoutLinear(self.channels[-1], num_classes, 0.2 if VARIANTS[self.variant].large else 0.0)
+        dropout = 0.2 if VARIANTS[self.variant].large else 0.0
+        return PooledClassifier("last_linear", nn.Linear(self.channels[-1], num_classes), dropout)
 
     def published_url(self) -> str:
         return RELEASES + VARIANTS[self.variant].file
@@ -146,15 +147,3 @@ def stem_of(convolutions: list[nn.Conv2d]) -> nn.Sequential:
         parts[f"bn{i}"] = nn.BatchNorm2d(convolution.out_channels)
         parts[f"relu{i}"] = nn.ReLU(inplace=True)
     return nn.Sequential(parts)
-
-
-class PooledDropoutLinear(nn.Module):
-    """Global average pooling, dropout and one linear layer."""
-
-    def __init__(self, channels: int, num_classes: int, dropout: float) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.last_linear = nn.Linear(channels, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last_linear(self.dropout(x.mean((2, 3))))

@@ -12,7 +12,7 @@ from types import ModuleType
 from torch import Tensor, nn
 
 from backbones.backbone import Backbone
-from backbones.pooled_linear import PooledLinear
+from backbones.classifiers import PooledClassifier
 from backbones.weights import read_weights
 
 
@@ -50,7 +50,7 @@ class TimmBackbone(Backbone):
         self.reductions = tuple(reductions[i] for i in self.kept)
         self.channels_last = getattr(self.timm_model, "output_fmt", "NCHW") == "NHWC"
         self.input_size = config["input_size"][-1]
-        self.mean, self.std = config["mean"], config["std"]  # type: ignore[misc]  # here they depend on the variant
+        self.mean, self.std = config["mean"], config["std"]
         self.load(weights)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -59,7 +59,7 @@ class TimmBackbone(Backbone):
 
     def classifier(self, num_classes: int) -> nn.Module:
         """Global average pooling and one linear layer, untrained: timm's classifiers do not follow `features_only`."""
-        return PooledLinear(self.channels[-1], num_classes)
+        return PooledClassifier("fc", nn.Linear(self.channels[-1], num_classes))
 
     def published_url(self) -> str:
         config = self.timm_model.pretrained_cfg

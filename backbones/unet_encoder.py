@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from backbones.atrous import atrous_steps
 from backbones.backbone import Backbone
-from backbones.pooled_linear import PooledLinear
+from backbones.classifiers import PooledClassifier
 from backbones.pooling import Pool2d
 
 CHANNELS = (64, 128, 256, 512, 1024)
@@ -37,21 +37,17 @@ class UNetEncoder(Backbone):
     ) -> None:
         super().__init__(variant)
         first, *steps = atrous_steps((1, 2, 2, 2, 2), output_stride)
-        self.blocks = nn.ModuleList([DoubleConv(in_channels, CHANNELS[0], first.after, valid_convolutions)])
+        self.blocks = nn.ModuleList([DoubleConv(in_channels, CHANNELS[0], first.dilation_after, valid_convolutions)])
         self.pools = nn.ModuleList([nn.Identity()])
         for i, step in enumerate(steps):
             self.pools.append(Pool2d("max", 2, step))
-            self.blocks.append(DoubleConv(CHANNELS[i], CHANNELS[i + 1], step.after, valid_convolutions))
+            self.blocks.append(DoubleConv(CHANNELS[i], CHANNELS[i + 1], step.dilation_after, valid_convolutions))
         self.dropouts = nn.ModuleList(nn.Dropout(dropout if i >= 3 else 0) for i in range(len(CHANNELS)))
         if valid_convolutions:
             self.valid_borders, self.min_size = 124, 140
         self.channels = CHANNELS
         self.reductions = (first.reduction, *(step.reduction for step in steps))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        self.init_weights(mode="fan_in")
         self.load(weights)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -63,7 +59,7 @@ class UNetEncoder(Backbone):
 
     def classifier(self, num_classes: int) -> nn.Module:
         """Global average pooling and one linear layer; the paper has no classifier."""
-        return PooledLinear(CHANNELS[-1], num_classes)
+        return PooledClassifier("fc", nn.Linear(CHANNELS[-1], num_classes))
 
 
 class DoubleConv(nn.Sequential):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from backbones.atrous import atrous_steps
 from backbones.backbone import Backbone
-from backbones.pooled_linear import PooledLinear
+from backbones.classifiers import PooledClassifier
 
 # Blocks per stage and widening factor: d = 6 * blocks + 4.
 VARIANTS = {"wrn28_10": (4, 10), "wrn40_4": (6, 4)}
@@ -83,4 +83,4 @@ class WideResNetCifar(Backbone):
         return [c1, c2, self.relu(self.bn(c3))]
 
     def classifier(self, num_classes: int) -> nn.Module:
-        return PooledLinear(self.channels[-1], num_classes)
+        return PooledClassifier("fc", nn.Linear(self.channels[-1], num_classes))

@@ -8,13 +8,13 @@ before the sum. Loads DeepLab's ImageNet weights as timm publishes them (299 x 2
 
 from collections import OrderedDict
 from functools import partial
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.atrous import Step, atrous_steps
 from backbones.backbone import Backbone
+from backbones.classifiers import PooledClassifier
 from backbones.squeeze_excitation import SqueezeExcitation
 
 BatchNorm = partial(nn.BatchNorm2d, eps=1e-3)
@@ -61,7 +61,7 @@ class Block(nn.Module):
     def __init__(self, in_channels: int, widths: tuple[int, int, int], step: Step, *, residual: bool, se: bool) -> None:
         super().__init__()
         self.residual = residual
-        self.strides = step.stride != 1 or step.dilation != step.after
+        self.strides = step.native_stride > 1
         one, two, three = widths
         self.stack = nn.ModuleDict()
         self.stack["conv1"] = SeparableConv(in_channels, one, 1, step.dilation, not residual)
@@ -98,8 +98,8 @@ class XceptionAligned(Backbone):
     """
 
     input_size = 299
-    mean: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
-    std: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
+    mean = (0.5, 0.5, 0.5)
+    std = (0.5, 0.5, 0.5)
     optional_modules = (SqueezeExcitation,)
 
     def __init__(
@@ -145,10 +145,8 @@ class XceptionAligned(Backbone):
 
     def classifier(self, num_classes: int) -> nn.Module:
         """Global average, dropout 0.5 as in DeepLab's code, one linear layer."""
-        layers = OrderedDict(
-            pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), dropout=nn.Dropout(0.5), fc=nn.Linear(2048, num_classes)
-        )
-        return nn.Sequential(OrderedDict(head=nn.Sequential(layers)))
+        head = PooledClassifier("fc", nn.Linear(2048, num_classes), dropout=0.5)
+        return nn.Sequential(OrderedDict(head=head))
 
     def published_url(self) -> str:
         return f"https://huggingface.co/timm/{self.variant}.tf_in1k/resolve/main/model.safetensors"

@@ -146,8 +146,8 @@ def test_other_input_channels(name: str) -> None:
 
 def test_steps_follow_the_accumulated_rate() -> None:
     *_, third, fourth = atrous_steps((2, 2, 1, 2, 2, 2), 8)
-    assert third == Step(stride=1, dilation=1, after=2, reduction=8)
-    assert fourth == Step(stride=1, dilation=2, after=4, reduction=8)
+    assert third == Step(stride=1, dilation=1, dilation_after=2, reduction=8)
+    assert fourth == Step(stride=1, dilation=2, dilation_after=4, reduction=8)
 
 
 def test_output_stride_must_be_known() -> None:

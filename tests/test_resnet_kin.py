@@ -33,7 +33,7 @@ def deformed(name: str, **knobs: bool | int | str) -> Backbone:
     """A deformable network with everything at random but its offsets, which are at their start."""
     backbone = randomise(BACKBONES[name](**knobs))
     for offsets in kinds(backbone, Offsets):
-        offsets.start_plain()
+        offsets.initialise()
     return backbone
 
 
