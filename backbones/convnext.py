@@ -1,10 +1,10 @@
 """A ConvNet for the 2020s. Liu, Mao, Wu, Feichtenhofer, Darrell, Xie 2022, arXiv:2201.03545.
 
 A ResNet modernised step by step towards a Swin transformer: a 4x4 patch stem, 7x7 depthwise convolutions, inverted
-bottlenecks, layer norms and GELU. No differences from the paper. Convolutions and linear layers start from a truncated
-normal of standard deviation 0.02 with zero biases, layer scales at 1e-6; whole blocks are dropped in training at the
-published rates, growing linearly with depth. The maps are the stages' outputs; the norm behind the last belongs to
-the classifier. Loads torchvision's checkpoints.
+bottlenecks, layer norms and GELU. No differences from the paper. Convolutions and linear layers are drawn from a
+truncated normal of standard deviation 0.02 with zero biases, layer scales are 1e-6; residual branches are dropped in
+training at the published rates, growing linearly with depth. The maps are the outputs of the stages; the norm after the
+last belongs to the classifier. Loads torchvision's checkpoints.
 """
 
 from typing import NamedTuple
@@ -63,7 +63,7 @@ class Variant(NamedTuple):
     depths: tuple[int, ...]
     channels: tuple[int, ...]
     drop_rate: float
-    """Probability that the deepest block is left out for an image in training."""
+    """Probability with which the deepest block's branch is dropped for an image in training."""
 
 
 VARIANTS = {

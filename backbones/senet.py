@@ -1,15 +1,15 @@
 """Squeeze-and-Excitation Networks. Hu, Shen, Albanie, Sun, Wu 2017, arXiv:1709.01507.
 
-The published networks: SE-ResNet-50/101/152, SE-ResNeXt-50/101 (32x4d) and SENet-154, the paper's largest. (For
-the gates on any ResNet of torchvision's form, `se=True` in `backbones.resnet`.) These are conversions of the authors'
-Caffe models and differ from torchvision's ResNets in these points:
+The published networks: SE-ResNet-50/101/152, SE-ResNeXt-50/101 (32x4d) and SENet-154, the paper's largest. (To add
+such gates to torchvision's ResNets, use `se=True` in `backbones.resnet`.) These are conversions of the authors' Caffe
+models and differ from torchvision's ResNets in these points:
 
-- the stem's pool has no padding but a ceiling, so its windows start one pixel later;
-- SE-ResNet strides in the first 1x1 convolution of a bottleneck, as He et al. 2015 first did, the others in the 3x3;
+- the stem's pool has no padding and rounds its output size up, so its windows start one pixel later;
+- in SE-ResNet the first 1x1 convolution of a bottleneck has the stride, as in He et al. 2015, in the others the 3x3;
 - SENet-154 has a stem of three 3x3 convolutions, grouped 3x3 convolutions (64 groups) wider than the 1x1 before them,
-  3x3 projections in the shortcuts that stride, and dropout before its classifier.
+  3x3 projections in the strided shortcuts, and dropout before its classifier.
 
-Convolutions start as in He et al. 2015. Loads the checkpoints timm publishes as legacy_seresnet50 ... legacy_senet154.
+Convolutions are initialised by He et al. 2015. Loads timm's checkpoints legacy_seresnet50 ... legacy_senet154.
 """
 
 from collections import OrderedDict
@@ -28,12 +28,12 @@ class Variant(NamedTuple):
 
     depths: tuple[int, int, int, int]
     inner: tuple[int, int]
-    """Channels behind the first and the second convolution of a bottleneck, per channel of its nominal width."""
+    """Output channels of the first and the second convolution of a bottleneck, per channel of its nominal width."""
     groups: int
     strides_first: bool
-    """Whether the first 1x1 convolution of a bottleneck strides, not the 3x3."""
+    """Whether the first 1x1 convolution of a bottleneck has the stride, instead of the 3x3."""
     large: bool
-    """SENet-154's own stem, projections and dropout."""
+    """Whether it has the stem, projections and dropout of SENet-154."""
     top1: float
     """ImageNet accuracy in percent, from timm's table of results."""
     file: str
@@ -59,7 +59,7 @@ REDUCTION = 16
 
 
 class SEBottleneck(nn.Module):
-    """1x1 - 3x3 - 1x1 and a gate on the residual; `projection` is the kernel size of the shortcut's, 0 for none."""
+    """1x1 - 3x3 - 1x1 and a gate on the residual; `projection` is the shortcut's kernel size, 0 for the identity."""
 
     def __init__(self, in_channels: int, width: int, step: Step, variant: Variant, projection: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ def conv(
 
 
 class SENet(Backbone):
-    """Residual stages with a gate in every block; maps at strides 2, 4, 8, 16, 32."""
+    """Residual networks with a gate in every block; maps at strides 2, 4, 8, 16, 32."""
 
     def __init__(
         self, variant: str, *, weights: str | None = None, output_stride: int = 32, in_channels: int = 3
@@ -140,7 +140,7 @@ class SENet(Backbone):
 
 
 def stem_of(convolutions: list[nn.Conv2d]) -> nn.Sequential:
-    """Each convolution with a batch norm and a ReLU behind it, named conv1, bn1, relu1, conv2, ..."""
+    """The convolutions, each followed by batch norm and ReLU, named conv1, bn1, relu1, conv2, ..."""
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     for i, convolution in enumerate(convolutions, start=1):
         parts[f"conv{i}"] = convolution

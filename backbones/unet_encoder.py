@@ -1,9 +1,10 @@
 """U-Net: Convolutional Networks for Biomedical Image Segmentation. Ronneberger, Fischer, Brox 2015, arXiv:1505.04597.
 
-The contracting path: five times two 3x3 convolutions, halved by 2x2 max pools, 64 to 1024 channels, no batch norm;
-dropout on the two coarsest maps, where the authors' released network has it. With the `unet` head it is the original
-network. Difference from the paper: convolutions are padded, so that a map of stride s has H / s rows, unless
-`valid_convolutions` is set. Weights start as He et al. 2015 say (fan-in), biases at 0. No weights are published.
+The contracting path: five blocks of two 3x3 convolutions, separated by 2x2 max pools, with 64 to 1024 channels, no
+batch norm, and dropout on the two coarsest maps, as in the authors' released network. With the `unet` head it is the
+original network. Difference from the paper: convolutions are padded, so that a map of stride s has H / s rows, unless
+`valid_convolutions` is set. Weights are initialised by He et al. 2015 (fan in), biases are 0. No weights are
+published.
 """
 
 from torch import Tensor, nn
@@ -19,8 +20,8 @@ CHANNELS = (64, 128, 256, 512, 1024)
 class UNetEncoder(Backbone):
     """U-Net's contracting path: maps at strides 1, 2, 4, 8 and 16.
 
-    With `valid_convolutions` each convolution takes one pixel off every border as in the paper: 572 x 572 pixels give
-    maps of 568, 280, 136, 64 and 28. Sides should then be even before each pool, which would drop a row otherwise.
+    With `valid_convolutions` each convolution crops one pixel at every border, as in the paper: 572 x 572 pixels give
+    maps of 568, 280, 136, 64 and 28. The side before each pool should then be even; otherwise the pool drops a row.
     """
 
     min_size = 16

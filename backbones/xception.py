@@ -1,9 +1,11 @@
 """Xception: Deep Learning with Depthwise Separable Convolutions. Chollet 2016, arXiv:1610.02357.
 
-The network of the paper's figure 5: residual blocks of depthwise separable convolutions, strides by max pooling. The
-two convolutions of the stem pad nothing, so the finest map falls three pixels short of half the image. The paper does
-not say how weights start: He et al. 2015 here. `se` weighs each residual branch by squeeze-and-excitation before the
-sum. Loads the author's weights as timm publishes them under legacy_xception (299 x 299 images).
+The network of the paper's figure 5: residual blocks of depthwise separable convolutions, with max pools for strides.
+As in the published network, the depthwise convolution comes first; the paper's "extreme" Inception module has the
+pointwise one first. The two convolutions of the stem are unpadded, so the finest map is three pixels smaller than half
+the image. The paper gives no initialisation; here it is that of He et al. 2015. `se` scales the channels of each
+residual branch by squeeze-and-excitation before the sum. Loads the
+author's weights as timm publishes them under legacy_xception (299 x 299 images).
 """
 
 from itertools import pairwise
@@ -19,7 +21,7 @@ from backbones.squeeze_excitation import SqueezeExcitation
 
 
 class SeparableConv(nn.Module):
-    """3x3 on each channel alone, then 1x1 across channels, nothing in between."""
+    """3x3 on each channel separately, then 1x1 across channels, without a non-linearity between them."""
 
     def __init__(self, in_channels: int, out_channels: int, dilation: int) -> None:
         super().__init__()
@@ -33,9 +35,9 @@ class SeparableConv(nn.Module):
 
 
 class Block(nn.Module):
-    """Separable convolutions from width to width, a max pool where the block strides, and the residual sum.
+    """Separable convolutions from width to width, a max pool if the block has a stride, and the residual sum.
 
-    The sum is not activated: the next block's first ReLU, on its residual branch only, does that.
+    The sum is not activated; the first ReLU of the next block is on its residual branch only.
     """
 
     def __init__(self, widths: tuple[int, ...], step: Step, *, se: bool, relu_first: bool = True) -> None:
@@ -67,7 +69,7 @@ MIDDLE = tuple(f"block{i}" for i in range(4, 12))
 class Xception(Backbone):
     """Chollet's Xception; maps at strides 2, 4, 8, 16, 32.
 
-    They are the stem's, the activated sums of blocks 1, 2 and 11, and the last convolution's.
+    They are the outputs of the stem, the activated sums of blocks 1, 2 and 11, and the output of the last convolution.
     """
 
     input_size = 299
