@@ -141,11 +141,10 @@ class Backbone(nn.Module):
         if weights is None or weights == "none":
             return
         file = read_weights(self.published_url() if weights == "imagenet" else weights)
-        fits = (self._fit(prefix, state) for prefix, state in candidates(file.state))
-        first = next(fits)
-        fit = first if not first.problem else next((one for one in fits if not one.problem), first)
+        fit = self._best_fit(file.state)
         if fit.problem:
-            raise ValueError(f"--weights {weights} does not fit {self.variant}: {fit.problem}")
+            place = f"under the prefix '{fit.prefix}', " if fit.prefix else ""
+            raise ValueError(f"--weights {weights} does not fit {self.variant}: {place}{fit.problem}")
         self.load_state_dict(fit.backbone, strict=True)
         try:
             classified = load_classifier(classifier, fit.classifier, self._classifier_names()[1])
@@ -160,6 +159,15 @@ class Backbone(nn.Module):
             f"{outside} tensors outside the prefix are left out" if outside else "",
         ]
         print_once(f"--weights {weights}: {'; '.join([f'{len(fit.backbone)} tensors', *filter(None, notes)])}")
+
+    def _best_fit(self, state: StateDict) -> Fit:
+        """The first candidate without a problem, or else the one with the most names in common."""
+        own, fits = self.state_dict(), []
+        for prefix, tensors in candidates(state):
+            fits.append(self._fit(prefix, tensors))
+            if not fits[-1].problem:
+                return fits[-1]
+        return max(fits, key=lambda fit: len(fit.backbone.keys() & own.keys()))
 
     def _fit(self, prefix: str, state: StateDict) -> Fit:
         """Sort tensors into those of the backbone and those of its classifier."""

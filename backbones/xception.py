@@ -4,8 +4,8 @@ The network of the paper's figure 5: residual blocks of depthwise separable conv
 As in the published network, the depthwise convolution comes first; the paper's "extreme" Inception module has the
 pointwise one first. The two convolutions of the stem are unpadded, so the finest map is three pixels smaller than half
 the image. The paper gives no initialisation; here it is that of He et al. 2015. `se` scales the channels of each
-residual branch by squeeze-and-excitation before the sum. Loads the
-author's weights as timm publishes them under legacy_xception (299 x 299 images).
+residual branch by squeeze-and-excitation before the sum. Loads the author's weights as timm publishes them under
+legacy_xception (299 x 299 images).
 """
 
 from itertools import pairwise

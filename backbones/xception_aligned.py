@@ -3,8 +3,8 @@
 Xception-41, 65 and 71: Xception (arXiv:1610.02357) with a deeper middle, strided separable convolutions instead of max
 pools, and batch norm also after each 3x3 depthwise convolution. Weights are drawn from N(0, 0.08), which has the
 standard deviation of the distribution in DeepLab's own code (0.09, truncated at two standard deviations). `se` scales
-the channels of each residual branch by squeeze-and-excitation before the sum. Loads
-DeepLab's ImageNet weights as timm publishes them (299 x 299 images).
+the channels of each residual branch by squeeze-and-excitation before the sum. Loads DeepLab's ImageNet weights as timm
+publishes them (299 x 299 images).
 """
 
 from collections import OrderedDict
