@@ -24,8 +24,6 @@ class UNetEncoder(Backbone):
     maps of 568, 280, 136, 64 and 28. The side before each pool should then be even; otherwise the pool drops a row.
     """
 
-    min_size = 16
-
     def __init__(
         self,
         variant: str,
@@ -44,10 +42,10 @@ class UNetEncoder(Backbone):
             self.pools.append(Pool2d("max", 2, step))
             self.blocks.append(DoubleConv(CHANNELS[i], CHANNELS[i + 1], step.dilation_after, valid_convolutions))
         self.dropouts = nn.ModuleList(nn.Dropout(dropout if i >= 3 else 0) for i in range(len(CHANNELS)))
-        if valid_convolutions:
-            self.valid_borders, self.min_size = 124, 140
         self.channels = CHANNELS
         self.reductions = (first.reduction, *(step.reduction for step in steps))
+        self.valid_borders = 124 if valid_convolutions else 0
+        self.min_size = self.valid_borders + self.reductions[-1]
         self.init_weights(mode="fan_in")
         self.load(weights)
 

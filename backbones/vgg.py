@@ -43,7 +43,6 @@ class VGG(FullyConnectedBackbone):
     """VGG-11 / 13 / 16 / 19: 3x3 convolutions in five stages; maps: the pools' outputs at strides 2, 4, 8, 16, 32."""
 
     window = 7
-    min_size = 32
 
     def __init__(
         self,
@@ -71,6 +70,7 @@ class VGG(FullyConnectedBackbone):
         self.features = nn.Sequential(*layers)
         self.channels = CHANNELS
         self.reductions = tuple(step.reduction for step in steps)
+        self.min_size = self.reductions[-1]
         self.init_weights()
         self.add_fully_connected(fully_convolutional, steps[-1].dilation_after)
         self.load(weights)

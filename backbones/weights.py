@@ -20,7 +20,7 @@ AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "teacher")
 WRAPPERS = (*AVERAGED, "state_dict", "model_state_dict", "model", "module")
 """Entries that hold the tensors. If a file has several, the first in this order is read."""
 NUMPY_SCALAR = np.float64(0).__reduce__()[0]
-HARMLESS = [
+HARMLESS: list[Any] = [
     argparse.Namespace,
     pathlib.PosixPath,
     pathlib.WindowsPath,
