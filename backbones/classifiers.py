@@ -9,7 +9,7 @@ class PooledClassifier(nn.Module):
     def __init__(self, name: str, layers: nn.Module, dropout: float = 0.0) -> None:
         super().__init__()
         self.name = name
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.add_module(name, layers)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -101,8 +101,6 @@ class DenseNet(Backbone):
     that of block 4, normalised and activated, as the classifier reads it.
     """
 
-    min_size = 29
-
     def __init__(
         self,
         variant: str,
@@ -132,6 +130,7 @@ class DenseNet(Backbone):
         self.features["norm5"] = nn.BatchNorm2d(width)
         self.channels = tuple(channels)
         self.reductions = (stem.reduction, *(step.reduction for step in steps))
+        self.min_size = self.reductions[-1] - 3  # the stem's padding makes up for three pixels
         self.init_weights()
         self.load(weights)
 

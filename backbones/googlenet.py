@@ -93,7 +93,6 @@ class GoogLeNet(Backbone):
     mean = (0.5, 0.5, 0.5)
     std = (0.5, 0.5, 0.5)
     optional_modules = (SqueezeExcitation, Auxiliary)
-    min_size = 15
 
     def __init__(
         self,
@@ -130,6 +129,7 @@ class GoogLeNet(Backbone):
         self.aux2 = Auxiliary(528, aux) if aux else None
         self.channels = (64, 192, 480, 832, 1024)
         self.reductions = tuple(step.reduction for step in (stem, pool1, pool2, pool3, pool4))
+        self.min_size = min(15, self.reductions[-1] - 1)  # the 2x2 pool before the last stage needs two pixels
         self.init_weights()
         self.load(weights)
 
