@@ -95,6 +95,8 @@ def conv(
 class SENet(Backbone):
     """Residual networks with a gate in every block; maps at strides 2, 4, 8, 16, 32."""
 
+    min_size = 3
+
     def __init__(
         self, variant: str, *, weights: str | None = None, output_stride: int = 32, in_channels: int = 3
     ) -> None:
