@@ -156,9 +156,9 @@ class Backbone(nn.Module):
             f"named there with the prefix '{fit.prefix}'" if fit.prefix else "",
             *fit.notes,
             classified,
-            f"{outside} tensors outside the prefix are left out" if outside else "",
+            f"tensors left out, outside the prefix: {outside}" if outside else "",
         ]
-        print_once(f"--weights {weights}: {'; '.join([f'{len(fit.backbone)} tensors', *filter(None, notes)])}")
+        print_once(f"--weights {weights}: {'; '.join([f'loaded {len(fit.backbone)} tensors', *filter(None, notes)])}")
 
     def _best_fit(self, state: StateDict) -> Fit:
         """The first candidate without a problem, or else the one with the most names in common."""

@@ -169,7 +169,7 @@ def test_the_rest_of_a_segmentation_network_is_left_out(
     scores = {"classifier.4.bias": torch.ones(21), "aux_classifier.4.bias": torch.ones(21)}
     for content in (below("encoder.", body) | decoder, {"model": below("backbone.", body) | scores, "epoch": 3}):
         assert holds(BACKBONES["resnet18"](weights=saved(content, tmp_path / "segmenter.pth")), body)
-        assert "2 tensors outside the prefix are left out" in capsys.readouterr().out
+        assert "tensors left out, outside the prefix: 2" in capsys.readouterr().out
 
 
 def test_another_head_of_self_supervised_training_is_left_out(body: StateDict, tmp_path: Path) -> None:
