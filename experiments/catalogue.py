@@ -3,16 +3,21 @@
 `--check` only compares, and exits with 1 where either is out of date.
 """
 
+import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Any
+
+if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 
 from backbones import BACKBONES
-from experiments.cost import classifier_without_weights, cost
-from experiments.listing import figures, first_lines
-from experiments.names import CATALOGUE, ROOT, catalogue
+from experiments.command_line.known_names import CATALOGUE, ROOT, catalogue
+from experiments.command_line.listing import figures, first_lines
+from experiments.training.network_cost import classifier_without_weights, network_cost
 from heads import HEADS
 from heads.head import missing_strides
 from lightning_modules.network import refusal
@@ -26,7 +31,7 @@ def entry(name: str) -> dict[str, Any]:
     with torch.device("meta"):
         backbone = BACKBONES[name]()
     return {
-        **cost(classifier_without_weights(name), (backbone.input_size, backbone.input_size)),
+        **network_cost(classifier_without_weights(name), (backbone.input_size, backbone.input_size)),
         "top1": backbone.published_top1(),
         "output_strides": list(backbone.output_strides),
         "input_size": backbone.input_size,
@@ -50,13 +55,16 @@ def updated_readme(entries: dict[str, dict[str, Any]]) -> str:
     return f"{before}{BEGIN}\n{markdown(entries)}\n{END}{rest.split(END)[1]}"
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="catalogue.py", description="Count what every backbone costs.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the files are out of date")
+    check = parser.parse_args(arguments).check
     entries = {}
     for number, name in enumerate(BACKBONES, 1):
         print(f"\r{number}/{len(BACKBONES)} {name:24}", end="", file=sys.stderr, flush=True)
         entries[name] = entry(name)
     print(file=sys.stderr)
-    if "--check" in arguments:
+    if check:
         fresh = catalogue() == entries and updated_readme(entries) == README.read_text(encoding="utf-8")
         print("up to date" if fresh else "out of date: run python experiments/catalogue.py")
         return 0 if fresh else 1
@@ -66,4 +74,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
