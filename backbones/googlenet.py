@@ -96,6 +96,7 @@ class GoogLeNet(Backbone):
     std: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
     optional_modules = (SqueezeExcitation, Auxiliary)
     min_size = 15
+    first_centres = (0, 2, 6, 14, 22)
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ what the weights were trained with. Loads torchvision's checkpoints.
 """
 
 import warnings
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +70,9 @@ class VGG(FullyConnectedBackbone):
         self.features = nn.Sequential(*layers)
         self.channels = CHANNELS
         self.reductions = tuple(step.reduction for step in steps)
+        windows = [layer.kernel_size for layer in layers if isinstance(layer, Pool2d)]
+        centres = accumulate(2**i / 2 if window == 2 else 0 for i, window in enumerate(windows))
+        self.first_centres = tuple(centres)
         self.init_weights()
         self.connect(fully_convolutional, steps[-1].after)
         self.load(weights)
