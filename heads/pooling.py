@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from heads.placing import span
+
 
 class BinnedPool(nn.Module):
     """The average or maximum over each bin: `(B, C, H, W)` -> `(B, C, bins, bins)`. Rows are pooled before columns."""
@@ -22,7 +24,7 @@ class BinnedPool(nn.Module):
         for axis in (2, 3):
             side = x.shape[axis]
             ends = [(i * side // self.bins, -(-(i + 1) * side // self.bins)) for i in range(self.bins)]
-            parts = [x.narrow(axis, first, last - first) for first, last in ends]
+            parts = [span(x, axis, first, last - first) for first, last in ends]
             x = torch.stack([part.mean(axis) if self.kind == "average" else part.amax(axis) for part in parts], axis)
         return x
 
