@@ -115,6 +115,11 @@ def test_fcn_upsampling_can_stay_fixed() -> None:
     head = FCN8s(CHANNELS, strides(32), CLASSES, learn_upsampling=False)
     assert not any(parameter.requires_grad for part in (head.ups, head.final) for parameter in part.parameters())
     assert all(parameter.requires_grad for parameter in head.scores.parameters())
+    learned = FCN8s(CHANNELS, strides(32), CLASSES)
+    learned.scores.load_state_dict(head.scores.state_dict())
+    features = maps(32)
+    torch.testing.assert_close(head(features), learned(features))
+    assert head.final.weight.numel() * CLASSES == learned.final.weight.numel()
 
 
 def test_context_modules_have_the_published_number_of_parameters() -> None:
@@ -149,6 +154,20 @@ def test_receptive_fields_of_the_context_measured_by_gradient(layers: int, field
             assert touched.sum() == height * width
         measured.append(height)
     assert measured == fields
+
+
+def test_doubling_dilations_see_3_7_and_15_pixels() -> None:
+    """F_i, the paper's section 2: 3x3 convolutions dilated by 1, 2, 4 see squares of side 2^(i + 2) - 1."""
+    x = torch.rand(1, 1, 21, 21, requires_grad=True)
+    maps = [x]
+    for row in dilatednet.FRONT[1:4]:
+        kernel = torch.ones(1, 1, row.kernel_size, row.kernel_size)
+        maps.append(F.conv2d(maps[-1], kernel, padding=row.dilation, dilation=row.dilation))
+    for i, one in enumerate(maps[1:]):
+        (gradient,) = torch.autograd.grad(one[0, 0, 10, 10], x, retain_graph=True)
+        side = 2 ** (i + 2) - 1
+        assert (gradient > 0).sum() == side**2
+        assert (gradient[..., 10 - side // 2 : 11 + side // 2, 10 - side // 2 : 11 + side // 2] > 0).all()
 
 
 @pytest.mark.parametrize("layers", [7, 8, 10])
@@ -282,8 +301,21 @@ def test_rates_follow_the_output_stride() -> None:
         assert HEADS["deeplabv1"](CHANNELS, strides(stride), 3).branch[0].dilation == (rate, rate)
 
 
-def test_deeplabv3plus_is_deeplab() -> None:
-    assert HEADS["deeplabv3plus"] is DeepLabV3Plus
+def test_deeplab_is_deeplabv3plus() -> None:
+    assert HEADS["deeplab"] is HEADS["deeplabv3plus"] is DeepLabV3Plus
+
+
+@pytest.mark.parametrize(("name", "stride"), [("deeplab", 4), ("lraspp", 8), ("fcn8s", 8), ("fcn16s", 16)])
+def test_a_missing_map_is_refused(name: str, stride: int) -> None:
+    """Also without `Network`, which asks before it builds."""
+    with pytest.raises(ValueError, match=f"needs a map at stride {stride}; there are 2, 32"):
+        HEADS[name]((6, 32), (2, 32), 3)
+
+
+def test_dilatednets_second_stage_freezes_the_backbone() -> None:
+    front, context = HEADS["dilatednet"].stages
+    assert front == {"head_options": {"context": "none"}}
+    assert context == {"freeze_backbone": True}
 
 
 def test_hypercolumn_forms_give_the_same_logits() -> None:

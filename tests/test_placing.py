@@ -24,7 +24,7 @@ def test_placing_is_stretching_where_the_stride_divides_the_size(stride: int) ->
     placed = place(maps[0], stride, size)
     stretched = F.interpolate(maps[1], size, mode="bilinear", align_corners=False)
     assert torch.equal(placed, stretched)
-    for out, x in zip((placed, stretched), maps, strict=True):
+    for out in (placed, stretched):
         out.square().sum().backward()
     assert torch.equal(maps[0].grad, maps[1].grad)
 
@@ -136,23 +136,16 @@ def test_binned_pools_are_pytorchs_adaptive_ones(size: tuple[int, int], bins: in
         torch.testing.assert_close(x.grad, y.grad)
 
 
-@pytest.mark.parametrize("head", ["fcn8s", "deeplab", "pspnet", "unet"])
-def test_exported_networks_take_other_sizes(head: str) -> None:
+@pytest.mark.parametrize(
+    ("backbone", "head"),
+    [*(("resnet18", head) for head in ("fcn8s", "deeplab", "pspnet", "unet")), ("vgg11", "fcn8s")],
+)
+def test_exported_networks_take_other_sizes(backbone: str, head: str) -> None:
     """Sizes that no stride divides, exported at one that all divide: nothing is frozen."""
-    network = Network("resnet18", head, 3).eval()
-    sizes = {2: torch.export.Dim("height", min=33, max=400), 3: torch.export.Dim("width", min=33, max=400)}
-    exported = torch.export.export(network, (torch.randn(1, 3, 64, 96),), dynamic_shapes=(sizes,)).module()
-    for size in ((64, 96), (97, 65), (111, 130)):
-        x = torch.randn(1, 3, *size)
-        with torch.no_grad():
-            torch.testing.assert_close(exported(x), network(x), rtol=1e-4, atol=1e-4)
-
-
-def test_networks_whose_pools_round_export_too() -> None:
-    network = Network("vgg11", "fcn8s", 3).eval()
+    network = Network(backbone, head, 3).eval()
     sizes = dict.fromkeys((2, 3), torch.export.Dim.AUTO)
     exported = torch.export.export(network, (torch.randn(1, 3, 64, 96),), dynamic_shapes=(sizes,)).module()
-    for size in ((64, 96), (97, 65)):
+    for size in ((64, 96), (97, 65), (111, 130)):
         x = torch.randn(1, 3, *size)
         with torch.no_grad():
             torch.testing.assert_close(exported(x), network(x), rtol=1e-4, atol=1e-4)
