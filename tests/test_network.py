@@ -159,8 +159,7 @@ def check_all_have_gradients(network: nn.Module) -> None:
 
 @pytest.mark.parametrize("head", ["deeplabv3", "deeplab", "pspnet"])
 def test_one_image_trains_under_synchronised_norms_too(head: str) -> None:
-        without = Network("googlenet", "classifier", CLASSES, aux=False)
-        assert not any("aux" in name for name, _ in without.named_modules())
+    """The norm of one value per channel is left out, whichever its class; others need a GPU to synchronise."""
     network = Network("resnet18", head, CLASSES)
     nn.SyncBatchNorm.convert_sync_batchnorm(network)
     pooled = network.head.pyramid[0] if head == "pspnet" else network.head.aspp.pooled
