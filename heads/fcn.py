@@ -67,11 +67,12 @@ class FCN(Head):
             nn.init.zeros_(score.bias)
         self.scores = nn.ModuleList(scores)
         strides = [*(reductions[index] for index in coarse_to_fine), 1]
-        *ups, self.final = (
+        *ups, final = (
             bilinear_upsampling(num_classes, coarse // fine, learned=learn_upsampling)
             for coarse, fine in pairwise(strides)
         )
         self.ups = nn.ModuleList(ups)
+        self.final = final
 
     def forward(self, features: list[Tensor]) -> Tensor:
         level, *finer = self.levels[::-1]
