@@ -64,6 +64,10 @@ class Backbone(nn.Module):
     keep their initial values; if it has any, it must have all of them."""
     input_size: int = 224
     """Side in pixels of the square images that the published weights were scored on."""
+    first_centres: tuple[float, ...] | None = None
+    """Image pixel, counted from 0, at the centre of what each map's first value depends on. None: all layers are padded
+    symmetrically, and the value i of a map at reduction r stands for the pixels from i * r to (i + 1) * r, as in
+    torchvision's segmentation networks; odd kernels then displace all scores by up to r / 2, at every size alike."""
     min_size: int = 1
     """Side in pixels of the smallest image, square or not, that no layer shrinks to nothing."""
     valid_borders: int = 0

@@ -130,6 +130,7 @@ class DenseNet(Backbone):
         self.features["norm5"] = nn.BatchNorm2d(width)
         self.channels = tuple(channels)
         self.reductions = (stem.reduction, *(step.reduction for step in steps))
+        self.first_centres = (0, 0, 2, 6, 14)
         self.min_size = self.reductions[-1] - 3  # the stem's padding makes up for three pixels
         self.init_weights()
         self.load(weights)

@@ -93,6 +93,7 @@ class GoogLeNet(Backbone):
     mean = (0.5, 0.5, 0.5)
     std = (0.5, 0.5, 0.5)
     optional_modules = (SqueezeExcitation, Auxiliary)
+    first_centres = (0, 2, 6, 14, 22)
 
     def __init__(
         self,

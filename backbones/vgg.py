@@ -12,6 +12,7 @@ this is simpler, but the weights were trained with those pools. Loads torchvisio
 """
 
 import warnings
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,9 @@ class VGG(FullyConnectedBackbone):
         self.features = nn.Sequential(*layers)
         self.channels = CHANNELS
         self.reductions = tuple(step.reduction for step in steps)
+        windows = [layer.kernel_size for layer in layers if isinstance(layer, Pool2d)]
+        centres = accumulate(2**i / 2 if window == 2 else 0 for i, window in enumerate(windows))
+        self.first_centres = tuple(centres)
         self.min_size = self.reductions[-1]
         self.init_weights()
         self.add_fully_connected(fully_convolutional, steps[-1].dilation_after)

@@ -78,6 +78,7 @@ class Xception(Backbone):
     optional_modules = (SqueezeExcitation,)
     min_size = 7
     valid_borders = 5
+    first_centres = (3, 3, 3, 3, 3)
 
     def __init__(
         self,
