@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounter
 
 from backbones import BACKBONES
 from experiments.run import main
-from experiments.trainer import Patience
+from experiments.training.make_trainer import Patience
 from lightning_modules.blocks import blocks, depths
 from lightning_modules.segmentation import SegmentationModule
 from tests.conftest import crf_arguments
