@@ -106,7 +106,7 @@ class GraftModule(pl.LightningModule):
             in_channels=in_channels,
             backbone_options=backbone_options,
             head_options=head_options,
-            aux=None if aux_weight is None else bool(aux_weight),
+            aux=None if aux_weight is None else aux_weight != 0,
         )
         if freeze_backbone:
             self.network.backbone.requires_grad_(False)
