@@ -185,7 +185,7 @@ class GraftModule(pl.LightningModule):
         """
         if (self.hparams["backbone_options"] or {}).get("memory_efficient"):
             raise ValueError(
-                "--compile does not work with the backbone's option memory_efficient; use --checkpoint-activations instead"
+                "--compile does not work with the backbone's option memory_efficient; use --checkpoint-activations"
             )
         self.network.compile(backend=backend)
         # Looked up when it is called, because FSDP2 replaces the method.
