@@ -1,7 +1,7 @@
-"""What every backbone is: a module that turns images into maps, and knows its published weights and classifier."""
+"""Base class of all backbones: turns images into feature maps, loads published weights, builds the classifier."""
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torchvision
@@ -22,7 +22,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def to_pixels(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
-    """Undo the normalisation of images `(..., C, H, W)`: float -> uint8 in 0..255, exactly the pixels there were."""
+    """Undo the normalisation of images `(..., C, H, W)`: float -> uint8 in 0..255, exactly the original pixels."""
     offset, scale = (torch.as_tensor(values, device=images.device).view(-1, 1, 1) for values in (mean, std))
     return ((images * scale + offset) * 255).round().clamp(0, 255).byte()
 
@@ -52,15 +52,16 @@ class Backbone(nn.Module):
     """Channels of each map."""
     reductions: tuple[int, ...]
     """Pixels of the image per pixel of each map, non-decreasing. Strictly increasing at output stride 32."""
-    mean: ClassVar[tuple[float, ...]] = IMAGENET_MEAN
-    """What the published weights expect subtracted from images in [0, 1]."""
-    std: ClassVar[tuple[float, ...]] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Mean per channel that is subtracted from images in [0, 1]."""
+    std: tuple[float, ...] = IMAGENET_STD
+    """Standard deviation per channel that images are then divided by."""
 
     output_strides: ClassVar[tuple[int, ...]] = OUTPUT_STRIDES
     """The output strides this family can be built at; others are refused with the reason."""
     optional_modules: ClassVar[tuple[type[nn.Module], ...]] = ()
-    """Kinds of modules that a published checkpoint need not have. Where it has no tensor of one kind, those modules
-    keep their initial values; where it has some, it must have all."""
+    """Module types that may be absent from a published checkpoint. If it has no tensor of such a type, these modules
+    keep their initial values; if it has any, it must have all of them."""
     input_size: int = 224
     """Side in pixels of the square images that the published weights were scored on."""
     first_centres: tuple[float, ...] | None = None
@@ -68,10 +69,10 @@ class Backbone(nn.Module):
     symmetrically, and the value i of a map at reduction r stands for the pixels from i * r to (i + 1) * r, as in
     torchvision's segmentation networks; odd kernels then displace all scores by up to r / 2, at every size alike."""
     min_size: int = 1
-    """Side in pixels of the smallest square image that every layer can work on."""
+    """Side in pixels of the smallest image, square or not, that no layer shrinks to nothing."""
     valid_borders: int = 0
-    """Pixels of the image per side, both ends together, that unpadded layers cut off at most: a map's side is at least
-    (H - valid_borders) // reduction, and at most H // reduction."""
+    """Upper bound on the image pixels that unpadded layers crop along one axis (both ends together): a map's height is
+    between (H - valid_borders) // reduction and H // reduction, and likewise its width."""
 
     def __init__(self, variant: str) -> None:
         super().__init__()
@@ -81,7 +82,10 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def forward_with_aux(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """`forward`, and the logits of auxiliary classifiers, which exist in training only; most networks have none."""
+        """Return the maps of `forward` and a list of the auxiliary classifiers' logits `(B, num_classes)`.
+
+        The list is empty outside training and for networks without such classifiers, which are most.
+        """
         return self(x), []
 
     def classifier(self, num_classes: int) -> nn.Module:
@@ -141,11 +145,10 @@ class Backbone(nn.Module):
         if weights is None or weights == "none":
             return
         file = read_weights(self.published_url() if weights == "imagenet" else weights)
-        fits = (self._fit(prefix, state) for prefix, state in candidates(file.state))
-        first = next(fits)
-        fit = first if not first.problem else next((one for one in fits if not one.problem), first)
+        fit = self._best_fit(file.state)
         if fit.problem:
-            raise ValueError(f"--weights {weights} does not fit {self.variant}: {fit.problem}")
+            place = f"under the prefix '{fit.prefix}', " if fit.prefix else ""
+            raise ValueError(f"--weights {weights} does not fit {self.variant}: {place}{fit.problem}")
         self.load_state_dict(fit.backbone, strict=True)
         try:
             classified = load_classifier(classifier, fit.classifier, self._classifier_names()[1])
@@ -160,6 +163,15 @@ class Backbone(nn.Module):
             f"{outside} tensors outside the prefix are left out" if outside else "",
         ]
         print_once(f"--weights {weights}: {'; '.join([f'{len(fit.backbone)} tensors', *filter(None, notes)])}")
+
+    def _best_fit(self, state: StateDict) -> Fit:
+        """The first candidate without a problem, or else the one with the most names in common."""
+        own, fits = self.state_dict(), []
+        for prefix, tensors in candidates(state):
+            fits.append(self._fit(prefix, tensors))
+            if not fits[-1].problem:
+                return fits[-1]
+        return max(fits, key=lambda fit: len(fit.backbone.keys() & own.keys()))
 
     def _fit(self, prefix: str, state: StateDict) -> Fit:
         """Sort tensors into those of the backbone and those of its classifier."""
@@ -191,11 +203,17 @@ class Backbone(nn.Module):
         modules = ((name, module) for name, module in self.named_modules() if isinstance(module, kind))
         return {f"{name}.{key}": value for name, module in modules for key, value in module.state_dict().items()}
 
-    def init_weights(self, modules: Iterable[nn.Module] | None = None) -> None:
-        """He et al. 2015 (fan out) for convolutions, ones and zeros for norms; the default most papers here share."""
+    def init_weights(
+        self, modules: Iterable[nn.Module] | None = None, mode: Literal["fan_in", "fan_out"] = "fan_out"
+    ) -> None:
+        """He et al. 2015 for convolutions, ones and zeros for norms: the default that most papers here share.
+
+        Args:
+            modules: what to initialise; None: all of the network.
+        """
         for module in modules if modules is not None else self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):

@@ -7,23 +7,35 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from backbones.state_dicts import StateDict
+
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "teacher")
 """Entries under which training programs keep an average of the weights, which is what they score."""
 WRAPPERS = (*AVERAGED, "state_dict", "model_state_dict", "model", "module")
 """Entries that hold the tensors. If a file has several, the first in this order is read."""
-HARMLESS = (argparse.Namespace, pathlib.PosixPath, pathlib.WindowsPath)
+NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+HARMLESS: list[Any] = [
+    argparse.Namespace,
+    pathlib.PosixPath,
+    pathlib.WindowsPath,
+    NUMPY_SCALAR,
+    (NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # its name before NumPy 2
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
+]
 """Classes that training programs store beside the tensors; unpickling them runs no code of the file."""
 
 
 class Checkpoint(NamedTuple):
     """The tensors of a file, by name."""
 
-    state: dict[str, Tensor]
+    state: StateDict
     entry: str
     """The entry of the file that holds them, such as "model"; empty if they are not wrapped."""
 
@@ -40,7 +52,7 @@ def read_weights(source: str) -> Checkpoint:
     return read_checkpoint(path, "--weights")
 
 
-def read_state(path: Path, flag: str) -> dict[str, Tensor]:
+def read_state(path: Path, flag: str) -> StateDict:
     """Read the state dict of a file as `read_checkpoint` does, without the name of its entry."""
     return read_checkpoint(path, flag).state
 
@@ -57,7 +69,7 @@ def read_checkpoint(path: Path, flag: str) -> Checkpoint:
     try:
         if path.suffix == ".safetensors":
             return Checkpoint(load_file(path), "")
-        with torch.serialization.safe_globals(list(HARMLESS)):
+        with torch.serialization.safe_globals(HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
         raise ValueError(f"{flag} {path} cannot be read as a checkpoint: {reason(error)}") from error

@@ -44,6 +44,5 @@ class ImagePooling(nn.Module):
 
 
 def scaled_rates(rates: Sequence[int], published_at: int, reduction: int) -> list[int]:
-    """Rescale dilation rates from stride `published_at` to stride `reduction`, so that they cover the same distance in the
-    image."""
+    """Rescale dilation rates from stride `published_at` to `reduction`, so that they cover the same image distance."""
     return [max(1, rate * published_at // reduction) for rate in rates]

@@ -37,8 +37,8 @@ class CRFSettings:
         w2: weight of the Gaussian kernel of position.
         sigma_gamma: its standard deviation, pixels.
         iterations: number of mean-field updates; 0 returns the clipped scores.
-        normalization: where each kernel is divided by the sum of its weights: "symmetric" (by the square root before and
-            after filtering), "before" or "after" filtering.
+        normalization: where each kernel is divided by the sum of its weights: "symmetric" (by the square root, before
+            and after filtering), "before" or "after" filtering.
 
     Raises:
         ValueError: a standard deviation not above 0, an infinite weight, negative iterations, unknown normalisation.

@@ -42,7 +42,7 @@ class FPN(Head):
             raise ValueError(f"fpn's width is {width}; it must be a multiple of 32, the groups of its norms")
         self.laterals = nn.ModuleList(nn.Conv2d(channels[i], pyramid_width, 1) for i in used)
         self.outputs = nn.ModuleList(nn.Conv2d(pyramid_width, pyramid_width, 3, padding=1) for _ in used)
-        # Levels that are finer than the next one: on its path to the finest level, a coarser level is upsampled to each.
+        # Levels that are finer than the next one. A coarser level is upsampled to each in turn.
         strides = [reductions[i] for i in used]
         finer = [i for i, (fine, coarse) in enumerate(pairwise(strides)) if fine < coarse]
         self.branches = nn.ModuleList(

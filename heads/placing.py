@@ -36,7 +36,9 @@ def place(
         enlarged = [stride * side for side in x.shape[2:]]
         corners = None if mode == "nearest" else False
         x = F.interpolate(x, enlarged, mode=mode, align_corners=corners).to(x.dtype)
-    return x[:, :, start : start + size[0], start : start + size[1]]
+    for axis, length in enumerate(size, 2):
+        x = span(x, axis, start, length)
+    return x
 
 
 def _values(x: Tensor, axis: int, before: int, count: int) -> Tensor:
@@ -46,3 +48,13 @@ def _values(x: Tensor, axis: int, before: int, count: int) -> Tensor:
         return x
     index = torch.arange(count, device=x.device) - before
     return x.index_select(axis, index.clamp(0, side - 1))
+
+
+def span(x: Tensor, axis: int, first: int, length: int) -> Tensor:
+    """`length` values along an axis from `first` on: a slice, or a gather while sizes are symbolic.
+
+    For a slice, the exporter would have to prove that the map is large enough, which it cannot do for rounded sizes.
+    """
+    if isinstance(length, torch.SymInt):
+        return x.index_select(axis, torch.arange(length, device=x.device) + first)
+    return x.narrow(axis, first, length) if length != x.shape[axis] else x

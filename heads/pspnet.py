@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from heads.conv_norm import conv_bn_relu, norm_pooled
 from heads.head import Head, last
-from heads.pooling import BinnedAverage
+from heads.pooling import BinnedPool
 
 BINS = (1, 2, 3, 6)
 
@@ -57,7 +57,7 @@ class PyramidLevel(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int, bins: int) -> None:
         super().__init__(
-            BinnedAverage(bins),
+            BinnedPool("average", bins),
             nn.Conv2d(in_channels, out_channels, 1, bias=False),
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),

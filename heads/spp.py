@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from heads.head import Head, last
-from heads.pooling import BinnedMax
+from heads.pooling import BinnedPool
 
 
 class SPP(Head):
@@ -40,7 +40,7 @@ class SPP(Head):
         super().__init__(reductions, [last(reductions)])
         if not bins or min(bins) < 1:
             raise ValueError(f"spp has bins={list(bins)}; it needs at least one level, of 1 or more bins per side")
-        self.pools = nn.ModuleList(BinnedMax(side) for side in bins)
+        self.pools = nn.ModuleList(BinnedPool("max", side) for side in bins)
         fc6, fc7 = nn.Linear(channels[-1] * sum(side**2 for side in bins), hidden), nn.Linear(hidden, hidden)
         output = nn.Linear(hidden, num_classes)
         for layer in (fc6, fc7):

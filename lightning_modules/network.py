@@ -140,8 +140,8 @@ def backbone_settings(
             options = {"aux": num_classes if wanted else 0} | options
         elif aux:
             raise ValueError(
-                f"--aux-weight needs a segmentation head, or a backbone with auxiliary classifiers (googlenet); {head} on "
-                f"{backbone} has no auxiliary loss, leave the flag out"
+                f"--aux-weight needs a segmentation head, or a backbone with auxiliary classifiers (googlenet); "
+                f"{head} on {backbone} has no auxiliary loss, leave the flag out"
             )
     scored = num_classes if head_class.task == "classification" else 0
     if "aux" in known and options.get("aux", 0) not in (0, scored):

@@ -1,6 +1,7 @@
 """The fully connected CRF: against dense filtering and pydensecrf, its gradients, and what it refuses."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,25 +78,23 @@ def test_only_the_position_kernel_is_exact_mean_field() -> None:
 )
 @pytest.mark.parametrize("potts", [True, False])
 def test_agrees_with_pydensecrf(normalization: Any, spatial: Any, potts: bool) -> None:
-    densecrf = pytest.importorskip(
-        "pydensecrf.densecrf", reason="pydensecrf2 is not installed: pip install graft[bench]"
-    )
-    kind = {"symmetric": densecrf.NORMALIZE_SYMMETRIC, "before": densecrf.NORMALIZE_BEFORE}[normalization]
+    """Its recorded answers: each pixel's label, and the beliefs of every sixth pixel along both sides.
+
+    They are those of pydensecrf2 1.1's DenseCRF2D for `scene(45, 60)` and `SETTINGS`: `setUnaryEnergy` with the negated
+    logarithms of the clipped probabilities, `addPairwiseBilateral` and `addPairwiseGaussian` with the weights (Potts)
+    or the weights times the symmetric matrix below, NORMALIZE_SYMMETRIC or NORMALIZE_BEFORE, `inference(5)`.
+    """
+    answers = np.load(Path(__file__).with_name("pydensecrf_answers.npz"))
     logits, image, _ = scene(45, 60)
-    settings = replace(SETTINGS, normalization=normalization)
+    for name, recorded in (("logits", logits), ("image", image)):
+        torch.testing.assert_close(recorded[0, :, ::6, ::6], torch.from_numpy(answers[name]))
+    case = f"{normalization}_{'potts' if potts else 'matrix'}"
+    labels, expected = (torch.from_numpy(answers[name]) for name in (f"{case}_labels", case))
     matrix = (asymmetric(4) + asymmetric(4).T) / 2  # pydensecrf takes symmetric ones alone
-    theirs = densecrf.DenseCRF2D(60, 45, 4)
-    unary = logits.softmax(1).clamp(min=CLIP).log()[0].flatten(1)
-    theirs.setUnaryEnergy(np.ascontiguousarray(-unary.numpy()))
-    pixels = np.ascontiguousarray(image[0].permute(1, 2, 0).numpy())
-    compat = [s.w1 if potts else s.w1 * matrix.numpy() for s in (settings, replace(settings, w1=settings.w2))]
-    theirs.addPairwiseBilateral(settings.sigma_alpha, settings.sigma_beta, pixels, compat[0], normalization=kind)
-    theirs.addPairwiseGaussian(settings.sigma_gamma, compat[1], normalization=kind)
-    expected = torch.from_numpy(np.array(theirs.inference(settings.iterations))).view(4, 45, 60)
-    crf = DenseCRF(settings, compatibility=None if potts else matrix, spatial=spatial)
-    refined = crf(logits, image)[0]
-    assert (refined.argmax(0) == expected.argmax(0)).float().mean() > (0.9999 if spatial == "lattice" else 0.99)
-    assert (refined - expected).abs().mean() < (1e-6 if spatial == "lattice" else 1e-2)
+    settings = replace(SETTINGS, normalization=normalization)
+    refined = DenseCRF(settings, compatibility=None if potts else matrix, spatial=spatial)(logits, image)[0]
+    assert (refined.argmax(0) == labels).float().mean() > (0.9999 if spatial == "lattice" else 0.99)
+    assert (refined[:, ::6, ::6] - expected).abs().mean() < (1e-6 if spatial == "lattice" else 1e-2)
 
 
 def test_probabilities_and_logits_give_the_same() -> None:
@@ -213,8 +212,65 @@ def test_no_iterations_return_the_scores() -> None:
     torch.testing.assert_close(DenseCRF(replace(SETTINGS, iterations=0))(logits, image), logits.softmax(1))
 
 
-def test_presets_are_settings() -> None:
-    assert PRESETS["deeplabv2_resnet101"] == CRFSettings() == CRFSettings(4, 67, 3, 3, 1)
+def test_the_default_is_deeplabv2s_resnet_setting() -> None:
+    """Compared by its answer, so that neither the order nor the names of the fields can change unnoticed."""
+    logits, image, _ = scene(labels=3)
+    named = CRFSettings(iterations=10, w2=3, w1=4, sigma_gamma=1, sigma_beta=3, sigma_alpha=67)
+    refined = DenseCRF()(logits, image)
+    torch.testing.assert_close(refined, DenseCRF(named)(logits, image))
+    assert not torch.allclose(refined, DenseCRF(PRESETS["pydensecrf"])(logits, image), atol=1e-3)
+
+
+@pytest.mark.parametrize("weights_learn", [False, True])
+def test_a_confident_mistake_gets_a_gradient(weights_learn: bool) -> None:
+    """A pixel that gives the truth a probability of 2e-9, through the CRF and the logarithm behind it."""
+    logits = torch.tensor([20.0, 0.0]).view(1, 2, 1, 1).requires_grad_()
+    image = torch.full((1, 3, 1, 1), 77)
+    crf = DenseCRF(replace(SETTINGS, w1=0.1, w2=0.1), trainable=weights_learn)
+    said = crf(logits, image, log=True)
+    nn.functional.cross_entropy(said, torch.ones(1, 1, 1, dtype=torch.long)).backward()
+    assert logits.grad[0, 1].item() < -0.5
+    assert logits.grad[0, 0].item() > 0.5
+
+
+def test_many_certain_pixels_stay_finite() -> None:
+    """Where beliefs underflow in float32, their logarithms and gradients do not."""
+    _, image, truth = scene()
+    logits = (200.0 * nn.functional.one_hot((truth + 1) % 4, 4)).permute(2, 0, 1)[None].requires_grad_()
+    said = DenseCRF(SETTINGS, trainable=True)(logits, image, log=True)
+    nn.functional.cross_entropy(said, truth[None]).backward()
+    assert said.isfinite().all()
+    assert logits.grad.isfinite().all()
+    own = logits.grad.gather(1, truth[None, None])
+    assert (own < 0).float().mean() > 0.9
+
+
+def test_logarithms_are_those_of_the_probabilities() -> None:
+    logits, image, _ = scene()
+    for crf in (DenseCRF(SETTINGS), DenseCRF(SETTINGS, trainable=True)):
+        torch.testing.assert_close(crf(logits, image, log=True).exp(), crf(logits, image))
+
+
+def test_faster_matrix_products_change_nothing() -> None:
+    """On CPUs and GPUs that have them, "medium" multiplies in bfloat16; the setting is left as it was."""
+    logits, image, _ = scene()
+    crf = DenseCRF(SETTINGS, compatibility=asymmetric(4))
+    expected, seen = crf(logits, image), []
+    product = torch.addmm
+
+    def watched(*args: Any, **kwargs: Any) -> Tensor:
+        seen.append(torch.get_float32_matmul_precision())
+        return product(*args, **kwargs)
+
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "addmm", watched)
+            assert torch.equal(crf(logits, image), expected)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert set(seen) == {"highest"}
 
 
 @pytest.mark.parametrize(
@@ -247,7 +303,7 @@ def test_refuses_bad_input() -> None:
         (logits[0], image, {}, r"scores have the shape \(4, 24, 32\)"),
         (logits, image[0], {}, r"images have the shape \(3, 24, 32\)"),
         (logits[..., :0], image, {}, r"scores have the shape \(1, 4, 24, 0\)"),
-        (logits, image, {"from_logits": False}, "are no probabilities"),
+        (logits, image, {"from_logits": False}, "are not probabilities"),
     ]
     for scores, images, options, message in cases:
         with pytest.raises(ValueError, match=message) as caught:

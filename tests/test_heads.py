@@ -9,7 +9,7 @@ from backbones import BACKBONES
 from backbones.pooling import Pool2d
 from heads import HEADS, dilatednet
 from heads.aspp import scaled_rates
-from heads.deeplab import DeepLab
+from heads.deeplab import DeepLabV3Plus
 from heads.deeplabv2 import DeepLabV2
 from heads.dilatednet import context_module
 from heads.fcn import FCN8s
@@ -72,7 +72,7 @@ def test_one_image_trains_and_every_map_it_needs_counts(name: str) -> None:
             nn.init.normal_(parameter)
     features = [x.requires_grad_() for x in maps(32, batch=1)]
     head(features).square().mean().backward()
-    needed = {*HEADS[name].needs, 32}
+    needed = {*HEADS[name].required_strides, 32}
     for stride, x in zip(strides(32), features, strict=True):
         assert stride not in needed or (x.grad is not None and x.grad.any()), f"the map at stride {stride} is not read"
 
@@ -81,7 +81,7 @@ def test_one_image_trains_and_every_map_it_needs_counts(name: str) -> None:
 def test_any_number_of_maps(name: str) -> None:
     """Down to the coarsest one that the head needs, whatever else there is."""
     head = HEADS[name]
-    finest = min([*head.needs, 32])
+    finest = min([*head.required_strides, 32])
     start = strides(32).index(finest)
     features = maps(32)[start:]
     assert head(CHANNELS[start:], strides(32)[start:], 3)(features).shape[:2] == (2, 3)
@@ -115,6 +115,11 @@ def test_fcn_upsampling_can_stay_fixed() -> None:
     head = FCN8s(CHANNELS, strides(32), CLASSES, learn_upsampling=False)
     assert not any(parameter.requires_grad for part in (head.ups, head.final) for parameter in part.parameters())
     assert all(parameter.requires_grad for parameter in head.scores.parameters())
+    learned = FCN8s(CHANNELS, strides(32), CLASSES)
+    learned.scores.load_state_dict(head.scores.state_dict())
+    features = maps(32)
+    torch.testing.assert_close(head(features), learned(features))
+    assert head.final.weight.numel() * CLASSES == learned.final.weight.numel()
 
 
 def test_context_modules_have_the_published_number_of_parameters() -> None:
@@ -151,6 +156,20 @@ def test_receptive_fields_of_the_context_measured_by_gradient(layers: int, field
     assert measured == fields
 
 
+def test_doubling_dilations_see_3_7_and_15_pixels() -> None:
+    """F_i, the paper's section 2: 3x3 convolutions dilated by 1, 2, 4 see squares of side 2^(i + 2) - 1."""
+    x = torch.rand(1, 1, 21, 21, requires_grad=True)
+    maps = [x]
+    for row in dilatednet.FRONT[1:4]:
+        kernel = torch.ones(1, 1, row.kernel_size, row.kernel_size)
+        maps.append(F.conv2d(maps[-1], kernel, padding=row.dilation, dilation=row.dilation))
+    for i, one in enumerate(maps[1:]):
+        (gradient,) = torch.autograd.grad(one[0, 0, 10, 10], x, retain_graph=True)
+        side = 2 ** (i + 2) - 1
+        assert (gradient > 0).sum() == side**2
+        assert (gradient[..., 10 - side // 2 : 11 + side // 2, 10 - side // 2 : 11 + side // 2] > 0).all()
+
+
 @pytest.mark.parametrize("layers", [7, 8, 10])
 @pytest.mark.parametrize("width", ["basic", "large"])
 def test_context_starts_as_the_identity(width: str, layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +196,7 @@ def test_unet_is_the_original(in_channels: int, classes: int, published: int) ->
             head_options={"valid": True, "norm": False},
         )
         assert count(network) == published
-        assert network.head.margins(388) == (92, 92)
+        assert (network.head.mirror_before, network.head.mirror_after(388)) == (92, 92)
         features = network.backbone(torch.empty(1, in_channels, 572, 572))
         assert [x.shape[2] for x in features] == [568, 280, 136, 64, 28]
         assert network.head(features).shape == (1, classes, 388, 388)
@@ -282,8 +301,21 @@ def test_rates_follow_the_output_stride() -> None:
         assert HEADS["deeplabv1"](CHANNELS, strides(stride), 3).branch[0].dilation == (rate, rate)
 
 
-def test_deeplabv3plus_is_deeplab() -> None:
-    assert HEADS["deeplabv3plus"] is DeepLab
+def test_deeplab_is_deeplabv3plus() -> None:
+    assert HEADS["deeplab"] is HEADS["deeplabv3plus"] is DeepLabV3Plus
+
+
+@pytest.mark.parametrize(("name", "stride"), [("deeplab", 4), ("lraspp", 8), ("fcn8s", 8), ("fcn16s", 16)])
+def test_a_missing_map_is_refused(name: str, stride: int) -> None:
+    """Also without `Network`, which asks before it builds."""
+    with pytest.raises(ValueError, match=f"needs a map at stride {stride}; there are 2, 32"):
+        HEADS[name]((6, 32), (2, 32), 3)
+
+
+def test_dilatednets_second_stage_freezes_the_backbone() -> None:
+    front, context = HEADS["dilatednet"].stages
+    assert front == {"head_options": {"context": "none"}}
+    assert context == {"freeze_backbone": True}
 
 
 def test_hypercolumn_forms_give_the_same_logits() -> None:

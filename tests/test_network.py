@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from backbones import BACKBONES, find_backbone
+from backbones import BACKBONES, find_backbone, vit
 from backbones.backbone import Backbone
 from experiments.command_line.known_names import catalogue
 from heads import HEADS
-from heads.conv_norm import PooledBatchNorm
+from heads.conv_norm import norm_pooled
 from heads.fcn import bilinear_upsampling
-from heads.head import level, missing_strides
+from heads.head import index_of_stride, missing_strides
 from lightning_modules.network import Network, mirrored
 from tests.oracles import KNOBS
 
@@ -106,8 +106,28 @@ def test_every_head_trains_bottlenecks_and_inverted_ones(head: str, backbone: st
     check_gradients(Network(backbone, head, CLASSES, output_stride=32, head_options=CHEAPER.get(head)))
 
 
-def test_a_transformer_trains_its_whole_pyramid() -> None:
-    check_gradients(Network("vit_b_32", "hypercolumn", CLASSES))
+@pytest.mark.parametrize("aux", [False, True])
+@pytest.mark.parametrize("head", HEADS)
+def test_a_transformer_builds_no_level_that_its_head_does_not_read(
+    head: str, aux: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So every parameter gets a gradient, which plain DDP needs."""
+    monkeypatch.setitem(vit.VARIANTS, "vit_b_32", vit.Variant(patch=32, channels=64, depth=1, heads=2))
+    aux = aux and HEADS[head].task == "segmentation"
+    check_gradients(Network("vit_b_32", head, CLASSES, head_options=CHEAPER.get(head), aux=aux))
+
+
+def test_ddp_trains_a_transformer_under_a_head_of_one_map(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    """DDP's reducer, in one process, refuses the second step if a parameter of the first got no gradient."""
+    monkeypatch.setitem(vit.VARIANTS, "vit_b_32", vit.Variant(patch=32, channels=64, depth=1, heads=2))
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    try:
+        for head in ("fcn32s", "deeplabv3", "lraspp"):
+            network = nn.parallel.DistributedDataParallel(Network("vit_b_32", head, CLASSES))
+            for _ in range(3):
+                network(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -137,10 +157,17 @@ def check_all_have_gradients(network: nn.Module) -> None:
         assert parameter.grad.isfinite().all(), f"the gradient of {name} is not finite"
 
 
-@pytest.mark.parametrize("head", [name for name, head in HEADS.items() if head.task == "segmentation"])
-def test_one_image_per_device_trains(head: str) -> None:
+@pytest.mark.parametrize("head", ["deeplabv3", "deeplab", "pspnet"])
+def test_one_image_trains_under_synchronised_norms_too(head: str) -> None:
+    """The norm of one value per channel is left out, whichever its class; others need a GPU to synchronise."""
     network = Network("resnet18", head, CLASSES)
-    network(torch.randn(1, 3, 64, 64)).mean().backward()
+    nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    pooled = network.head.pyramid[0] if head == "pspnet" else network.head.aspp.pooled
+    norms = [part for part in pooled.modules() if isinstance(part, nn.SyncBatchNorm)]
+    assert len(norms) == 1
+    before = norms[0].running_mean.clone()
+    pooled.train()(torch.randn(1, 512, 4, 4)).mean().backward()
+    assert torch.equal(norms[0].running_mean, before)
 
 
 @pytest.mark.parametrize("head", ["fcn8s", "deeplab"])
@@ -166,7 +193,7 @@ def test_an_auxiliary_head_reads_the_stride_16_map_and_works_in_training_only() 
     assert all(parameter.grad is None for parameter in network.aux_head.parameters())
     with torch.device("meta"):
         assert Network("lenet5", "unet", CLASSES, aux=True).aux_level == 0
-        with pytest.raises(ValueError, match="--aux-weight adds a head to segmentation heads"):
+        with pytest.raises(ValueError, match="--aux-weight needs a segmentation head, or a backbone with auxiliary"):
             Network("resnet18", "classifier", CLASSES, aux=True)
 
 
@@ -179,11 +206,11 @@ def test_mirrored_margins_go_back_and_forth_as_often_as_needed() -> None:
 
 
 def test_pooled_norm_leaves_its_statistics_alone_on_one_value() -> None:
-    norm = PooledBatchNorm(3)
+    norm = nn.BatchNorm2d(3)
     before = norm.running_mean.clone()
-    norm(torch.randn(1, 3, 1, 1))
+    norm_pooled(norm, torch.randn(1, 3, 1, 1))
     assert torch.equal(norm.running_mean, before)
-    norm(torch.randn(2, 3, 1, 1))
+    norm_pooled(norm, torch.randn(2, 3, 1, 1))
     assert not torch.equal(norm.running_mean, before)
 
 
@@ -196,9 +223,9 @@ def test_a_head_takes_the_output_stride_there_is() -> None:
 
 
 def test_levels_keep_their_order_under_dilation() -> None:
-    assert [level((2, 4, 8, 8, 8), stride) for stride in (4, 8, 16, 32)] == [1, 2, 3, 4]
-    assert [level((2, 4, 8, 16, 16), stride) for stride in (8, 16, 32)] == [2, 3, 4]
-    assert [level((2, 4), stride) for stride in (2, 4, 8)] == [0, 1, None]
+    assert [index_of_stride((2, 4, 8, 8, 8), stride) for stride in (4, 8, 16, 32)] == [1, 2, 3, 4]
+    assert [index_of_stride((2, 4, 8, 16, 16), stride) for stride in (8, 16, 32)] == [2, 3, 4]
+    assert [index_of_stride((2, 4), stride) for stride in (2, 4, 8)] == [0, 1, None]
     assert missing_strides(HEADS["fcn8s"], (2, 4)) == [8, 16, 32]
 
 
@@ -208,6 +235,46 @@ def test_bilinear_start_equals_interpolation() -> None:
     expected = torch.nn.functional.interpolate(x, scale_factor=4, mode="bilinear", align_corners=False)
     # Equal away from the border, where interpolation repeats the edge and a convolution sees zeros.
     torch.testing.assert_close(up[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2])
+
+
+def test_auxiliary_classifiers_are_built_as_asked() -> None:
+    with torch.device("meta"):
+        assert Network("googlenet", "classifier", CLASSES).has_aux
+        assert not Network("googlenet", "classifier", CLASSES, aux=False).has_aux
+        assert not any(
+            "aux" in name for name, _ in Network("googlenet", "classifier", CLASSES, aux=False).named_modules()
+        )
+        assert not Network("googlenet", "spp", CLASSES).has_aux
+        assert Network("googlenet", "spp", CLASSES, aux=True).has_aux
+        assert not Network("googlenet", "unet", CLASSES).has_aux
+        for head, aux, message in (
+            (
+                "unet",
+                11,
+                "aux=11: googlenet's auxiliary classifiers score images, leave it out, because unet scores pixels",
+            ),
+            ("classifier", 7, f"aux=7: .* use {{aux: {CLASSES}}} or leave it out"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                Network("googlenet", head, CLASSES, backbone_options={"aux": aux})
+
+
+def test_unpadded_halves_of_unet_are_refused_or_fit() -> None:
+    """A decoder that crops needs an encoder that has cropped; an encoder that crops fits under every decoder."""
+    with pytest.raises(ValueError, match="needs maps .* cropped 124 pixels; unet_encoder crops 0"):
+        Network("unet_encoder", "unet", 1, head_options={"valid": True})
+    for head in ("unet", "hypercolumn"):
+        network = Network("unet_encoder", head, 1, backbone_options={"valid_convolutions": True}).eval()
+        for name, parameter in network.named_parameters():
+            fill = 0 if name.endswith("bias") else 1 / parameter[0].numel() if parameter.ndim > 1 else 1
+            nn.init.constant_(parameter, fill)
+        x = torch.ones(1, 3, 252, 220, requires_grad=True)
+        for row, column in ((100, 110), (130, 90)):
+            (gradient,) = torch.autograd.grad(network(x)[0, 0, row, column], x)
+            weight = gradient[0].sum(0)
+            middle = (weight.sum(1) @ torch.arange(252.0), weight.sum(0) @ torch.arange(220.0))
+            for found, wanted in zip(middle, (row, column), strict=True):
+                assert abs(float(found / weight.sum()) - wanted) < 8, head
 
 
 def test_unknown_names_and_options_are_refused() -> None:
