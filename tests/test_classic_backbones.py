@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from experiments.receptive_field import traced
 from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
@@ -16,7 +17,6 @@ from backbones.backbone import Backbone
 from backbones.fully_connected import FullyConnected
 from backbones.vgg import VARIANTS as VGGS
 from backbones.weights import Checkpoint
-from experiments.receptive_field import traced
 from lightning_modules.network import Network
 from tests.conftest import randomise
 from tests.test_backbones import relative
