@@ -1,7 +1,7 @@
 """Base data module: the splits of a data set, their albumentations pipelines and their data loaders."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
@@ -184,7 +184,9 @@ class GraftDataModule(LightningDataModule):
         One rank of each machine does so for all its ranks.
         """
         files = [samples for samples in splits if isinstance(samples.source, FileSource)]
-        jobs = [partial(samples.keep, index) for samples in files for index in range(len(samples))]
+        jobs: list[Callable[[], None]] = [
+            partial(samples.keep, index) for samples in files for index in range(len(samples))
+        ]
 
         def inspect() -> None:
             check(jobs)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from datamodules.worker_signals import sigterm_blocked
+
 Batch = dict[str, Any]
 
 
@@ -76,7 +78,9 @@ class Loader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         # A generator, so that workers start fetching only when the first batch is requested; by then the sampler knows
         # the epoch.
-        for batch in super().__iter__():
+        with sigterm_blocked():
+            batches = super().__iter__()
+        for batch in batches:
             yield self.finish(batch)
 
 

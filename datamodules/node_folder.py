@@ -16,7 +16,8 @@ import shutil
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import sha1
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from datamodules.cache_folder import read_json, write_json
+from datamodules.errors import DataError
 
 NODE_FOLDER = "GRAFT_NODE_FOLDER"
 """Environment variable with the path, for the processes that this one starts."""
 LOCK = ".lock"
 """In the parent folder: held while a node folder is made or removed."""
+PATIENCE = 120
+"""Seconds to wait for that lock."""
 HOLDERS = "holders"
 """Subfolder with the lock file of each process."""
 held: dict[Path, FileLock] = {}
@@ -40,18 +44,34 @@ def node_folder() -> Path:
     if NODE_FOLDER in os.environ:
         folder = Path(os.environ[NODE_FOLDER])
         if folder not in held:
-            with FileLock(folder.parent / LOCK):
+            with folders_locked(folder.parent):
                 hold(folder)
         return folder
     root = user_folder()
     # Until this process holds its new folder, another one would take it for a folder that was left behind.
-    with FileLock(root / LOCK):
+    with folders_locked(root):
         for folder in [path for path in root.iterdir() if path.is_dir() and not in_use(path)]:
             shutil.rmtree(folder, ignore_errors=True)
         folder = root / (common_name() or uuid.uuid4().hex)
         hold(folder)
     os.environ[NODE_FOLDER] = str(folder)
     return folder
+
+
+@contextmanager
+def folders_locked(parent: Path) -> Iterator[None]:
+    """Let no other process make or remove node folders in `parent` meanwhile.
+
+    Raises:
+        ValueError: it has been locked for two minutes.
+    """
+    try:
+        with FileLock(parent / LOCK, timeout=PATIENCE):
+            yield
+    except Timeout:
+        raise DataError(
+            f"{parent / LOCK} has been locked for {PATIENCE} s; delete it if no other run is starting or ending"
+        ) from None
 
 
 def memory_root() -> Path:
@@ -109,7 +129,7 @@ def let_go(folder: Path) -> None:
     if lock is None or not folder.is_dir():
         return
     lock.release()
-    with FileLock(folder.parent / LOCK):
+    with folders_locked(folder.parent):
         if not in_use(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
