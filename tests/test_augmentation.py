@@ -134,7 +134,7 @@ def test_the_mean_colour_varies_as_the_paper_says(name: str) -> None:
 
 
 def shown(name: str, image: np.ndarray, count: int = 300) -> tuple[np.ndarray, np.ndarray]:
-    """First row and column that each crop of 56x56 shows, and whether it is flipped `(count, 3)`; last ones `(count, 2)`.
+    """First row and column of each crop of 56x56, and whether it is flipped, `(count, 3)`; last ones `(count, 2)`.
 
     Rows and columns are the levels of red and green.
     """
