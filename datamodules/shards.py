@@ -43,7 +43,7 @@ Span = tuple[int, int]
 
 
 class Contents(NamedTuple):
-    """What a tar file holds."""
+    """The table of contents of a tar file, with its classes."""
 
     files: dict[str, dict[str, Span]]
     """Sample name -> suffix -> where its file is."""

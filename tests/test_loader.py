@@ -26,7 +26,7 @@ from experiments.show_data import main as show_data
 
 
 def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Smooth colours with some noise, as JPEG likes them."""
+    """Smooth colours with a little noise, which JPEG keeps nearly unchanged."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 255, (6, 8, 3), np.uint8)
     noise = generator.integers(-8, 9, (height, width, 3))
@@ -63,7 +63,7 @@ def build(folder: Path, **options: Any) -> Any:
 
 
 def test_batches_equal_the_plain_pipeline(folder: Path) -> None:
-    """Normalising last, on a batch of bytes, against albumentations' own Normalize and ToTensorV2 on each sample."""
+    """A batch of uint8 is normalised last; the reference is Normalize and ToTensorV2 on each sample."""
     data = build(folder)
     plain = A.Compose([A.Normalize(IMAGENET_MEAN, IMAGENET_STD), ToTensorV2()])
     for batch in data.train_dataloader():
@@ -137,7 +137,7 @@ class Transfers(TorchDispatchMode):
 
 @pytest.mark.parametrize("sizes", [((4, 6), (4, 6)), ((4, 6), (5, 3))], ids=["one size", "padded"])
 def test_the_program_never_waits_for_the_device(sizes: tuple[tuple[int, int], ...]) -> None:
-    """PyTorch's meta device stands for a GPU: what crosses over to it are the batch's two tensors, without waiting."""
+    """PyTorch's meta device stands for a GPU: only the batch's two tensors are copied to it, both without waiting."""
     data = DATAMODULES["digits"]("segmentation")
     data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
     samples = [
@@ -211,8 +211,34 @@ def test_files_are_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(read) == 6
 
 
+def test_one_rank_of_a_machine_checks_the_files_for_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that torchrun or srun starts each make a data module of their own."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    read: list[int] = []
+    original = MaskedImages.__getitem__
+    monkeypatch.setattr(MaskedImages, "__getitem__", lambda self, index: read.append(index) or original(self, index))
+    build(folder, cache="none")
+    assert len(read) == 9
+    build(folder, cache="none")
+    assert len(read) == 9
+
+
+def test_an_error_that_the_check_finds_reaches_every_rank(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    (folder / "train" / "masks" / "3.png").write_bytes(b"no image")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"masks/3\.png cannot be read"):
+            build(folder)
+
+
+def test_a_tilde_in_the_data_folder_is_the_home_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell expands it in a settings file or after an equals sign."""
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert len(build(Path("~") / folder.name).train) == 6
+
+
 def test_checked_samples_do_not_pile_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of a large data set would fill the memory before training starts."""
+    """The samples of a large data set would fill the memory before training starts."""
     kept: list[Any] = []
     original = base.check
     monkeypatch.setattr(base, "check", lambda inspections: kept.extend(original(inspections)))
@@ -260,7 +286,7 @@ def test_samples_with_a_store_can_be_sent_to_other_processes(folder: Path) -> No
 
 
 @pytest.mark.parametrize("least", [None, 50, 100, 150, 1000])
-def test_reduced_jpeg_decoding_is_large_enough_and_pillows(least: int | None, tmp_path: Path) -> None:
+def test_reduced_jpeg_decoding_is_large_enough_and_equals_pillows(least: int | None, tmp_path: Path) -> None:
     path = tmp_path / "large.jpg"
     Image.fromarray(photograph(400, 613)).save(path)
     pixels = read_plain(path, least)
@@ -283,7 +309,7 @@ def test_classification_decodes_no_more_than_it_needs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", ["truncated jpeg", "truncated png", "turned", "16 bits", "alpha"])
-def test_unusual_files_go_the_careful_way(spoil: str, tmp_path: Path) -> None:
+def test_unusual_files_are_left_to_the_slow_path(spoil: str, tmp_path: Path) -> None:
     path = tmp_path / ("image.jpg" if spoil in ("truncated jpeg", "turned") else "image.png")
     pixels = photograph(40, 60)
     if spoil == "16 bits":
