@@ -132,14 +132,22 @@ def read_image(path: Path, least: int | None = None) -> np.ndarray:
     pixels = read_plain(path, least)
     if pixels is not None:
         return pixels
-    image = decode(path, upright=True, least=least)
+    return to_rgb(decode(path, upright=True, least=least), str(path))
+
+
+def to_rgb(image: Image.Image, what: str) -> np.ndarray:
+    """A decoded image as uint8 `(H, W, 3)`, converted as `read_image` says; `what` names it in errors.
+
+    Raises:
+        ValueError: its levels do not fit into 16 bits.
+    """
     if image.mode.startswith("I"):
         levels = np.array(image)
         if levels.min() < 0 or levels.max() > 65_535:
-            raise DataError(f"{path} has grey levels of 32 bits; save it with 8 or 16 bits", "unreadable")
+            raise DataError(f"{what} has grey levels of 32 bits; save it with 8 or 16 bits", "unreadable")
         return np.repeat((levels / 257).round().astype(np.uint8)[..., None], 3, axis=2)
     if image.mode == "F":
-        raise DataError(f"{path} has floating-point pixels; save it with 8 or 16 bits", "unreadable")
+        raise DataError(f"{what} has floating-point pixels; save it with 8 or 16 bits", "unreadable")
     return np.array(image.convert("RGB"))
 
 
