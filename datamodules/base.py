@@ -18,6 +18,7 @@ from datamodules.collate import IGNORE_INDEX, collate
 from datamodules.crops import centre_crop, random_crop_flip
 from datamodules.errors import DataError
 from datamodules.files import LabelledImages, check
+from datamodules.fingerprint import content_hash, fingerprint_of
 from datamodules.loader import Batch, Loader, Normalise, Pixels, TrainingLoader
 from datamodules.memory import keep_freed_memory
 from datamodules.samples import OnBadSample, Samples, Shuffled
@@ -159,6 +160,21 @@ class GraftDataModule(LightningDataModule):
             # Reading all files now finds what is wrong with them before any training, and fills the store.
             splits = [getattr(self, split) for split in self.splits if isinstance(sources[split], FileSource)]
             check([partial(samples.keep, index) for samples in splits for index in range(len(samples))])
+
+    def fingerprint(self) -> str:
+        """What the data are, for comparing them with those of an earlier run; call `setup()` first.
+
+        Space-separated parts `NAME:COUNT:HASH`, for example "classes:3:1f2e53ab train:244:9a0c01d4 val:153:77deb02e",
+        so that a difference shows which part has changed. Classes are hashed by name, in order; a split by the names
+        of its files relative to `data_dir`, in order, and by the sizes of at most 10,000 of them, evenly spaced. Data
+        that move to another folder keep their fingerprint. No file is read, so 1.3 million files take seconds.
+        """
+        splits = {split: getattr(self, split) for split in self.splits}
+        parts = [("classes", self.num_classes, content_hash(self.class_names))]
+        parts += [
+            (split, len(samples), fingerprint_of(samples.source, self.data_dir)) for split, samples in splits.items()
+        ]
+        return " ".join(f"{name}:{count}:{digest}" for name, count, digest in parts)
 
     def _samples(
         self, source: Source, transforms: list[A.BasicTransform], skip: OnBadSample, *, endless: bool = False
