@@ -1,1 +1,1 @@
-"""Programs: run.py trains one network; its siblings compare, predict and export."""
+"""The programs that a user runs; the folders below hold what they are made of."""

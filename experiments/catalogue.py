@@ -5,14 +5,18 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
+
+if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 
 from backbones import BACKBONES
-from experiments.cost import classifier_without_weights, cost
-from experiments.listing import figures, first_lines
-from experiments.names import CATALOGUE, ROOT, catalogue
+from experiments.command_line.known_names import CATALOGUE, ROOT, catalogue
+from experiments.command_line.listing import figures, first_lines
+from experiments.training.network_cost import classifier_without_weights, network_cost
 from heads import HEADS
 from heads.head import missing_strides
 from lightning_modules.network import refusal
@@ -26,7 +30,7 @@ def entry(name: str) -> dict[str, Any]:
     with torch.device("meta"):
         backbone = BACKBONES[name]()
     return {
-        **cost(classifier_without_weights(name), (backbone.input_size, backbone.input_size)),
+        **network_cost(classifier_without_weights(name), (backbone.input_size, backbone.input_size)),
         "top1": backbone.published_top1(),
         "output_strides": list(backbone.output_strides),
         "input_size": backbone.input_size,

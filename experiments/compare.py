@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from experiments.comparison import Order, Split, compare
-from experiments.config import Parser, add_settings, flag, positional, settings_from
-from experiments.outcome import outcome
-from experiments.runs import Run, find_runs
-from experiments.whole_file import write_whole
+if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from experiments.command_line.parser import Parser, add_settings, flag, positional, settings_from
+from experiments.command_line.process import run_program
+from experiments.comparing.tables import Order, Split, compare
+from experiments.run_files.atomic_file import write_atomically
+from experiments.run_files.read_run import Run, find_runs
 
 
 @dataclass
@@ -41,13 +44,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="compare.py", description="Compare finished runs.")
     add_settings(parser, CompareConfig)
     config = settings_from(parser.parse_args(arguments), CompareConfig)
-    problem = usage_problem(config)
+    problem = arguments_problem(config)
     if problem:
         parser.error(problem)
-    return outcome("compare.py", lambda: report(config), "nothing more was written")
+    return run_program("compare.py", lambda: report(config), "nothing more was written")
 
 
-def usage_problem(config: CompareConfig) -> str | None:
+def arguments_problem(config: CompareConfig) -> str | None:
     for name in ("csv", "markdown", "html"):
         path = getattr(config, name)
         if path is not None and not Path(path).absolute().parent.is_dir():
@@ -60,7 +63,7 @@ def usage_problem(config: CompareConfig) -> str | None:
 def report(config: CompareConfig) -> None:
     """Print the comparison and write the files asked for."""
     comparison = compare(read_runs(config), config.split, config.metric, config.baseline, config.sort)
-    from experiments.compare_text import csv_text, markdown, print_comparison
+    from experiments.comparing.as_text import csv_text, markdown, print_comparison
 
     print_comparison(comparison)
     if config.csv is not None:
@@ -68,7 +71,7 @@ def report(config: CompareConfig) -> None:
     if config.markdown is not None:
         write(Path(config.markdown), markdown(comparison))
     if config.html is not None:
-        from experiments.compare_html import page
+        from experiments.comparing.as_html import page
 
         write(Path(config.html), page(comparison))
 
@@ -85,7 +88,7 @@ def read_runs(config: CompareConfig) -> Iterator[Run]:
     if offline:
         yield from read_offline(offline)
     if config.wandb is not None:
-        from experiments.wandb_runs import project_runs
+        from experiments.run_files.wandb_runs import project_runs
 
         yield from project_runs(config.wandb)
 
@@ -97,7 +100,7 @@ def is_wandb_folder(path: Path) -> bool:
 
 def read_offline(paths: list[str]) -> list[Run]:
     """The runs of W&B's files; all paths at once, as a resumed run has several."""
-    from experiments.wandb_runs import offline_runs
+    from experiments.run_files.wandb_runs import offline_runs
 
     broken, sound = [], []
     for path in paths:
@@ -110,7 +113,7 @@ def read_offline(paths: list[str]) -> list[Run]:
 
 
 def write(path: Path, text: str) -> None:
-    write_whole(path, text)
+    write_atomically(path, text)
     print(path)
 
 

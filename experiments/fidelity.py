@@ -8,8 +8,12 @@ shows one network layer by layer.
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from experiments.names import names_of, nearest
+if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from experiments.command_line.known_names import names_of, nearest
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,11 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--image-size is {asked.image_size}; it must be 1 or more")
     from rich.console import Console
 
-    from experiments.fidelity_report import pair, report
+    from experiments.analysis.fidelity_report import pair, print_report
 
     console = Console(width=None if sys.stdout.isatty() else 190)
     if not asked.pair:
-        report(asked.names, console)
+        print_report(asked.names, console)
         return 0
     try:
         backbone, head = asked.pair

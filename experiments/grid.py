@@ -10,15 +10,20 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from jsonargparse.typing import PositiveInt
 
-from experiments import children
-from experiments.cells import Cell, cells, own_flag, refused
-from experiments.config import flag, parse_before_dashes
-from experiments.grid_run import run_grid
-from experiments.outcome import outcome
-from experiments.runs import is_finished
-from experiments.submit import main as submit
+from experiments.command_line.known_names import RUN
+from experiments.command_line.parser import Parser, add_settings, flag, parse_before_dashes, settings_from
+from experiments.command_line.process import run_program
+from experiments.command_line.run_config import RunConfig
+from experiments.many_runs.cells import Cell, cells, own_flag, refused
+from experiments.many_runs.grid_run import run_grid
+from experiments.many_runs.slurm import SubmitConfig, lines_of, queue
+from experiments.run_files.atomic_file import write_atomically
+from experiments.run_files.read_run import is_finished
 
 
 @dataclass
@@ -56,24 +61,33 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(left))
         return 0
     if config.slurm is not None:
-        return queue(left, Path(config.out) / "grid.txt", shlex.split(config.slurm))
+        return queue_left(left, Path(config.out) / "grid.txt", shlex.split(config.slurm))
     gpus = [number for number in config.gpus.split(",") if number]
-    return outcome("grid.py", lambda: run_grid(grid, config.jobs, gpus), "the same command continues")
+    return run_program("grid.py", lambda: run_grid(grid, config.jobs, gpus), "the same command continues")
 
 
 def command(cell: Cell) -> str:
     """What a shell takes."""
-    return shlex.join(["python", os.path.relpath(children.RUN), *cell.arguments])
+    return shlex.join(["python", os.path.relpath(RUN), *cell.arguments])
 
 
-def queue(commands: list[str], file: Path, flags: list[str]) -> int:
-    """Hand the runs that are left to submit.py."""
+def queue_left(commands: list[str], file: Path, flags: list[str]) -> int:
+    """Write the commands that are left to a file and queue them as one array job."""
     if not commands:
         print("all runs are finished")
         return 0
+    parser = Parser(prog="submit.py", description="")
+    add_settings(parser, SubmitConfig)
+    config = settings_from(parser.parse_args([*flags, "--array", str(file)]), SubmitConfig)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("\n".join(commands) + "\n", encoding="utf-8")
-    return submit([*flags, "--array", str(file)])
+    write_atomically(file, "\n".join(commands) + "\n")
+    return queue(config, lines_of(str(file), parser), parser, fetch)
+
+
+def fetch(runs: list[RunConfig]) -> None:
+    from experiments.training.fetch import fetch as download
+
+    download(runs)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,14 @@ Curves, scores against costs, the settings that differ, prediction pictures, and
 import importlib.util
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.config import Parser, add_settings, flag, positional, settings_from
-from experiments.outcome import outcome
+if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from experiments.command_line.parser import Parser, add_settings, flag, positional, settings_from
+from experiments.command_line.process import run_program
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report
@@ -41,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError(f"{config.project}: {' '.join(str(error).split())}") from error
         print(report.url)
 
-    return outcome("report.py", work, "no report was made")
+    return run_program("report.py", work, "no report was made")
 
 
 def report_problem(project: str) -> str | None:

@@ -6,163 +6,22 @@ images are normalised by. Statistics are of the images as stored, before augment
 """
 
 import sys
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import numpy as np
-
-if TYPE_CHECKING:
-    from datamodules.base import GraftDataModule
-    from datamodules.samples import Samples
-
-MOST_READ = 500
-MOST_CLASSES = 30
-"""Classes that have a bar; of more, the most frequent."""
-FEW = 8
-"""Bars that fill the width."""
-SHOWN = 8
-"""Samples in the picture."""
-
-
-@dataclass
-class Statistics:
-    """Of the images read: how many show each class, and the share of all pixels of each, of ignored ones, in [0, 1]."""
-
-    images: int
-    shown_in: np.ndarray
-    share: np.ndarray
-    ignored: float
-    mean: np.ndarray
-    std: np.ndarray
-
-
-def measure(samples: "Samples", num_classes: int) -> Statistics:
-    """Read samples evenly spread over the split."""
-    from datamodules.files import in_threads
-
-    step = -(-len(samples) // MOST_READ)
-    parts = in_threads("Reading", [partial(of_one, samples, i, num_classes) for i in range(0, len(samples), step)])
-    counts, levels, squares, pixels = (np.array(part) for part in zip(*parts, strict=True))
-    mean = levels.sum(0) / pixels.sum()
-    totals = counts.sum(0).astype(float)
-    return Statistics(
-        len(parts),
-        (counts[:, :num_classes] > 0).sum(0),
-        totals[:num_classes] / max(1.0, totals[:num_classes].sum()),
-        float(totals[num_classes:].sum() / totals.sum()),
-        mean,
-        np.sqrt(squares.sum(0) / pixels.sum() - mean**2),
-    )
-
-
-def of_one(samples: "Samples", index: int, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Pixels per class and, last, ignored ones (or the one class); sums of levels in [0, 1] and of their squares."""
-    image, target, _ = samples.load(index)
-    counts = np.bincount(np.ravel(target), minlength=256 if isinstance(target, np.ndarray) else num_classes)
-    counts = np.append(counts[:num_classes], counts[num_classes:].sum())
-    # From how often each level occurs: exact, and faster than arithmetic on all pixels.
-    levels = np.stack([np.bincount(image[..., channel].ravel(), minlength=256) for channel in range(3)])
-    values = np.arange(256) / 255
-    return counts, levels @ values, levels @ values**2, image.shape[0] * image.shape[1]
-
-
-def draw(data: "GraftDataModule", samples: "Samples", title: str, path: Path) -> None:
-    """Samples above, statistics below."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    found = measure(samples, data.num_classes)
-    picked = np.linspace(0, len(samples) - 1, min(SHOWN, len(samples))).astype(int)
-    items = [item for index in picked if (item := samples[0, int(index)]) is not None]
-    height, width = items[0]["image"].shape[1:]
-    pictures = tiles(data, items)
-    columns = 4
-    rows = -(-len(pictures) // columns)
-    tile_height = 11 / columns * height / width + (0.25 if data.task == "classification" else 0.05)
-    figure = plt.figure(figsize=(11, rows * tile_height + 4.1), layout="constrained")
-    parts: Any = figure.subfigures(2, 1, height_ratios=[rows * tile_height, 3.6])
-    top, bottom = parts
-    axes = top.subplots(rows, columns, squeeze=False)
-    for ax in axes.flat:
-        ax.axis("off")
-    for ax, (picture, caption) in zip(axes.flat, pictures, strict=False):
-        ax.imshow(picture, interpolation="nearest")
-        ax.set_title(caption, fontsize=8)
-    draw_classes(bottom, data, found)
-    figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def tiles(data: "GraftDataModule", items: list[dict[str, Any]]) -> list[tuple[np.ndarray, str]]:
-    """Pictures and their captions: each image, followed by its mask where it has one."""
-    from experiments.pictures import coloured
-
-    pictures = []
-    for item in items:
-        image = data.to_pixels(item["image"]).permute(1, 2, 0).numpy()
-        if data.task == "classification":
-            pictures.append((image, data.class_names[int(item["target"])]))
-            continue
-        mask = item["target"].numpy()
-        labels = coloured(mask, data)
-        # Ignored pixels are hatched: black is a class of many data sets.
-        hatch = (np.add.outer(np.arange(mask.shape[0]), np.arange(mask.shape[1])) // 4 % 2).astype(bool)
-        labels[mask == data.ignore_index] = 255
-        labels[(mask == data.ignore_index) & hatch] = 200
-        pictures += [(image, ""), (labels, "")]
-    return pictures
-
-
-def draw_classes(figure: Any, data: "GraftDataModule", found: Statistics) -> None:
-    """Bars in the classes' colours, as a legend of the masks at the same time."""
-    masked = data.task == "segmentation"
-    order = np.arange(data.num_classes)
-    if data.num_classes > MOST_CLASSES:
-        order = np.sort(np.argsort(-found.share, kind="stable")[:MOST_CLASSES])
-    names = [data.class_names[i] for i in order]
-    colours = [tuple(channel / 255 for channel in data.colours[i]) for i in order] if masked else "tab:blue"
-    axes = figure.subplots(1, 2 if masked else 1, squeeze=False)[0]
-    bars = [(found.shown_in[order], f"images that show a class, of {found.images} read", "{:.0f}")]
-    if masked:
-        bars.append(
-            (100 * found.share[order], f"% of the pixels that count ({found.ignored:.1%} are ignored)", "{:.2g}")
-        )
-    for ax, (values, label, form) in zip(axes, bars, strict=True):
-        drawn = ax.bar(names, values, color=colours, edgecolor="black", linewidth=0.5)
-        ax.bar_label(drawn, [form.format(value) for value in values], fontsize=7, padding=1)
-        ax.set_title(label, fontsize=9)
-        ax.tick_params(axis="x", rotation=90 if len(names) > 12 else 45, labelsize=8)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.margins(y=0.12)
-        ax.set_xlim(-0.6, max(len(names), FEW) - 0.4)
-    left_out = (
-        f"{data.num_classes - len(order)} rarer classes are not drawn.  " if len(order) < data.num_classes else ""
-    )
-    measured, used = (
-        (" ".join(f"{v:.3f}" for v in m), " ".join(f"{v:.3f}" for v in s))
-        for m, s in ((found.mean, found.std), (data.mean, data.std))
-    )
-    figure.supxlabel(
-        f"{left_out}RGB mean {measured[0]}, std {measured[1]};  normalised by mean {used[0]}, std {used[1]}", fontsize=9
-    )
+from experiments.command_line.process import run_program
+from experiments.command_line.run_config import parse
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code."""
-    from experiments.config import parse
-    from experiments.outcome import outcome
-
     config, _ = parse(arguments)
 
     def work() -> None:
-        from experiments.train import build_data
+        from experiments.analysis.data_picture import draw
+        from experiments.training.build import build_data
 
         data = build_data(config)
         data.setup()
@@ -176,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         draw(data, samples, title, path)
         print(path)
 
-    return outcome("show_data.py", work, "the same command draws it")
+    return run_program("show_data.py", work, "the same command draws it")
 
 
 if __name__ == "__main__":

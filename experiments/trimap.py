@@ -4,17 +4,16 @@ Prints mIoU over the validation images by the width of the band, and draws the c
 """
 
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.config import Parser, add_settings, flag, positional, settings_from
-from experiments.crf_settings import read_settings, settings_problem
-from experiments.finished_run import load_segmentation, run_problem
-from experiments.outcome import outcome
+if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-Curve = Mapping[int | None, float]
-"""mIoU by the width of the band in pixels; None is the whole image."""
+from experiments.command_line.crf_settings import crf_settings_problem
+from experiments.command_line.parser import Parser, add_settings, flag, positional, settings_from
+from experiments.command_line.process import run_program
+from experiments.run_files.run_folder import finished_run_problem
 
 
 @dataclass
@@ -35,78 +34,21 @@ def main(arguments: list[str] | None = None) -> int:
     add_settings(parser, TrimapConfig)
     config = settings_from(parser.parse_args(arguments), TrimapConfig)
     out = Path(config.out or Path(config.run) / "trimap.png")
-    problem = run_problem(config.run, config.data_dir, out)
+    problem = finished_run_problem(config.run, config.data_dir, out)
     if problem is None and config.crf_settings is not None:
-        problem = settings_problem(config.crf_settings)
+        problem = crf_settings_problem(config.crf_settings)
     if problem:
         parser.error(problem)
 
     def work() -> None:
-        without, refined = curves(config)
+        from experiments.analysis.boundary_curve import boundary_curves, draw_curves, print_curves
+
+        without, refined = boundary_curves(config.run, config.data_dir, config.crf_settings)
         print_curves(without, refined)
         draw_curves(without, refined, out)
         print(out)
 
-    return outcome("trimap.py", work, "nothing was written")
-
-
-def curves(config: TrimapConfig) -> tuple[Curve, Curve]:
-    """mIoU over all validation images, of the network alone and with the CRF."""
-    import torch
-
-    from experiments.progress import shown
-    from lightning_modules.trimap import TrimapScores
-
-    data, module = load_segmentation(config.run, config.data_dir)
-    if module.crf is None or config.crf_settings is not None:
-        module.add_crf(asdict(read_settings(config.crf_settings)), trainable=False)
-    module.eval()
-    without, refined = (TrimapScores(data.num_classes, data.ignore_index).to(module.device) for _ in range(2))
-    loader = data.val_dataloader()
-    for batch in shown(loader, len(loader), "batches"):
-        images, target = batch["image"].to(module.device), batch["target"].to(module.device)
-        with torch.inference_mode():
-            logits = module.network(images)
-            without.update(logits, target)
-            refined.update(module.refine(logits, images), target)
-    first, second = ({width: score.item() for width, score in one.compute().items()} for one in (without, refined))
-    return first, second
-
-
-def print_curves(without: Curve, refined: Curve) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("pixels from a boundary", title="mIoU")
-    for title in ("without", "with CRF", "gain"):
-        table.add_column(title, justify="right")
-    for width, score in without.items():
-        name = "all" if width is None else f"up to {width}"
-        table.add_row(name, f"{score:.4f}", f"{refined[width]:.4f}", f"{refined[width] - score:+.4f}")
-    Console().print(table)
-
-
-def draw_curves(without: Curve, refined: Curve, out: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, ax = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
-    for curve, label, colour in ((without, "network", "tab:gray"), (refined, "network + CRF", "tab:blue")):
-        widths = [width for width in curve if width is not None]
-        ax.plot(widths, [100 * curve[width] for width in widths], marker="o", color=colour, label=label)
-        ax.axhline(100 * curve[None], color=colour, linestyle=":", linewidth=1)
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(widths, labels=map(str, widths))
-    ax.set_xlabel("pixels from a true boundary (dotted: whole images)")
-    ax.set_ylabel("mIoU, %")
-    ax.legend(frameon=False, loc="lower right")
-    ax.spines[["top", "right"]].set_visible(False)
-    part = out.with_name(out.name + ".part")
-    figure.savefig(part, dpi=130, format="png")
-    part.replace(out)
-    plt.close(figure)
+    return run_program("trimap.py", work, "nothing was written")
 
 
 if __name__ == "__main__":

@@ -5,27 +5,16 @@ Arguments of run.py that all trials share follow after `--`. The same command ag
 
 import importlib.util
 import sys
-from dataclasses import dataclass
+from pathlib import Path
 
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from experiments.cells import own_flag
-from experiments.config import RunConfig, build_parser, dashed, flag, parse_before_dashes, settings_from, usage_problem
-from experiments.outcome import outcome
-from experiments.search_space import FIXED, Axis, read_axis
-
-
-@dataclass
-class TuneConfig:
-    """The order of the fields is the order of `--help`."""
-
-    search: str = flag((), "settings and where to search: lr=log:1e-4:1e-1 warmup=0:0.2 optimizer=sgd,adamw", nargs="+")
-    trials: PositiveInt = flag(20, "runs in all, those of earlier calls included")
-    jobs: PositiveInt = flag(1, "runs at a time, which share the cores")
-    gpus: str = flag("", "numbers of GPUs to share out among the jobs, such as 0,1,2,3; default: each run sees all")
-    out: str = flag("runs/tune", "folder of the study (study.db) and its run folders, trial-0 and so on")
-    seed: NonNegativeInt = flag(0, "of the search; run.py's own goes after --")
-    prune: bool = flag(True, "stop runs that score below the median of the others after as many epochs")
+from experiments.command_line.parser import dashed, parse_before_dashes, settings_from
+from experiments.command_line.process import run_program
+from experiments.command_line.run_config import RunConfig, build_parser, usage_problem
+from experiments.many_runs.cells import own_flag
+from experiments.many_runs.search_space import FIXED, Axis, TuneConfig, read_axis
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,11 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("Optuna is not installed; pip install 'graft[tune]'")
 
     def work() -> int:
-        from experiments.tune_run import run_study
+        from experiments.many_runs.study import run_study
 
         return run_study(config, axes, common)
 
-    return outcome("tune.py", work, "the same command continues")
+    return run_program("tune.py", work, "the same command continues")
 
 
 def space_problem(axes: list[Axis], common: list[str]) -> str | None:

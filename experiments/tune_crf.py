@@ -9,16 +9,19 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from jsonargparse.typing import PositiveInt
 
-from experiments.config import Parser, add_settings, flag, positional, settings_from
-from experiments.crf_settings import DEFAULT, settings_problem
-from experiments.finished_run import run_problem
-from experiments.outcome import outcome
+from experiments.command_line.crf_settings import DEFAULT, crf_settings_problem
+from experiments.command_line.parser import Parser, add_settings, flag, positional, settings_from
+from experiments.command_line.process import run_program
+from experiments.run_files.run_folder import finished_run_problem
 
 
 @dataclass
-class TuneConfig:
+class SearchConfig:
     """The order of the fields is the order of `--help`."""
 
     run: str = positional("folder of a finished run")
@@ -32,19 +35,19 @@ class TuneConfig:
 def main(arguments: list[str] | None = None) -> int:
     """Parse first and import torch after. Returns the exit code."""
     parser = Parser(prog="tune_crf.py", description="Search the settings of a CRF for a finished run.")
-    add_settings(parser, TuneConfig)
-    config = settings_from(parser.parse_args(arguments), TuneConfig)
+    add_settings(parser, SearchConfig)
+    config = settings_from(parser.parse_args(arguments), SearchConfig)
     out = Path(config.out or Path(config.run) / "crf.yaml")
-    problem = run_problem(config.run, config.data_dir, out) or settings_problem(config.crf_settings)
+    problem = finished_run_problem(config.run, config.data_dir, out) or crf_settings_problem(config.crf_settings)
     if problem:
         parser.error(problem)
 
     def work() -> None:
-        from experiments.crf_search import tune
+        from experiments.analysis.crf_search import tune
 
-        tune(config, out)
+        tune(config.run, config.data_dir, config.crf_settings, config.images, config.processes, out)
 
-    return outcome("tune_crf.py", work, "nothing was written")
+    return run_program("tune_crf.py", work, "nothing was written")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import torch
 
-import experiments.train  # noqa: F401  # before forking: each trial would import it again
+import experiments.training.train  # noqa: F401  # before forking: each trial would import it again
 from experiments.run import main as run
 
 NETWORK = ("--backbone", "mobilenet_v3_small", "--head", "deeplabv3", "--aux-weight", "0.4")  # draws dropout masks

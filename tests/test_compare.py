@@ -17,12 +17,11 @@ import scipy.stats
 import yaml
 
 from experiments.compare import main
-from experiments.compare_text import csv_text, duration, markdown
-from experiments.comparison import Comparison, compare
-from experiments.curves import mean_curve, sparkline
-from experiments.groups import make_groups
-from experiments.paired import mean_of, paired_difference
-from experiments.runs import find_runs, read_run
+from experiments.comparing.as_text import csv_text, duration, markdown, sparkline
+from experiments.comparing.groups import make_groups
+from experiments.comparing.means import mean_curve, mean_of, paired_difference
+from experiments.comparing.tables import Comparison, compare
+from experiments.run_files.read_run import find_runs, read_run
 from tests.fake_runs import write_grid, write_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -299,7 +298,7 @@ def test_broken_folders_are_named_with_the_reason(how: str, tmp_path: Path, caps
 
 def test_nothing_that_a_file_may_hold_is_a_crash(tmp_path: Path) -> None:
     """Runs with a random part of a random file cut, doubled or overwritten, compared and written as a page."""
-    from experiments.compare_html import page
+    from experiments.comparing.as_html import page
 
     original = write_run(tmp_path / "good", "resnet18", "unet", 0, 0.5)
     generator = random.Random(0)

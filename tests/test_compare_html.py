@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from experiments.compare import main
-from experiments.comparison import compare
-from experiments.runs import find_runs
-from experiments.side_by_side import side_by_side
+from experiments.comparing.pictures import side_by_side
+from experiments.comparing.tables import compare
+from experiments.run_files.read_run import find_runs
 from tests.fake_runs import write_grid, write_run
 
 CHROMIUM = next(

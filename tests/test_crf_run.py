@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import crf_pictures
-from experiments.crf_settings import read_settings
+from experiments.benchmarks import crf_pictures
+from experiments.command_line.crf_settings import read_crf_settings
 from experiments.run import main
 from heads.crf import PRESETS, DenseCRF
 from lightning_modules.classification import ClassificationModule
@@ -168,9 +168,9 @@ def test_a_classification_module_refuses_a_crf() -> None:
 def test_settings_files_may_say_where_they_come_from(tmp_path: Path) -> None:
     file = tmp_path / "tuned.yaml"
     file.write_text("w1: 5\nnormalization: after\ntuned_on: {images: 3}\ntried: [{w1: 5}]\n")
-    assert read_settings(str(file)) == dataclasses.replace(DEFAULT, w1=5, normalization="after")
-    assert read_settings("pydensecrf") == PRESETS["pydensecrf"]
-    assert read_settings(None) == DEFAULT
+    assert read_crf_settings(str(file)) == dataclasses.replace(DEFAULT, w1=5, normalization="after")
+    assert read_crf_settings("pydensecrf") == PRESETS["pydensecrf"]
+    assert read_crf_settings(None) == DEFAULT
 
 
 def test_pictures_show_annotations_completed_along_the_edges(tmp_path: Path, capsys) -> None:

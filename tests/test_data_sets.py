@@ -14,9 +14,9 @@ from scipy.io import savemat
 from datamodules import DATAMODULES, cityscapes, download, flowers102, pet, small_images, voc
 from datamodules.digits import Digits
 from datamodules.download import Archive, provide
-from experiments.config import RunConfig
+from experiments.command_line.run_config import RunConfig
 from experiments.run import main
-from experiments.train import build_module
+from experiments.training.build import build_module
 from tests.fake_data import TEST, TRAIN, VAL, accept_fake_checksums, make_fake, make_imagenet, photo, save
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.checkpoints import Checkpoints, WholeFiles
+from experiments.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints
 from experiments.run import main
 from lightning_modules.segmentation import SegmentationModule
 from tests.conftest import crf_arguments
@@ -101,7 +101,7 @@ def full_disk() -> Iterator[None]:
 
 
 def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path, full_disk: None) -> None:
-    io, path = WholeFiles(), tmp_path / "last.ckpt"
+    io, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
     io.save_checkpoint({"state": torch.ones(10)}, path)
     with pytest.raises(OSError, match="last.ckpt") as caught:
         io.save_checkpoint({"state": torch.zeros(100_000)}, path)

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from backbones import BACKBONES
-from experiments import fidelity_report
+from experiments.analysis import fidelity_report
+from experiments.analysis.published_figures import Figures
+from experiments.analysis.receptive_field import Linearised, measured, traced
 from experiments.fidelity import main
-from experiments.published import Figures
-from experiments.receptive_field import Linearised, measured, traced
 from heads.dilatednet import context_module
 from lightning_modules.network import Network
 

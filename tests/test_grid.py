@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import children
-from experiments.cells import comma_separated
 from experiments.grid import main
+from experiments.many_runs import child_runs
+from experiments.many_runs.cells import comma_separated
 from experiments.run import main as run
 from tests.fake_runs import write_run
 
@@ -24,7 +24,7 @@ SETTINGS = {"data": "digits", "batch_size": 16, "epochs": 5}
 
 @pytest.fixture(autouse=True)
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(children, "RUN", STAND_IN)
+    monkeypatch.setattr(child_runs, "RUN", STAND_IN)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("GRAFT_RUN_FOLDER", "of another run")
 
@@ -34,7 +34,8 @@ def grid(out: Path, *more: str) -> int:
 
 
 def start_grid(out: Path, *more: str, **environment: str) -> subprocess.Popen:
-    code = f"from experiments import children\nfrom pathlib import Path\nchildren.RUN = Path({str(STAND_IN)!r})\n"
+    code = "from pathlib import Path\nfrom experiments.many_runs import child_runs\n"
+    code += f"child_runs.RUN = Path({str(STAND_IN)!r})\n"
     code += "import sys\nfrom experiments.grid import main\nsys.exit(main())"
     command = [sys.executable, "-c", code, "--backbones", "resnet18", "--heads", "unet", "--seeds", "0,1,2"]
     return subprocess.Popen(
@@ -120,7 +121,7 @@ def test_jobs_run_at_a_time_and_share_cores_and_gpus(tmp_path: Path, monkeypatch
     assert {call["OMP_NUM_THREADS"] for call in made} == {"4"}
     assert sorted(call["CUDA_VISIBLE_DEVICES"] for call in made[:2]) == ["0,2", "1"]
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert children.share(8, 5, ["0", "1", "2", "3"]) == {"CUDA_VISIBLE_DEVICES": "1"}
+    assert child_runs.slot_environment(8, 5, ["0", "1", "2", "3"]) == {"CUDA_VISIBLE_DEVICES": "1"}
 
 
 def test_a_signal_stops_all_and_the_same_command_goes_on(tmp_path: Path) -> None:
@@ -175,7 +176,7 @@ def test_print_gives_commands_of_what_is_left(tmp_path: Path, capsys) -> None:
 
 
 def test_slurm_gets_an_array_of_what_is_left(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(children, "RUN", ROOT / "experiments" / "run.py")
+    monkeypatch.setattr(child_runs, "RUN", ROOT / "experiments" / "run.py")
     write_run(tmp_path / "lenet5-unet-s1", "lenet5", "unet", 1, 0.5, **SETTINGS)
     assert grid(tmp_path, "--slurm", "--dry-run --time 1:00:00 --at-once 2") == 0
     script = capsys.readouterr().out

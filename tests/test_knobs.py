@@ -10,7 +10,7 @@ from torch import nn
 
 from backbones import BACKBONES
 from experiments.run import main
-from experiments.trainer import Patience
+from experiments.training.make_trainer import Patience
 from lightning_modules.base import parameter_groups
 from lightning_modules.blocks import blocks, depths
 from lightning_modules.segmentation import SegmentationModule

@@ -9,7 +9,7 @@ from torch import nn
 
 from backbones import BACKBONES, find_backbone
 from backbones.backbone import Backbone
-from experiments.names import catalogue
+from experiments.command_line.known_names import catalogue
 from heads import HEADS
 from heads.conv_norm import PooledBatchNorm
 from heads.fcn import bilinear_upsampling

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from datamodules import DATAMODULES
-from experiments.pictures import LONGEST_SIDE, samples, smaller, write_predictions
-from experiments.runs import read_pictures, read_run
+from experiments.run_files.read_run import read_pictures, read_run
+from experiments.training.predictions import LONGEST_SIDE, samples, smaller, write_predictions
 from lightning_modules.classification import ClassificationModule
 
 

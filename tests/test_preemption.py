@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the processes
 import pytest
 import torch
 
-from experiments import preemption
+from experiments.callbacks import preemption
 from experiments.run import main
 from lightning_modules.segmentation import SegmentationModule
 from tests.interrupted_runs import STEPS, arguments, make_data, same_end

@@ -11,9 +11,9 @@ import yaml
 
 from backbones import fully_connected, resnet, unet_encoder, xception_aligned
 from datamodules import DATAMODULES
-from experiments.config import RunConfig, parse
+from experiments.command_line.run_config import RunConfig, parse
 from experiments.run import main
-from experiments.stages import stages
+from experiments.training.stages import stages
 from heads import dilatednet, find_head
 from lightning_modules.network import Network
 from tests import fake_data

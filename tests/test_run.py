@@ -100,7 +100,7 @@ def test_max_steps_may_end_it_before_the_first_validation(folder: Path, tmp_path
 
 
 def test_ctrl_c_says_how_to_go_on_and_that_works(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
-    from experiments.progress import ProgressLines
+    from experiments.callbacks.progress import ProgressLines
 
     def press(self, trainer, *_: object) -> None:
         if trainer.global_step == 6:
@@ -182,7 +182,7 @@ def test_answers_come_without_importing_torch(arguments: list[str]) -> None:
 
 
 def test_the_matrix_counts_every_pair(capsys) -> None:
-    from experiments.names import catalogue, names_of
+    from experiments.command_line.known_names import catalogue, names_of
 
     assert main(["--matrix"]) == 0
     printed = capsys.readouterr().out
@@ -271,8 +271,8 @@ def test_a_run_is_not_mixed_with_another(finished: Path, folder: Path, capsys) -
 
 
 def test_default_names_are_numbered(folder: Path, tmp_path: Path) -> None:
-    from experiments.config import RunConfig
-    from experiments.run_folder import choose_path
+    from experiments.command_line.run_config import RunConfig
+    from experiments.run_files.run_folder import choose_path
 
     config = RunConfig(out=str(tmp_path))
     assert choose_path(config).name == "resnet50-deeplab-digits"

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import stages as module
-from experiments.config import RunConfig
+from experiments.command_line.run_config import RunConfig
 from experiments.run import main
-from experiments.stages import run_stages, stages
+from experiments.training import stages as module
+from experiments.training.stages import run_stages, stages
 from lightning_modules.segmentation import SegmentationModule
 
 NAMES = ("sky", "road", "car")
@@ -86,7 +86,7 @@ def test_finished_stages_are_skipped_and_a_failure_stops(
     config = RunConfig(head="fcn8s", out=str(tmp_path), name="a", staged=True)
     codes = {"a-stage1": 0, "a-stage2": 3}
     ran: list[RunConfig] = []
-    monkeypatch.setattr(module, "run", lambda one: ran.append(one) or codes[one.name])
+    monkeypatch.setattr(module, "run_stage", lambda one: ran.append(one) or codes[one.name])
     assert run_stages(config) == 3
     assert [(one.name, one.resume) for one in ran] == [("a-stage1", False), ("a-stage2", False)]
     for name, file in (("a-stage1", "results.json"), ("a-stage2", "checkpoints/last.ckpt")):
@@ -117,10 +117,10 @@ def test_a_stage_gets_the_signals_of_the_whole(tmp_path: Path, monkeypatch: pyte
         "os.kill(os.getppid(), signal.SIGUSR1)\n"
         "time.sleep(20)\n"
     )
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "stages.py"))
+    monkeypatch.setattr(module, "RUN", tmp_path / "run.py")
     handlers = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1)}
     try:
-        assert module.run(RunConfig()) == 42
+        assert module.run_stage(RunConfig()) == 42
     finally:
         for one, handler in handlers.items():
             signal.signal(one, handler)
@@ -135,7 +135,7 @@ def test_staged_training_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         settings.write_text(module.to_yaml(config))
         return main(["--config", str(settings)])
 
-    monkeypatch.setattr(module, "run", here)
+    monkeypatch.setattr(module, "run_stage", here)
     arguments = [
         "--backbone",
         "resnet18",

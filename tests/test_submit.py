@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import submit
+import experiments
 from experiments.submit import main
 
 RUN = ["--", "--backbone", "resnet18", "--head", "fcn8s", "--out", "/data/runs"]
@@ -86,7 +86,7 @@ def test_mistakes_are_answered_in_one_line(
 
 def test_usage_is_answered_without_torch() -> None:
     code = "import sys; from experiments.submit import main; main(['--dry-run']); assert 'torch' not in sys.modules"
-    environment = {**os.environ, "PYTHONPATH": str(Path(submit.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(experiments.__file__).parents[1])}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, timeout=60)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.config import parse
+from experiments.command_line.run_config import parse
 
 FOLDER = Path(__file__).resolve().parent.parent / "experiments" / "sweeps"
 SWEEPS = sorted(FOLDER.glob("*.yaml"))

@@ -13,8 +13,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from experiments import children
-from experiments.search_space import Axis, read_axis
+from experiments.many_runs import child_runs
+from experiments.many_runs.search_space import Axis, read_axis
 from experiments.tune import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,11 +24,12 @@ LR = ["--search", "lr=log:1e-4:1"]
 
 @pytest.fixture(autouse=True)
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(children, "RUN", STAND_IN)
+    monkeypatch.setattr(child_runs, "RUN", STAND_IN)
 
 
 def start_tune(out: Path, *more: str, **environment: str) -> subprocess.Popen:
-    code = f"from experiments import children\nfrom pathlib import Path\nchildren.RUN = Path({str(STAND_IN)!r})\n"
+    code = "from pathlib import Path\nfrom experiments.many_runs import child_runs\n"
+    code += f"child_runs.RUN = Path({str(STAND_IN)!r})\n"
     code += "import sys\nfrom experiments.tune import main\nsys.exit(main())"
     command = [sys.executable, "-c", code, "--out", str(out), *(more or LR)]
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, text=True)

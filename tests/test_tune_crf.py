@@ -13,9 +13,9 @@ import pytest
 import torch
 import yaml
 
-from experiments import crf_search
-from experiments.crf_settings import read_settings
-from experiments.crf_worker import Job, run
+from experiments.analysis import crf_search
+from experiments.analysis.crf_worker import Job, run
+from experiments.command_line.crf_settings import read_crf_settings
 from experiments.tune_crf import main
 from heads.crf import PRESETS, DenseCRF
 
@@ -50,7 +50,7 @@ def test_the_file_it_leaves_is_what_run_takes(crf_run: Path, tmp_path: Path, cap
     assert scores == sorted(scores, reverse=True)
     best = {name: written[name] for name in crf_search.SEARCHED}
     assert best == {name: written["tried"][0][name] for name in crf_search.SEARCHED}
-    assert read_settings(str(out)) == dataclasses.replace(PRESETS["deeplabv2_resnet101"], **best)
+    assert read_crf_settings(str(out)) == dataclasses.replace(PRESETS["deeplabv2_resnet101"], **best)
     assert f"with {scores[0]:.4f}" in capsys.readouterr().out
     assert not list(tmp_path.glob("*.part"))
 
@@ -109,7 +109,7 @@ def test_ctrl_c_writes_nothing(crf_run: Path, tmp_path: Path, monkeypatch, capsy
 
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    monkeypatch.setattr(crf_search, "run", press)
+    monkeypatch.setattr(crf_search, "count_labels", press)
     assert main([str(crf_run), "--images", "2", "--processes", "1", "--out", str(tmp_path / "a")]) == 130
     assert capsys.readouterr().err == "tune_crf.py: stopped; nothing was written\n"
     assert [path.name for path in tmp_path.rglob("*")] == ["temporary"]

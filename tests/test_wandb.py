@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.runs import Run, read_run
-from experiments.wandb_files import WandbFile, wandb_files
-from experiments.wandb_runs import offline_runs, project_runs
+from experiments.run_files.read_run import Run, read_run
+from experiments.run_files.wandb_file import WandbFile, wandb_files
+from experiments.run_files.wandb_runs import offline_runs, project_runs
 from tests.conftest import crf_arguments
 from tests.fake_wandb import FakeWandb, serving
 
@@ -22,7 +22,7 @@ FLAGS = ("--logger", "wandb", "tensorboard", "--wandb-group", "seeds", "--wandb-
 @pytest.fixture(scope="module")
 def logged(crf_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of three epochs of four steps, logged offline, that Ctrl-C stopped at step 6 and resumed."""
-    from experiments.progress import ProgressLines
+    from experiments.callbacks.progress import ProgressLines
     from experiments.run import main
 
     def press(self: ProgressLines, trainer: object, *_: object) -> None:
@@ -125,8 +125,8 @@ def test_compare_shows_the_same_from_the_files_as_from_the_folder(logged: Path, 
 
 def test_a_killed_process_leaves_no_gap(logged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it had not written out of W&B's file is in metrics.csv, and logged by the process that goes on."""
-    from experiments.config import RunConfig
-    from experiments.wandb_log import WandbLog
+    from experiments.callbacks.wandb_log import WandbLog
+    from experiments.command_line.run_config import RunConfig
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     shutil.copytree(logged, tmp_path / "w", symlinks=True)

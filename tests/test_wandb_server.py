@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-import experiments.wandb_server
-from experiments.config import RunConfig
-from experiments.loggers import Curves
-from experiments.progress import EpochTable
-from experiments.runs import read_run
-from experiments.wandb_files import wandb_files
-from experiments.wandb_runs import offline_runs
+import experiments.callbacks.wandb_probe
+from experiments.callbacks.curves import LogRows
+from experiments.callbacks.metrics_csv import MetricsFile
+from experiments.command_line.run_config import RunConfig
+from experiments.run_files.read_run import read_run
+from experiments.run_files.wandb_file import wandb_files
+from experiments.run_files.wandb_runs import offline_runs
 from tests.conftest import crf_arguments
 from tests.fake_wandb import FakeWandb, closed_port, serving
 
@@ -28,13 +28,13 @@ def _a_client_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setenv(f"WANDB_{name}", value)
     for name in ("WANDB_MODE", "WANDB_PROJECT", "GRAFT_RUN_FOLDER"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(experiments.wandb_server, "PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(experiments.callbacks.wandb_probe, "PROBE_SECONDS", 0.3)
     yield
     wandb.teardown()
 
 
 def log_one_row(folder: Path) -> None:
-    from experiments.wandb_log import WandbLog
+    from experiments.callbacks.wandb_log import WandbLog
 
     log = WandbLog(RunConfig(), folder, folder / "wandb_id", {"backbone": "b", "head": "h", "seed": 0}, "val/miou")
     log.row({"epoch": 1, "step": 4, "val/miou": 0.25}, 4)
@@ -115,7 +115,7 @@ def test_a_log_that_fails_is_given_up(tmp_path: Path, capsys) -> None:
             closed.append(exit_code)
             raise OSError(28, "No space left on device")
 
-    curves = Curves([Full()], EpochTable(tmp_path / "metrics.csv"))  # type: ignore[list-item]
+    curves = LogRows([Full()], MetricsFile(tmp_path / "metrics.csv"))  # type: ignore[list-item]
     curves.each(lambda log: log.row({}, 1))
     assert "--logger full: given up, metrics.csv goes on (OSError: [Errno 28]" in capsys.readouterr().out
     curves.close(0)

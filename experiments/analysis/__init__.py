@@ -1,0 +1,1 @@
+"""What is measured of networks and data outside training."""

@@ -1,0 +1,1 @@
+"""What happens during training: checkpoints, signals, progress, logs."""

@@ -1,0 +1,64 @@
+"""What `--crf-settings` takes: a preset of heads/crf.py by name, or a YAML file as tune_crf.py writes it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from experiments.command_line.known_names import class_fields, dict_keys, nearest
+
+if TYPE_CHECKING:
+    from heads.crf import CRFSettings  # imports torch
+
+DEFAULT = "deeplabv2_resnet101"
+NOTES = ("tuned_on", "tried")
+"""Keys of a settings file that say where the settings come from."""
+
+
+def crf_settings_problem(named: str) -> str | None:
+    """What can be known to be wrong with `--crf-settings NAMED` before torch is imported, in one line."""
+    presets = dict_keys("heads/crf.py", "PRESETS")
+    if named in presets:
+        return None
+    path = Path(named)
+    if not path.is_file():
+        if path.suffix:
+            return f"--crf-settings {named}: no such file"
+        return f"--crf-settings: no preset and no file '{named}'; nearest presets: {nearest(named, presets)}"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return f"--crf-settings {named}: not a YAML file ({' '.join(str(error).split())})"
+    known = class_fields("heads/crf.py", "CRFSettings")
+    if not isinstance(values, dict):
+        return f"--crf-settings {named}: write a setting on each line, such as w1: 4; there are {', '.join(known)}"
+    for key, value in values.items():
+        if key in NOTES:
+            continue
+        if key not in known:
+            return f"--crf-settings {named}: no setting '{key}'; nearest: {nearest(str(key), known)}"
+        if key != "normalization" and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            return f"--crf-settings {named}: {key} is {value}, not a number"
+    return None
+
+
+def read_crf_settings(named: str | None) -> CRFSettings:
+    """The preset, or what a file sets, the rest being the default preset's.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+    from heads.crf import PRESETS
+
+    if named is None or named in PRESETS:
+        return PRESETS[named or DEFAULT]
+    values: dict[str, Any] = yaml.safe_load(Path(named).read_text(encoding="utf-8"))
+    try:
+        return dataclasses.replace(
+            PRESETS[DEFAULT], **{key: value for key, value in values.items() if key not in NOTES}
+        )
+    except ValueError as error:
+        raise ValueError(f"--crf-settings {named}: {error}") from error

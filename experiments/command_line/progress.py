@@ -1,0 +1,33 @@
+"""Progress of a loop: a bar on a terminal, otherwise a line every ten seconds. Imports no torch."""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+Item = TypeVar("Item")
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def with_progress(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
+    """The items as they come, with a bar on a terminal, else a line every ten seconds."""
+    console = Console()
+    if console.is_terminal:
+        yield from track(items, title, total, console=console)
+        return
+    started = last_line = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        if time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
+            last_line = time.monotonic()
+            left = (last_line - started) / done * (total - done)
+            console.print(f"{title}  {done}/{total}  {duration(left)} left", highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """As minutes:seconds, or hours:minutes:seconds from one hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

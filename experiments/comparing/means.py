@@ -1,0 +1,82 @@
+"""Means over seeds, and differences between two groups of runs paired by seed.
+
+Deviations are those of a sample (divided by n - 1). The interval is Student's t interval of the mean of the paired
+differences: mean ± t(n - 1) s / sqrt(n). It assumes differences that are about normal, and is not widened for the
+number of groups that are looked at.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from experiments.run_files.read_run import Run
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class SeedStatistics:
+    """Of the values of `n` seeds; one seed has no deviation."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean of what one group has over another on the `n` seeds they share; one seed has no interval."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
+
+
+def mean_of(values: Sequence[float]) -> SeedStatistics | None:
+    """None where there are no values."""
+    if not values:
+        return None
+    n = len(values)
+    mean = math.fsum(values) / n
+    return SeedStatistics(mean, deviation(values, mean) if n > 1 else None, n)
+
+
+def deviation(values: Sequence[float], mean: float) -> float:
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
+    """What `ours` has over `theirs`, each by seed; None where they share no seed."""
+    differences = mean_of([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
+    if differences is None:
+        return None
+    if differences.std is None:
+        return Difference(differences.mean, None, None, differences.n)
+    half = t_quantile(differences.n - 1) * differences.std / math.sqrt(differences.n)
+    return Difference(differences.mean, differences.mean - half, differences.mean + half, differences.n)
+
+
+@lru_cache
+def t_quantile(degrees: int) -> float:
+    """Of Student's distribution, which a share of (1 - CONFIDENCE) / 2 exceeds."""
+    from scipy.special import stdtrit  # half a second that a comparison of single seeds does not need
+
+    return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
+
+
+def mean_curve(runs: Iterable[Run], column: str) -> dict[int, SeedStatistics]:
+    """A column of metrics.csv by epoch, over the runs that have it."""
+    values = defaultdict(list)
+    for run in runs:
+        for row in run.curve:
+            if column in row and "epoch" in row:
+                values[int(row["epoch"])].append(row[column])
+    return {epoch: mean for epoch, several in sorted(values.items()) if (mean := mean_of(several))}

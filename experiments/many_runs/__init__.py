@@ -1,0 +1,1 @@
+"""Starts several runs: grids, studies, cluster jobs. Imports no torch."""

@@ -1,0 +1,127 @@
+"""Builds data and network from the settings of a run."""
+
+import dataclasses
+import logging
+import warnings
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from backbones import find_backbone
+from datamodules import DATAMODULES
+from datamodules.base import GraftDataModule
+from datamodules.class_weights import class_weights
+from datamodules.errors import DataError
+from experiments.command_line.crf_settings import read_crf_settings
+from experiments.command_line.run_config import RunConfig
+from heads import find_head
+from lightning_modules.base import GraftModule
+from lightning_modules.classification import ClassificationModule
+from lightning_modules.segmentation import SegmentationModule
+
+MODULES: dict[str, type[GraftModule]] = {
+    "classification": ClassificationModule,
+    "segmentation": SegmentationModule,
+}
+NO_CLASS = -100
+
+
+def prepare(config: RunConfig) -> tuple[GraftDataModule, GraftModule]:
+    """Data and module as the settings ask for them, checked.
+
+    Raises:
+        ValueError: the settings or the data cannot work; one line says why.
+    """
+    # Lightning's chatter about hardware it did not find, and products; its warnings stay.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for not_for_users in (
+        "`isinstance\\(treespec",
+        ".*sync_dist=True",
+        "The `srun` command is available",
+        "You're using the WeightAveraging",
+    ):
+        warnings.filterwarnings("ignore", not_for_users, module="lightning")  # scores are of all processes already
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    crf = crf_settings(config)
+    data = build_data(config)
+    data.setup("fit")
+    if config.epochs and data.train is None:
+        raise DataError(f"there is no train split in {config.data_dir}; --epochs 0 scores without training")
+    module = build_module(config, data, crf if config.crf == "train" else None)
+    if config.start_from is not None:
+        fresh = module.start_from(config.start_from)
+        rank_zero_only(print)(f"starts from {config.start_from}; as initialised stay: {', '.join(fresh) or 'none'}")
+    if config.mixup or config.cutmix:
+        if not isinstance(module, ClassificationModule):
+            raise ValueError(f"--mixup and --cutmix mix the classes of whole images; {config.head} labels pixels")
+        module.mix_batches(config.mixup, config.cutmix)
+    return data, module
+
+
+def crf_settings(config: RunConfig) -> dict[str, Any] | None:
+    """What `--crf` asks for, as plain values.
+
+    Raises:
+        ValueError: the head does not segment, or a setting is out of its range.
+    """
+    if config.crf == "none":
+        return None
+    if find_head(config.head).task != "segmentation":
+        raise ValueError(
+            f"--crf {config.crf} refines segmentations; {config.head} is a {find_head(config.head).task} head"
+        )
+    return dataclasses.asdict(read_crf_settings(config.crf_settings))
+
+
+def build_data(config: RunConfig) -> GraftDataModule:
+    """The data module, for the task of the head, with images normalised as the backbone's weights expect them."""
+    head = find_head(config.head)
+    with torch.device("meta"):
+        backbone = find_backbone(config.backbone)()
+    return DATAMODULES[config.data](
+        head.task,
+        data_dir=config.data_dir,
+        image_size=config.size,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        seed=config.seed,
+        mean=backbone.mean,
+        std=backbone.std,
+        download=config.download,
+        on_bad_sample=config.on_bad_sample,
+        cache=config.cache,
+        augmentation=config.augmentation,
+    )
+
+
+def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] | None = None) -> GraftModule:
+    """The Lightning module for the data's classes, and with the CRF that is to be learned, if any."""
+    return MODULES[data.task](
+        config.backbone,
+        config.head,
+        data.class_names,
+        weights=None if config.weights == "none" else config.weights,
+        output_stride=config.output_stride,
+        backbone_options=config.backbone_options,
+        head_options=config.head_options,
+        crf=crf,
+        loss=config.loss,
+        class_weights=class_weights(config.class_weights, data),
+        label_smoothing=config.label_smoothing,
+        aux_weight=config.aux_weight,
+        # Images have no class that is ignored; 255 is one of ImageNet's.
+        ignore_index=data.ignore_index if data.task == "segmentation" else NO_CLASS,
+        optimizer=config.optimizer,
+        lr=config.lr,
+        backbone_lr_mult=config.backbone_lr_mult,
+        freeze_backbone=config.freeze_backbone,
+        freeze_norms=config.freeze_norms,
+        layer_decay=config.layer_decay,
+        checkpoint_activations=config.checkpoint_activations,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        schedule=config.schedule,
+        warmup=config.warmup,
+    )

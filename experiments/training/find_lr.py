@@ -1,0 +1,40 @@
+"""`run.py --find-lr`: train on first batches while the rate rises, and suggest one (Smith 2015, arXiv:1506.01186)."""
+
+import contextlib
+import dataclasses
+import io
+import tempfile
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch.tuner import Tuner
+
+from experiments.command_line.run_config import RunConfig
+from experiments.run_files.run_folder import RunFolder
+from experiments.training.build import prepare
+from experiments.training.make_trainer import build_trainer
+
+STEPS = 100
+LOWEST, HIGHEST = 1e-7, 1.0
+
+
+def find_lr(config: RunConfig) -> int:
+    """Print a rate for these settings; nothing is kept.
+
+    Raises:
+        ValueError: the settings or the data cannot work.
+    """
+    config = dataclasses.replace(config, epochs=STEPS, max_steps=None)  # enough even at one step an epoch
+    data, module = prepare(config)
+    print(f"trying {STEPS} rates from {LOWEST:g} to {HIGHEST:g}", flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = build_trainer(config, RunFolder(Path(scratch)), [pl.Callback()], module.monitor)
+        with contextlib.redirect_stderr(io.StringIO()):  # a bar of another kind than ours
+            finder = Tuner(trainer).lr_find(
+                module, datamodule=data, min_lr=LOWEST, max_lr=HIGHEST, num_training=STEPS, update_attr=False
+            )
+    suggested = None if finder is None else finder.suggestion()
+    if suggested is None:
+        raise ValueError("--find-lr: the loss fell at no rate; look at the data with show_data.py")
+    print(f"--lr {suggested:.2g}")
+    return 0

@@ -1,0 +1,74 @@
+"""`run.py --staged`: the papers' staged training, each stage an ordinary run that starts from the one before.
+
+FCN-8s comes from FCN-16s and that from FCN-32s (Long et al. 2014); DilatedNet's context from its front end (Yu, Koltun
+2015). Stages lie in `runs/NAME-stage1`, `-stage2` and, the last, in `runs/NAME`. The same command again skips finished
+stages and goes on with the broken one.
+"""
+
+import dataclasses
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from experiments.command_line.known_names import RUN
+from experiments.command_line.run_config import RunConfig, to_yaml
+from experiments.run_files.run_folder import LONGER, RunFolder, changed_setting, choose_path
+from heads import HEADS, find_head
+
+
+def stages(config: RunConfig) -> list[RunConfig]:
+    """The settings of each stage.
+
+    Raises:
+        ValueError: the head has no stages.
+    """
+    changes = find_head(config.head).stages
+    if not changes:
+        having = ", ".join(name for name, head in HEADS.items() if head.stages)
+        raise ValueError(f"--staged: {config.head} trains at once; heads with stages: {having}")
+    last = choose_path(config)
+    runs, start = [], config.start_from
+    for number, changed in enumerate(changes, 1):
+        name = last.name if number == len(changes) else f"{last.name}-stage{number}"
+        merged = changed | {"head_options": (config.head_options or {}) | changed.get("head_options", {}) or None}
+        runs.append(dataclasses.replace(config, **merged, staged=False, name=name, start_from=start))
+        start = str(last.with_name(name) / "checkpoints" / "best.ckpt")
+    return runs
+
+
+def run_stages(config: RunConfig) -> int:
+    """Run one after the other, each in a process of its own; the exit code is that of the first that fails.
+
+    Raises:
+        ValueError: see `stages`.
+    """
+    runs = stages(config)
+    for number, one in enumerate(runs, 1):
+        folder = RunFolder(Path(one.out) / one.run_name)
+        finished = folder.results.is_file() and changed_setting(one, folder, LONGER) is None
+        if finished and (config.resume or number < len(runs)):
+            print(f"stage {number}/{len(runs)}: {folder.path} is finished", flush=True)
+            continue
+        print(f"stage {number}/{len(runs)}: {one.head} into {folder.path}", flush=True)
+        one = dataclasses.replace(one, resume=config.resume and folder.last_checkpoint.is_file())
+        code = run_stage(one)
+        if code:
+            return code
+    return 0
+
+
+def run_stage(config: RunConfig) -> int:
+    """run.py with these settings, in a process of its own."""
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = Path(scratch) / "stage.yaml"
+        settings.write_text(to_yaml(config), encoding="utf-8")
+        process = subprocess.Popen([sys.executable, str(RUN), "--config", str(settings)])
+        for one in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(one, lambda number, _: process.send_signal(number))
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:  # it got the signal too, and is saving where it stopped
+                continue
