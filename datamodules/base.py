@@ -39,9 +39,9 @@ class GraftDataModule(LightningDataModule):
 
     A subclass states `tasks`, sets `class_names` (and `palette`, if it has its own) and writes `default_size` and
     `sources`; `augmentation` and `evaluation` where the usual ones are not for it.
-    Batches are `{"image": float32 (B, 3, H, W), "target": int64 (B, H, W) or (B,), "name": list[str]}`. If `preparation`
-    resizes images, masks of validation and test keep their own sizes (h, w), listed as "target_sizes", and are padded
-    with ignore to the largest.
+    Batches are `{"image": float32 (B, 3, H, W), "target": int64 (B, H, W) or (B,), "name": list[str]}`. If
+    `preparation` resizes images, masks of validation and test keep their own sizes (h, w), listed as "target_sizes",
+    and are padded with ignore to the largest.
     """
 
     tasks: ClassVar[tuple[Task, ...]]

@@ -1,4 +1,4 @@
-"""Faults that the labels of all masks together show: refused if they can only be nonsense, said if they may be meant."""
+"""Faults that the labels of all masks together show: refused if certainly nonsense, said if possibly meant."""
 
 from pathlib import Path
 
@@ -92,7 +92,8 @@ def refuse_soft(counts: LabelCounts, masks: str) -> None:
     if counts.soft:
         raise DataError(
             f"{masks} hold {len(counts.values)} different labels, {spans(counts.values)}, mostly in single pixels "
-            "between others, as smoothing, resizing or lossy compression leaves them; make the masks again as PNG without these"
+            "between others, as smoothing, resizing or lossy compression leaves them; make the masks again without "
+            "these, as PNG files"
         )
 
 
@@ -104,6 +105,6 @@ def refuse_two_conventions(counts: LabelCounts, labels: dict[int, int], masks: s
     if counts.ignored_alone > 1:
         raise DataError(
             f"{masks} hold 0 and 255 only in {counts.ignored_alone} of {counts.masks} cases, 0 and 1 in the others: if "
-            f"255 is the class 1 there, write 1; or list 0, 1 and 255 in {TABLE}, where rows may share a name and the name "
-            "ignore means to ignore"
+            f"255 is the class 1 there, write 1; or list 0, 1 and 255 in {TABLE}, where two rows may share a name and "
+            "the name ignore means to ignore"
         )

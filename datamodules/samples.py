@@ -168,7 +168,7 @@ class Shuffled(DistributedSampler[Any]):
         self.resumed = (0, 0)
 
     def resume(self, epoch: int, taken: int) -> None:
-        """Skip the first `taken` samples of `epoch`, counted over all ranks: the interrupted run has trained on them."""
+        """Skip the first `taken` samples of `epoch`, counted over all ranks, which the interrupted run has had."""
         self.resumed = (epoch, taken // self.num_replicas)
         self.set_epoch(epoch)
 
