@@ -1,10 +1,9 @@
-"""The data sets, name -> LightningDataModule. `experiments/run.py` reads the names without importing this file."""
+"""The data sets: name -> LightningDataModule. `experiments/run.py` reads the names without importing this file."""
 
 import os
 
-# Albumentations asks PyPI for a newer version on import; a cluster node has no network to ask over.
+# On import, albumentations asks PyPI for a newer version; a cluster node has no network for that.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
 from datamodules.ade20k import Ade20k
 from datamodules.base import GraftDataModule
 from datamodules.camvid import CamVid

@@ -1,6 +1,5 @@
 """Counts the labels that all masks of a split hold, before training; the result is cached if that took long."""
 
-import json
 import os
 import pickle
 import time
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from datamodules.cache_folder import cache_folder, read_json, write_json
 from datamodules.checking import PATIENCE, in_threads
 from datamodules.collate import IGNORE_INDEX
 from datamodules.files import MaskedImages
@@ -88,20 +88,17 @@ def scan_labels(source: MaskedImages, size: tuple[int, int], data_dir: Path, *, 
     Raises:
         ValueError: a mask cannot be read.
     """
-    user = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "graft"
     name = f"mask-labels-{state_hash(source, size)}.json"
-    for folder in (data_dir / ".graft", user):
-        try:
-            return LabelCounts(**json.loads((folder / name).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            continue
+    files = [folder / name for folder in (data_dir / ".graft", cache_folder()) if folder is not None]
+    for path in files:
+        cached = read_json(path)
+        if cached is not None:
+            return LabelCounts(**cached)
     start = time.monotonic()
     jobs = [partial(labels_of, source, index, size) for index in range(len(source))]
     counts = add_up(in_threads("Counting the labels of the masks", jobs, tolerant=tolerant))
     if time.monotonic() - start > PATIENCE and counts.masks == len(source):
-        for folder in (data_dir / ".graft", user):
-            if write_counts(folder / name, counts):
-                break
+        any(write_json(path, asdict(counts)) for path in files)  # to the first that can be written
     return counts
 
 
@@ -162,15 +159,3 @@ def state_hash(source: MaskedImages, size: tuple[int, int]) -> str:
             continue
         total.update(f"{os.path.abspath(one.mask)}\0{state.st_size} {state.st_mtime_ns}".encode("utf-8", "replace"))
     return total.hexdigest()
-
-
-def write_counts(path: Path, counts: LabelCounts) -> bool:
-    """Write the counts to a cache file. Returns False if that fails, because the folder is read-only or full."""
-    part = path.with_suffix(f".{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(asdict(counts)), encoding="utf-8")
-        part.replace(path)
-    except OSError:
-        return False
-    return True
