@@ -25,7 +25,7 @@ def count_classes(counts: dict[str, LabelCounts], root: Path) -> int:
     if not labels or labels == [0]:
         raise DataError(
             f"{masks} hold no label but {spans(train.values)}, and 255 is ignored; write 1, 2, ... for the classes, or "
-            f"list in {TABLE} what each label means; there, 255 may be a class"
+            "classes.csv of the lines value,name and 0,background and 255,object, where 255 may be a class"
         )
     count = labels[-1] + 1
     unused = count - len(labels)
@@ -44,8 +44,8 @@ def count_classes(counts: dict[str, LabelCounts], root: Path) -> int:
     elif unused:
         absent = sorted(set(range(count)) - set(labels))
         note(
-            f"{masks} hold the labels {spans(labels)}: of {count} classes {spans(absent)} occur nowhere; if these are "
-            f"no classes, list the others in {TABLE}"
+            f"{masks} hold the labels {spans(labels)}: the classes {spans(absent)} of {count} occur nowhere; if these "
+            f"are no classes, list the others in {TABLE}"
         )
     refuse_two_conventions(train, {label: label for label in labels} | {IGNORE_INDEX: IGNORE_INDEX}, masks)
     return count

@@ -30,6 +30,8 @@ class MaskLabels(NamedTuple):
     """Sorted."""
     kept: np.ndarray
     """The values that remain after shrinking."""
+    deep: bool
+    """Whether they are stored in more than 8 bits."""
     between: int
     """Pixels of neither the lowest nor the highest value, in masks of many values."""
     flat: int
@@ -55,6 +57,8 @@ class LabelCounts:
     """Those of them whose values, without 0, run from 1 without gaps."""
     highest: list[int] = field(default_factory=list)
     """The different highest values of those."""
+    deep: bool = False
+    """Whether any mask is stored in more than 8 bits."""
     between: int = 0
     flat: int = 0
 
@@ -75,9 +79,10 @@ class LabelCounts:
 
     @property
     def numbers_objects(self) -> bool:
-        """Whether the values look like numbers of objects: 1, 2, ... without gaps, to another end in each mask."""
-        deep = max(self.values, default=0) > IGNORE_INDEX
-        return self.many > self.masks / 2 and self.numbered == self.many and (len(self.highest) > 2 or deep)
+        """Whether the values look like numbers of objects: 1, 2, ... without gaps, in 16 bits or up to a different
+        number in each mask."""
+        varies = len(self.highest) > 2
+        return self.many > self.masks / 2 and self.numbered == self.many and (varies or self.deep)
 
 
 def scan_labels(source: MaskedImages, size: tuple[int, int], data_dir: Path, *, tolerant: bool = False) -> LabelCounts:
@@ -115,7 +120,7 @@ def labels_of(source: MaskedImages, index: int, size: tuple[int, int]) -> tuple[
         middle = (inner > values[0]) & (inner < values[-1])
         same = (inner == mask[1:, :-1]) & (inner == mask[:-1, 1:])
         between, flat = int(middle.sum()), int((middle & same).sum())
-    return index, MaskLabels(values, shrunk_values(mask, size, values), between, flat)
+    return index, MaskLabels(values, shrunk_values(mask, size, values), mask.dtype != np.uint8, between, flat)
 
 
 def shrunk_values(mask: np.ndarray, size: tuple[int, int], values: np.ndarray) -> np.ndarray:
@@ -143,6 +148,7 @@ def add_up(masks: list[tuple[int, MaskLabels]]) -> LabelCounts:
             total.many += 1
             total.numbered += values[-1] == len(values) - (values[0] == 0)
             highest.add(values[-1])
+        total.deep |= one.deep
         total.between += one.between
         total.flat += one.flat
     total.kept, total.highest = sorted(kept), sorted(highest)

@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from datamodules.class_table import LABELMAP, LISTS, TABLES
 from datamodules.errors import DataError
 from datamodules.notes import note
 from datamodules.pairing import Pair, folders_in, kinds, list_classes, list_images, pair, read_lines, walk
@@ -25,10 +26,9 @@ MASK_FOLDERS = (
 """Names in any case, the first that holds images is taken."""
 BESIDE = ("masks", "mask", "labels", "label", "annot", "annotations", "gt")
 """What the name of a mask folder may add to that of a split: train/ and train_masks/."""
-LISTS = "ImageSets/Segmentation"
+SPLIT_LISTS = "ImageSets/Segmentation"
 LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
 RUN_FILES = ("config.yaml", "results.json", "predictions.png")
-LABELME = ".json files"
 KNOWN = "images/ and masks/, train/images/ and train/masks/, or x.jpg beside x.png or x_mask.png"
 
 
@@ -161,7 +161,9 @@ def mask_pairs(root: Path, mask_suffix: str | None, passed_over: Counter[str]) -
     if images and masks and (inside := split_folders(images)):
         return pairs_of_splits(inside, split_folders(masks), masks, mask_suffix, passed_over)
     everything = pairs_in(root, mask_suffix, passed_over)
-    lists = {split: path for path in sorted((root / LISTS).glob("*.txt")) if (split := split_of(path.with_suffix("")))}
+    lists = {
+        split: path for path in sorted((root / SPLIT_LISTS).glob("*.txt")) if (split := split_of(path.with_suffix("")))
+    }
     if "train" not in lists:
         return {"train": list(everything.values())}
     return {split: listed(lists[split], everything) for split in SPLITS if split in lists}
@@ -278,7 +280,8 @@ def beside_each_other(folder: Path, mask_suffix: str | None, passed_over: Counte
     endings = guessed_endings(files, mask_suffix)
     if not endings:
         raise DataError(nothing_paired(folder, others, mask_suffix))
-    passed_over.update(others)
+    tables = [name for name in (*LISTS, *TABLES, LABELMAP) if (folder / name).is_file()]
+    passed_over.update(others - Counter(Path(name).suffix for name in tables))
     ending = endings.most_common(1)[0][0]
     pairs: dict[str, Pair] = {}
     for stem, paths in files.items():
