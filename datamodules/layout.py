@@ -105,6 +105,8 @@ def class_trees(root: Path, passed_over: Counter[str]) -> dict[str, dict[str, li
                 f"or rename {folder.name}/ if it is itself a class"
             )
         trees[split] = list_classes(folder, passed_over)
+        for name in trees[split].keys() - trees["train"].keys():
+            raise DataError(f"{folder / name} is no class of {splits['train']}; add it there or remove it")
     return trees
 
 
@@ -239,6 +241,8 @@ def pairs_in(folder: Path, mask_suffix: str | None, passed_over: Counter[str]) -
     if images and masks:
         return pair(images, masks, mask_suffix, passed_over)
     if masks and not images:
+        for empty in [one for one in folders_in(folder) if one.name.lower() in IMAGE_FOLDERS]:
+            list_images(empty)  # raises, and names what it holds
         raise DataError(f"{folder} holds {contents(folder)}: there are masks in {masks.name}/ but no images/; add it")
     flat = images or folder
     return beside_each_other(flat, mask_suffix, passed_over)
