@@ -78,16 +78,13 @@ def to_rgb(image: Image.Image, what: str, white: int = WHITE, levels: np.ndarray
     `levels` `(H, W, 3)` replaces the colours of the image, of which Pillow keeps 8 bits only.
 
     Raises:
-        ValueError: more than 16 bits are in use, or a fourth band is no alpha channel.
+        ValueError: more than 16 bits are in use.
     """
     if levels is None:
         levels = grey_levels(image, what)
     if levels is not None:
         scaled = (levels / (white / 255)).round().clip(0, 255).astype(np.uint8)
         return np.repeat(scaled[..., None], 3, axis=2) if scaled.ndim == 2 else np.ascontiguousarray(scaled)
-    if image.mode == "RGBX":
-        message = f"{what} has 4 bands, and the fourth is no alpha channel; save the three to be seen as RGB"
-        raise DataError(message, "unreadable")
     return np.array(image.convert("RGB"))
 
 
@@ -205,6 +202,10 @@ def decode(path: Path, *, upright: bool = False, least: int | None = None) -> Im
             count = pages(image)
             if count > 1:
                 raise DataError(f"{path} has {count} pages; save each that is meant as a file of its own", "unreadable")
+            bands = image.tag_v2.get(SAMPLES_PER_PIXEL, 1) if image.format == "TIFF" else 0  # type: ignore[attr-defined]
+            if bands > len(image.getbands()):
+                message = f"{path} has {bands} bands, more than colour and alpha; save the three to be seen as RGB"
+                raise DataError(message, "unreadable")
             if least is not None:
                 image.draft(None, (least, least))
             image.load()
@@ -221,7 +222,7 @@ def decode(path: Path, *, upright: bool = False, least: int | None = None) -> Im
     except Exception as error:  # Decoders raise what they like: OSError, SyntaxError, struct.error, ...
         bands = tiff_bands(path)
         if bands > 4:
-            message = f"{path} has {bands} bands; save the three to be seen as an RGB image"
+            message = f"{path} has {bands} bands, more than colour and alpha; save the three to be seen as RGB"
             raise DataError(message, "unreadable") from None
         reason = " ".join(str(error).replace(f"'{path}'", "").split()) or type(error).__name__
         if path.is_file() and path.stat().st_size == 0:

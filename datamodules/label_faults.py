@@ -88,9 +88,9 @@ def say_lost_classes(train: LabelCounts, names: tuple[str, ...], labels: dict[in
 def refuse_soft(counts: LabelCounts, masks: str) -> None:
     if counts.soft:
         raise DataError(
-            f"{masks} hold {len(counts.values)} different labels, {spans(counts.values)}, mostly in single pixels "
-            "between others, as smoothing, resizing or lossy compression leaves them; make the masks again without "
-            "these, as PNG files"
+            f"{masks} hold {len(counts.values)} different labels, {spans(counts.values)}, mostly in pixels between "
+            "lower and higher ones, as smoothing, resizing or lossy compression leaves them; make the masks again "
+            "without these, as PNG files"
         )
 
 

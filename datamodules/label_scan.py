@@ -34,8 +34,8 @@ class MaskLabels(NamedTuple):
     """Whether they are stored in more than 8 bits."""
     between: int
     """Pixels of neither the lowest nor the highest value, in masks of many values."""
-    flat: int
-    """Those of them whose right and lower neighbours have the same value."""
+    ramp: int
+    """Those of them with a lower and a higher value beside them."""
 
 
 @dataclass
@@ -60,7 +60,7 @@ class LabelCounts:
     deep: bool = False
     """Whether any mask is stored in more than 8 bits."""
     between: int = 0
-    flat: int = 0
+    ramp: int = 0
 
     @property
     def values(self) -> list[int]:
@@ -74,8 +74,8 @@ class LabelCounts:
 
     @property
     def soft(self) -> bool:
-        """Whether many values occur in single pixels between others, as smoothing leaves them."""
-        return self.between > 0 and self.flat < 0.3 * self.between
+        """Whether nearly all pixels of many values lie between lower and higher ones, as smoothing leaves them."""
+        return self.ramp > 0.7 * self.between
 
     @property
     def numbers_objects(self) -> bool:
@@ -114,13 +114,14 @@ def labels_of(source: MaskedImages, index: int, size: tuple[int, int]) -> tuple[
         values = np.flatnonzero(cv2.calcHist([mask], [0], None, [256], [0, 256]))
     else:
         values = np.unique(mask)
-    between = flat = 0
+    between = ramp = 0
     if len(values) > MANY:
-        inner = mask[:-1, :-1]
-        middle = (inner > values[0]) & (inner < values[-1])
-        same = (inner == mask[1:, :-1]) & (inner == mask[:-1, 1:])
-        between, flat = int(middle.sum()), int((middle & same).sum())
-    return index, MaskLabels(values, shrunk_values(mask, size, values), mask.dtype != np.uint8, between, flat)
+        levels = mask if mask.dtype == np.uint8 else mask.astype(np.float32)
+        middle = (mask > values[0]) & (mask < values[-1])
+        around = np.ones((3, 3), np.uint8)
+        rising = (cv2.erode(levels, around) < levels) & (cv2.dilate(levels, around) > levels)
+        between, ramp = int(middle.sum()), int((middle & rising).sum())
+    return index, MaskLabels(values, shrunk_values(mask, size, values), mask.dtype != np.uint8, between, ramp)
 
 
 def shrunk_values(mask: np.ndarray, size: tuple[int, int], values: np.ndarray) -> np.ndarray:
@@ -150,7 +151,7 @@ def add_up(masks: list[tuple[int, MaskLabels]]) -> LabelCounts:
             highest.add(values[-1])
         total.deep |= one.deep
         total.between += one.between
-        total.flat += one.flat
+        total.ramp += one.ramp
     total.kept, total.highest = sorted(kept), sorted(highest)
     return total
 
