@@ -200,5 +200,5 @@ def test_no_annotations_at_all(tmp_path: Path) -> None:
 
 def test_without_pycocotools_the_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
-    with pytest.raises(DataError, match="pycocotools, which is not installed: pip install 'graft\[coco\]'$"):
+    with pytest.raises(DataError, match=r"pycocotools, which is not installed: pip install 'graft\[coco\]'$"):
         load(tmp_path)
