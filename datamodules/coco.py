@@ -123,7 +123,8 @@ class AnnotatedImages:
         from pycocotools import mask as rle_tools
 
         mask = np.zeros((height, width), np.uint8)
-        crowds, objects = [], []
+        crowds: list[tuple[Any, int]] = []
+        objects: list[tuple[Any, int]] = []
         for one in self.annotations[self.images[index]["id"]]:
             if one["category_id"] not in self.labels:
                 message = (
