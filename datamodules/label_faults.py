@@ -46,7 +46,7 @@ def count_classes(counts: dict[str, LabelCounts], root: Path) -> int:
             f"{masks} hold the labels {spans(labels)}: of the classes 0 to {count - 1}, {spans(absent)} never "
             f"{'occurs' if unused == 1 else 'occur'}; if that is not meant, list the others in {TABLE}"
         )
-    refuse_two_conventions(train, {label: label for label in labels} | {IGNORE_INDEX: IGNORE_INDEX}, masks)
+    refuse_two_conventions(counts, {label: label for label in labels} | {IGNORE_INDEX: IGNORE_INDEX}, masks)
     return count
 
 
@@ -68,7 +68,7 @@ def check_classes(counts: dict[str, LabelCounts], table: ClassTable, root: Path)
             f"{table.source}; correct the masks, or say in {TABLE} what each label means; there, 255 may be a class"
         )
     if IGNORE_INDEX not in table.listed:
-        refuse_two_conventions(train, table.labels, masks)
+        refuse_two_conventions(counts, table.labels, f"the masks in {root}")
     if absent:
         names = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
         note(f"{masks} have no pixel of {len(absent)} of the {len(table.names)} classes: {names}")
@@ -102,14 +102,16 @@ def refuse_numbers(counts: LabelCounts, masks: str) -> None:
         )
 
 
-def refuse_two_conventions(counts: LabelCounts, labels: dict[int, int], masks: str) -> None:
+def refuse_two_conventions(counts: dict[str, LabelCounts], labels: dict[int, int], masks: str) -> None:
     """Raises ValueError if some masks seem to write 255, which is ignored, for what others write 1 for."""
     classes = {label for label in labels.values() if label != IGNORE_INDEX}
-    if labels.get(IGNORE_INDEX) != IGNORE_INDEX or classes != {0, 1} or counts.ignored_with_labels:
+    splits = counts.values()
+    if labels.get(IGNORE_INDEX) != IGNORE_INDEX or classes != {0, 1} or any(one.ignored_with_labels for one in splits):
         return
-    if counts.ignored_alone > 1:
+    alone = sum(one.ignored_alone for one in splits)
+    if alone > 1:
         raise DataError(
-            f"{masks} hold 0 and 255 only in {counts.ignored_alone} of {counts.masks} cases, 0 and 1 in the others: if "
-            f"255 is the class 1 there, write 1; or list 0, 1 and 255 in {TABLE}, where two rows may share a name and "
+            f"{masks} hold 0 and 255 only in {alone} of {sum(one.masks for one in splits)} cases, 0 and 1 in the others: "
+            f"if 255 is the class 1 there, write 1; or list 0, 1 and 255 in {TABLE}, where two rows may share a name and "
             "the name ignore means to ignore"
         )

@@ -90,7 +90,9 @@ def class_trees(root: Path, passed_over: Counter[str]) -> dict[str, dict[str, li
         outputs = [folder for folder in folders_in(root) if is_output(folder)]
         classes = [folder for folder in folders_in(root) if folder not in outputs]
         refuse_split_like(root, classes)
+        refuse_masks(root, classes)
         say_passed_over(root, outputs, "which hold runs")
+        count_beside(root, passed_over)
         return {"train": {folder.name: list(list_images(folder, passed_over).values()) for folder in classes}}
     others = [folder for folder in folders_in(root) if folder not in splits.values()]
     say_passed_over(root, others, f"because {splits['train'].name}/ holds the classes")
@@ -104,10 +106,26 @@ def class_trees(root: Path, passed_over: Counter[str]) -> dict[str, dict[str, li
                 f"{folder} holds {contents(folder)} but no class folders; put the images of each class into a folder, "
                 f"or rename {folder.name}/ if it is itself a class"
             )
+        count_beside(folder, passed_over)
         trees[split] = list_classes(folder, passed_over)
         for name in trees[split].keys() - trees["train"].keys():
             raise DataError(f"{folder / name} is no class of {splits['train']}; add it there or remove it")
     return trees
+
+
+def count_beside(tree: Path, passed_over: Counter[str]) -> None:
+    """Count the images beside the class folders of a tree, which belong to no class."""
+    beside = sum(1 for _ in walk(tree, Counter(), deep=False))
+    passed_over.update({"images outside of class folders": beside} if beside else {})
+
+
+def refuse_masks(root: Path, classes: list[Path]) -> None:
+    """Raises ValueError if the class folders are one of images and one of masks."""
+    if len(classes) == 2 and named(root, IMAGE_FOLDERS) in classes and named(root, MASK_FOLDERS) in classes:
+        names = " and ".join(f"{folder.name}/" for folder in classes)
+        raise DataError(
+            f"{root} holds {names}, which are no classes; masks are for a head that segments, such as --head unet"
+        )
 
 
 def unlabelled(test: Path, train: Path) -> str:
@@ -163,9 +181,8 @@ def mask_pairs(root: Path, mask_suffix: str | None, passed_over: Counter[str]) -
     if images and masks and (inside := split_folders(images)):
         return pairs_of_splits(inside, split_folders(masks), masks, mask_suffix, passed_over)
     everything = pairs_in(root, mask_suffix, passed_over)
-    lists = {
-        split: path for path in sorted((root / SPLIT_LISTS).glob("*.txt")) if (split := split_of(path.with_suffix("")))
-    }
+    texts = sorted((root / SPLIT_LISTS).glob("*.txt"))
+    lists = {name: path for path in texts if (name := split_of(path.with_suffix("")))}
     if "train" not in lists:
         return {"train": list(everything.values())}
     return {split: listed(lists[split], everything) for split in SPLITS if split in lists}
@@ -286,6 +303,7 @@ def beside_each_other(folder: Path, mask_suffix: str | None, passed_over: Counte
         raise DataError(nothing_paired(folder, others, mask_suffix))
     tables = [name for name in (*LISTS, *TABLES, LABELMAP) if (folder / name).is_file()]
     passed_over.update(others - Counter(Path(name).suffix for name in tables))
+    say_passed_over(folder, [one for one in folders_in(folder) if holds_images(one)], "beside images with masks")
     ending = endings.most_common(1)[0][0]
     pairs: dict[str, Pair] = {}
     for stem, paths in files.items():
@@ -307,6 +325,8 @@ def nothing_paired(folder: Path, others: Counter[str], mask_suffix: str | None) 
     found = f"{folder} holds {contents(folder)}"
     if mask_suffix is not None:
         return f"{found} but no mask whose name ends in --mask-suffix {mask_suffix}"
+    if any(folder.glob("*coco*.json")):
+        return f"{found}: annotations in COCO's format and no masks; --data coco reads them"
     if others[".json"]:
         return (
             f"{found}: images with .json files and no masks, as labelme writes them; turn these into masks by "

@@ -75,6 +75,14 @@ def test_two_ways_to_write_one_class(tmp_path: Path) -> None:
     assert load(tmp_path).class_names == ("background", "cell")
 
 
+def test_two_ways_to_write_one_class_in_two_splits(tmp_path: Path) -> None:
+    for split, white in (("train", 1), ("val", 255)):
+        for index in range(3):
+            save(tmp_path / split / "images" / f"{index}.png", photo(index))
+            save(tmp_path / split / "masks" / f"{index}.png", disc(0, white))
+    assert "hold 0 and 255 only in 3 of 6 cases, 0 and 1 in the others" in refusal(tmp_path)
+
+
 def test_an_ignored_outline_is_no_second_way(tmp_path: Path) -> None:
     def outlined(index: int) -> np.ndarray:
         mask = disc(0, 1)

@@ -99,6 +99,19 @@ def test_what_lies_beside_classes_is_said(tmp_path: Path, capsys: pytest.Capture
     assert "ants/, bees/, out/, because train/ holds the classes" in said
 
 
+def test_masks_are_no_class(tmp_path: Path) -> None:
+    make_pairs(tmp_path / "Images", tmp_path / "labels")
+    said = refusal(tmp_path, "classification")
+    assert "holds Images/ and labels/, which are no classes; masks are for a head that segments" in said
+
+
+def test_images_of_no_class_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    make_classes(tmp_path)
+    make_classes(tmp_path, ("",), count=3)
+    assert counts(tmp_path, "classification") == {"train": 8, "val": 2}
+    assert f"note: passed over in {tmp_path}: 3 images outside of class folders" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("inside", [".", "unknown", "images"])
 def test_unlabelled_test_images_are_left_out_in_one_line(
     inside: str, tmp_path: Path, capsys: pytest.CaptureFixture
@@ -316,6 +329,11 @@ def labelme(root: Path) -> None:
     (root / "images" / "0.json").write_text("{}")
 
 
+def coco(root: Path) -> None:
+    save(root / "train" / "0.jpg", photo(0))
+    (root / "train" / "_annotations.coco.json").write_text("{}")
+
+
 def yolo(root: Path) -> None:
     save(root / "images" / "0.jpg", photo(0))
     (root / "labels").mkdir()
@@ -339,6 +357,7 @@ def val_without(root: Path) -> None:
             labelme,
             r"images holds 1 \.jpg, 1 \.json: images with \.json files and no masks, as labelme writes them; turn ",
         ),
+        (coco, r"train holds 1 \.jpg, 1 \.json: annotations in COCO's format and no masks; --data coco reads them"),
         (yolo, r"images holds 1 \.jpg and no masks that are found; --data folders reads images/ and masks/, "),
         (one_without, r"train holds masks beside images, but late\.jpg has no mask late_mask"),
         (val_without, r"images/val has no masks: .*masks holds train/; add .*masks/val"),
