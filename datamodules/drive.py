@@ -3,8 +3,9 @@
 Blood vessels in 40 photographs of retinas, 565x584 pixels. Pixels outside of the camera's field of view are ignored, as
 in the published scores. Layout, as published: `training/` with `images/21_training.tif`, `1st_manual/21_manual1.gif`
 and `mask/21_training_mask.gif` (the field of view), and `test/` alike; without
-`1st_manual/` it is left out. The same as PNGs, `train/{images,labels,fov}/21.png`, is read too. Files belong together by the number that
-their names begin with. A fifth of the 20 training images is held out for validation, chosen by a hash of the numbers.
+`1st_manual/` it is left out. The same as PNGs, `train/{images,labels,fov}/21.png`, is read too. Files belong together
+by the number that their names begin with. A fifth of the 20 training images is held out for validation, chosen by a
+hash of the numbers.
 """
 
 import re

@@ -111,7 +111,7 @@ def refuse_two_conventions(counts: dict[str, LabelCounts], labels: dict[int, int
     alone = sum(one.ignored_alone for one in splits)
     if alone > 1:
         raise DataError(
-            f"{masks} hold 0 and 255 only in {alone} of {sum(one.masks for one in splits)} cases, 0 and 1 in the others: "
-            f"if 255 is the class 1 there, write 1; or list 0, 1 and 255 in {TABLE}, where two rows may share a name and "
-            "the name ignore means to ignore"
+            f"{masks} hold 0 and 255 only in {alone} of {sum(one.masks for one in splits)} cases, 0 and 1 in the "
+            f"others: if 255 is the class 1 there, write 1; or list 0, 1 and 255 in {TABLE}, where two rows may share "
+            "a name and the name ignore means to ignore"
         )
