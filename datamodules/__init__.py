@@ -9,6 +9,7 @@ from datamodules.base import GraftDataModule
 from datamodules.camvid import CamVid
 from datamodules.camvid32 import CamVid32
 from datamodules.cityscapes import Cityscapes
+from datamodules.coco import Coco
 from datamodules.digits import Digits
 from datamodules.drive import Drive
 from datamodules.flowers102 import Flowers102
@@ -23,6 +24,7 @@ DATAMODULES: dict[str, type[GraftDataModule]] = {
     "digits": Digits,
     "folders": Folders,
     "shards": Shards,
+    "coco": Coco,
     "camvid": CamVid,
     "camvid32": CamVid32,
     "cityscapes": Cityscapes,

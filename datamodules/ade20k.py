@@ -2,7 +2,7 @@
 
 The 150 classes of the scene parsing challenge of 2016, 20,210 training and 2,000 validation images. Layout, as
 published: `images/{training,validation}/*.jpg` and `annotations/{training,validation}/*.png`, possibly in a folder
-`ADEChallengeData2016`. Masks hold 1-150; 0 (other) is ignored. Of a class's synonyms the first is its name.
+`ADEChallengeData2016`. Masks hold 1-150; 0 (other) is ignored. A class is named by the first of its synonyms.
 """
 
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from datamodules.base import IGNORE_INDEX, GraftDataModule, Source, Task
 from datamodules.errors import DataError
-from datamodules.files import MaskedImages, pair
+from datamodules.files import MaskedImages
+from datamodules.pairing import pair
 
 # fmt: off
 CLASSES = (

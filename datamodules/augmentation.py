@@ -152,7 +152,8 @@ def find_augmentation(name: str, image_size: Size, mean: Sequence[float]) -> lis
 
 def compose(transforms: list[A.BasicTransform]) -> A.Compose:
     """One pipeline for image and mask; both stay uint8, and masks are never interpolated."""
-    pipeline = A.Compose(transforms)
+    # Sources have compared the sizes; whole masks may be larger than images that were resized.
+    pipeline = A.Compose(transforms, is_check_shapes=False)
     take_nearest(pipeline)
     return pipeline
 

@@ -2,17 +2,18 @@
 
 Semantic object classes in video: A high-definition ground truth database, Pattern Recognition Letters 30(2). Of its 32
 classes one is Void, which is ignored: 31 are scored. Layout, as published: the frames in `701_StillsRaw_full/`, the
-masks in `LabeledApproved_full/NAME_L.png`; both may also be called `images/` and `labels/`. There is no published list;
-frames are split as everyone splits the 11-class version (367, 101 and 233), which follows from their names.
+masks in `LabeledApproved_full/NAME_L.png`; both may also be called `images/` and `labels/`. There is no published list:
+frames are split by their names into the usual splits of the 11-class version (367, 101 and 233).
 """
 
 from pathlib import Path
 from typing import ClassVar
 
 from datamodules.base import Colour, GraftDataModule, Source, Task
-from datamodules.class_table import class_table
+from datamodules.class_table import Row, class_table
 from datamodules.errors import DataError
-from datamodules.files import MaskedImages, Pair, list_images
+from datamodules.files import MaskedImages
+from datamodules.pairing import Pair, list_images
 
 CLASSES: dict[str, Colour] = {
     "Animal": (64, 128, 64),
@@ -48,7 +49,7 @@ CLASSES: dict[str, Colour] = {
     "Void": (0, 0, 0),
     "Wall": (64, 192, 0),
 }
-TABLE = class_table(list(CLASSES.items()), "label_colors.txt of CamVid")
+TABLE = class_table([Row(*item) for item in CLASSES.items()], "label_colors.txt of CamVid")
 FOLDERS = (("701_StillsRaw_full", "LabeledApproved_full"), ("images", "labels"))
 BY_HAND = (
     "fetch files701_StillsRaw_full.zip (557 MB) and LabeledApproved_full.zip (16 MB) from "
@@ -87,7 +88,10 @@ class CamVid32(GraftDataModule):
 
 
 def split_of(name: str) -> str:
-    """The split of a frame named SEQUENCE_NUMBER: one stretch of 0016E5 for validation, dusk and Seq05VD for test."""
+    """The split of a frame named SEQUENCE_NUMBER.
+
+    Frames 7959 to 8159 of 0016E5 are for validation; Seq05VD, and 0001TP (dusk) after frame 8520, are for test.
+    """
     sequence, _, frame = name.partition("_")
     number = int("".join(filter(str.isdigit, frame)) or 0)
     if sequence == "0016E5" and 7959 <= number <= 8159:

@@ -22,8 +22,9 @@ import numpy as np
 
 from datamodules.base import GraftDataModule, Source
 from datamodules.cache_folder import cache_folder, read_json, write_json
+from datamodules.checking import in_threads
 from datamodules.errors import DataError
-from datamodules.files import LabelledImages, MaskedImages, in_threads
+from datamodules.files import LabelledImages, MaskedImages
 from datamodules.node_folder import once_per_node
 from datamodules.shards import ShardSamples
 from datamodules.source import SourceWithClasses

@@ -2,9 +2,10 @@
 
 Blood vessels in 40 photographs of retinas, 565x584 pixels. Pixels outside of the camera's field of view are ignored, as
 in the published scores. Layout, as published: `training/` with `images/21_training.tif`, `1st_manual/21_manual1.gif`
-and `mask/21_training_mask.gif` (the field of view), and `test/` alike, perhaps without `1st_manual/`, which makes it no
-split here. The same as PNGs, `train/{images,labels,fov}/21.png`, is read too. Files belong together by the number that
-their names begin with. A fifth of the 20 training images is held out for validation, chosen by a hash of the numbers.
+and `mask/21_training_mask.gif` (the field of view), and `test/` alike; without
+`1st_manual/` it is left out. The same as PNGs, `train/{images,labels,fov}/21.png`, is read too. Files belong together
+by the number that their names begin with. A fifth of the 20 training images is held out for validation, chosen by a
+hash of the numbers.
 """
 
 import re
@@ -15,8 +16,10 @@ import albumentations as A
 import numpy as np
 
 from datamodules.base import IGNORE_INDEX, GraftDataModule, Source, Task
+from datamodules.decoding import read_mask
 from datamodules.errors import DataError
-from datamodules.files import MaskedImages, Pair, hold_out, read_mask
+from datamodules.files import MaskedImages
+from datamodules.pairing import Pair, hold_out
 
 # folders of: the split, images, vessels, field of view
 LAYOUTS = {
@@ -50,7 +53,7 @@ class Drive(GraftDataModule):
         return dict(sources)
 
     def augmentation(self) -> list[A.BasicTransform]:
-        # Vessels have no up or down, but a width: images are turned and mirrored, not scaled.
+        # Vessels have no upright position, but a typical width: images are mirrored both ways and not scaled.
         fill = tuple(255 * value for value in self.mean)
         return [
             A.RandomCrop(*self.image_size, pad_if_needed=True, fill=fill, fill_mask=IGNORE_INDEX),
@@ -61,7 +64,7 @@ class Drive(GraftDataModule):
 
 
 def numbered_pairs(root: Path, split: str) -> list[Pair]:
-    """Images of a split with their vessel masks, sorted by number; none where the split has no masks."""
+    """Images of a split with their vessel masks, sorted by number; an empty list if the split has no masks."""
     for folder, images, vessels, _ in LAYOUTS[split]:
         if (root / folder / images).is_dir() and (root / folder / vessels).is_dir():
             by_number = {number(path): path for path in sorted((root / folder / images).iterdir())}

@@ -3,7 +3,7 @@
 1,281,167 training and 50,000 validation images of 1000 classes. Layout, as torchvision unpacks the archives:
 `train/WNID/*.JPEG` and `val/WNID/*.JPEG`. The validation images may also lie flat in `val/`, as the archive has them,
 beside the development kit's `ILSVRC2012_devkit_t12/data/`, which holds their classes. Classes are numbered in the order
-of the WordNet ids, as in all published weights. A part of the classes may be there; then they are named by their ids.
+of the WordNet ids, as in all published weights. If only some of the classes are there, they are named by their ids.
 
 Instead of the tree, `images/` and `labels.csv` (columns `file`, `index`: the class from 0 to 999) make a validation
 split without a training split, for `--epochs 0`. ImageNet-21k is a folder of images per class: `--data folders`.
@@ -20,7 +20,8 @@ from torchvision.models import ResNet50_Weights
 from datamodules.base import GraftDataModule, Source, Task
 from datamodules.crops import random_crop_flip
 from datamodules.errors import DataError
-from datamodules.files import LabelledImages, list_classes, list_images, read_lines
+from datamodules.files import LabelledImages
+from datamodules.pairing import list_classes, list_images, read_lines
 
 NAMES: tuple[str, ...] = tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
 DEVKIT = "ILSVRC2012_devkit_t12/data"
@@ -53,7 +54,7 @@ class ImageNet(GraftDataModule):
         wnids = {wnid: number for number, wnid in enumerate(train)}
         self.class_names = NAMES if len(wnids) == len(NAMES) else tuple(wnids)
         if len(wnids) < 2:
-            raise DataError(f"{root / 'train'} holds {len(wnids)} class folders, not 2 or more; {BY_HAND}")
+            raise DataError(f"{root / 'train'} holds {len(wnids)} class folders, but at least 2 are needed; {BY_HAND}")
         val = list_classes(root / "val") or flat_classes(root)
         for wnid in val:
             if wnid not in wnids:

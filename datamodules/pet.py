@@ -1,7 +1,7 @@
 """Oxford-IIIT Pet: Cats and Dogs. Parkhi, Vedaldi, Zisserman, Jawahar 2012, CVPR.
 
 3,680 training and 3,669 test images of 37 breeds. Classification: the breed. Segmentation: pet or background, by the
-trimap; its third value, the outline, is "not classified" in the authors' words and is ignored. Layout, as published:
+trimap; its third value, the outline, which the authors call "not classified", is ignored. Layout, as published:
 `images/*.jpg`, `annotations/trimaps/*.png`, `annotations/{trainval,test}.txt`, possibly in torchvision's folder
 `oxford-iiit-pet`. There is no validation list: a fifth of trainval is held out, chosen by a hash of the names.
 """
@@ -12,7 +12,8 @@ from typing import ClassVar
 from datamodules.base import IGNORE_INDEX, GraftDataModule, Source, Task
 from datamodules.download import Archive, provide
 from datamodules.errors import DataError
-from datamodules.files import LabelledImages, MaskedImages, Pair, hold_out
+from datamodules.files import LabelledImages, MaskedImages
+from datamodules.pairing import Pair, hold_out
 
 ADDRESS = "https://www.robots.ox.ac.uk/~vgg/data/pets/data/"
 ARCHIVES = (

@@ -28,9 +28,11 @@ from PIL import Image, ImageOps
 
 from datamodules.base import IGNORE_INDEX, MIN_DECODED_SIZE_FACTOR, GraftDataModule, Source, Task
 from datamodules.cache_folder import cache_folder, read_json, write_json
+from datamodules.checking import in_threads
 from datamodules.class_table import read_classes
+from datamodules.decoding import decode_plain, to_rgb
 from datamodules.errors import DataError
-from datamodules.files import decode_plain, hold_out, in_threads, to_rgb
+from datamodules.pairing import hold_out
 
 FORMAT = 2
 """Part of the name of cached tables of contents; to be raised when their layout changes."""

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
 from datamodules import DATAMODULES, base, memory
 from datamodules.collate import collate
-from datamodules.files import LabelledImages, MaskedImages, decode, read_image, read_plain
+from datamodules.decoding import decode, read_image, read_plain
+from datamodules.files import LabelledImages, MaskedImages
 from datamodules.loader import EqualBatches, Normalise
 from datamodules.node_folder import NODE_FOLDER
 from datamodules.samples import Samples
