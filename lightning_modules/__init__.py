@@ -1,1 +1,1 @@
-"""The trainable parts: a network of one backbone and one head, and the modules that train it."""
+"""The trainable parts: a network of one backbone and one head, and the Lightning modules that train it."""

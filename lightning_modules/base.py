@@ -1,48 +1,60 @@
-"""What classification and segmentation share: the network, the optimiser, the schedule and the one step."""
+"""Base module of classification and segmentation: the network, its loss and scores, the optimiser and the schedule."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, cast
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchmetrics import MeanMetric
 
-from backbones.weights import read_state
+from heads import find_head
 from heads.head import Task
-from lightning_modules.blocks import blocks, depths, recompute_activations
-from lightning_modules.losses import FOR_MAPS, WeightedSum, terms
+from lightning_modules.blocks import recompute_activations
+from lightning_modules.losses import SEGMENTATION_ONLY, WeightedSum, terms
 from lightning_modules.metrics import ClassificationScores, EpochLoss, SegmentationScores
 from lightning_modules.network import Network
+from lightning_modules.parameter_groups import parameter_groups
 from lightning_modules.schedules import learning_rate_factor
+from lightning_modules.seeding import SeedSteps
+from lightning_modules.sharding import ShardedEvaluation, is_sharded, shard
+from lightning_modules.start_from import load_matching_weights
 
 Batch = Mapping[str, Any]
-AUX_CLASSIFIER_WEIGHT = 0.3  # of each auxiliary classifier (Szegedy et al. 2014, section 5)
+Scores = SegmentationScores | ClassificationScores
+AUX_CLASSIFIER_WEIGHT = 0.3
+"""Weight of the loss of each auxiliary classifier (Szegedy et al. 2014, section 5)."""
+OPTIMIZERS = ("sgd", "adamw")
 
 
 class GraftModule(pl.LightningModule):
-    """A network in training. Every argument is a plain value, so a checkpoint rebuilds the module by itself.
+    """Trains a network. Every argument is a plain value, so a checkpoint alone is enough to rebuild the module.
 
     Args:
         backbone, head: names; see `backbones.BACKBONES` and `heads.HEADS`.
-        class_names: one name per class, in the order of the labels.
+        class_names: one name per class, in the order of the labels; two or more.
         weights: what the backbone starts from. Not kept in checkpoints, which hold the weights themselves.
+        output_stride, in_channels, backbone_options, head_options: see `Network`.
+        crf: settings of a fully connected CRF that is learned with the network; see `heads.crf.CRFSettings`.
         loss: a name or a weighted sum of names, such as "cross_entropy+0.5*dice"; see `losses.LOSSES`.
         class_weights: one number per class, for the losses; None for equal ones.
-        aux_weight: of the loss of an auxiliary FCN head on the map of stride 16, which works in training only; 0 builds
-            none. For classification, of GoogLeNet's auxiliary classifiers; None is their paper's 0.3.
-        crf: settings of a fully connected CRF that is learned with the network; see `heads.crf.CRFSettings`.
+        label_smoothing: see `losses.Target.smoothing`.
+        aux_weight: weight of the auxiliary loss. Segmentation: loss of an auxiliary FCN head on the stride-16 map, used
+            in training only; 0 or None builds no such head. Classification: loss of GoogLeNet's auxiliary classifiers;
+            None means the paper's 0.3, and 0 builds none.
+        ignore_index: label of the targets that do not count.
+        optimizer: "sgd" or "adamw".
         lr: base learning rate; the backbone's is `lr * backbone_lr_mult`.
-        freeze_backbone: its parameters get no gradient, and it stays in evaluation mode: batch norms keep their
+        freeze_backbone: its parameters get no gradient, and it stays in evaluation mode, so its batch norms keep their
             statistics.
         freeze_norms: the backbone's batch norms keep their statistics; their scales and shifts are learned.
-        layer_decay: the rate of each layer of the backbone is that of the layer after it times this.
+        layer_decay: layer-wise learning-rate decay in the backbone: the learning rate of each layer is this factor
+            times that of the layer after it.
         checkpoint_activations: see `blocks.recompute_activations`.
-        warmup: share of all optimiser steps over which the rate rises linearly.
+        momentum: of SGD.
+        weight_decay: see `parameter_groups.decayed_parameters`.
+        schedule: a name in `schedules.SCHEDULES`.
+        warmup: fraction of all optimiser steps over which the learning rate rises linearly.
 
     Raises:
         ValueError: a name, an option or a pair that cannot work.
@@ -84,6 +96,7 @@ class GraftModule(pl.LightningModule):
         super().__init__()
         class_names = list(class_names)
         self.save_hyperparameters(ignore=["weights"])
+        self._check()
         self.network = Network(
             backbone,
             head,
@@ -93,45 +106,53 @@ class GraftModule(pl.LightningModule):
             in_channels=in_channels,
             backbone_options=backbone_options,
             head_options=head_options,
-            aux=bool(aux_weight),
+            aux=None if aux_weight is None else bool(aux_weight),
         )
-        if optimizer not in ("sgd", "adamw"):
-            raise ValueError(f"no optimizer '{optimizer}'; there are sgd, adamw")
-        if self.network.task != self.task:
-            raise ValueError(f"{head} is a {self.network.task} head; this module is for {self.task}")
+        if freeze_backbone:
+            self.network.backbone.requires_grad_(False)
+        if checkpoint_activations:
+            recompute_activations(self.network.backbone)
+        self.compiled_with_aux: Callable[[Tensor], tuple[Tensor, list[Tensor]]] | None = None
         self.crf: nn.Module | None = None
         if crf is not None:
             self.add_crf(crf, trainable=True)
-        learning_rate_factor(schedule, 0, 1, 0)  # refuses unknown names now, not after the first epoch
-        self.loss: nn.Module = WeightedSum(
+        self.loss = WeightedSum(
             loss,
             len(class_names),
             ignore_index=ignore_index,
             class_weights=class_weights,
             label_smoothing=label_smoothing,
         )
-        for _, name in terms(loss):
-            if name in FOR_MAPS and self.task != "segmentation":
-                raise ValueError(f"--loss {name} weighs pixels by their neighbours; it is for segmentation heads only")
         self.aux_weight = AUX_CLASSIFIER_WEIGHT if aux_weight is None else aux_weight
-        self.freeze_backbone = freeze_backbone
-        if freeze_backbone:
-            self.network.backbone.requires_grad_(False)
-        self.freeze_norms = freeze_norms
-        if checkpoint_activations:
-            recompute_activations(self.network.backbone)
-        self.train_loss = EpochLoss()
         self.seed = torch.initial_seed()
-        splits = ("val", "test")
-        self.metrics = nn.ModuleDict({split: self.new_scores(len(class_names), ignore_index) for split in splits})
-        # float64: the mean over a split must not depend on how it was cut into batches and processes
-        self.losses = nn.ModuleDict({split: MeanMetric().set_dtype(torch.float64) for split in splits})
+        coefficients = [coefficient for coefficient, _ in terms(loss)]
+        self.train_loss = EpochLoss()
+        self.losses = nn.ModuleDict({split: EpochLoss(coefficients) for split in ("val", "test")})
+        self.metrics = nn.ModuleDict({split: self.new_scores() for split in ("val", "test")})
+
+    def _check(self) -> None:
+        """Reject settings that cannot work before the network is built."""
+        hparams = self.hparams
+        head, names, task = hparams["head"], hparams["class_names"], find_head(hparams["head"]).task
+        if task != self.task:
+            raise ValueError(f"{head} is a {task} head; this module is for {self.task}")
+        if len(names) < 2:
+            raise ValueError(f"there are {len(names)} classes ({', '.join(names)}); a loss needs 2 or more")
+        if hparams["optimizer"] not in OPTIMIZERS:
+            raise ValueError(f"no optimizer '{hparams['optimizer']}'; there are {', '.join(OPTIMIZERS)}")
+        learning_rate_factor(hparams["schedule"], 0, 1, 0)  # rejects an unknown schedule
+        for _, name in terms(hparams["loss"]):
+            if name in SEGMENTATION_ONLY and self.task != "segmentation":
+                raise ValueError(f"--loss {name} weighs pixels by their neighbours; it is for segmentation heads only")
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        return [SeedSteps(self.seed), ShardedEvaluation()]
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        if self.freeze_backbone:
+        if self.hparams["freeze_backbone"]:
             self.network.backbone.eval()
-        if self.freeze_norms:
+        if self.hparams["freeze_norms"]:
             for part in self.network.backbone.modules():
                 if isinstance(part, _BatchNorm):  # of any kind, SyncBatchNorm too
                     part.eval()
@@ -145,99 +166,77 @@ class GraftModule(pl.LightningModule):
         raise ValueError(f"a CRF refines segmentations; {self.hparams['head']} is a {self.task} head")
 
     def refine(self, logits: Tensor, images: Tensor) -> Tensor:
-        """The network's logits after what follows the network: nothing, or a CRF, which sees the images too."""
+        """Refine the logits with the CRF, if there is one; otherwise return them unchanged.
+
+        Args:
+            images: the network's normalised inputs.
+        """
         return logits if self.crf is None else self.crf(logits, images)
 
     def start_from(self, checkpoint: str) -> list[str]:
-        """Take over another run's network as far as names and shapes agree, such as FCN-32s's under FCN-16s.
+        """Initialise the network from another run's checkpoint; see `start_from.load_matching_weights`."""
+        return load_matching_weights(self.network, checkpoint)
 
-        Returns:
-            The names of the tensors that stay as initialised.
+    def compile_network(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile the network with torch.compile: what evaluation calls, and what training with auxiliary losses calls.
 
         Raises:
-            ValueError: the file cannot be read, or its backbone or all of its head is another.
+            ValueError: activations are recomputed, which torch.compile cannot trace.
         """
-        there = {
-            name.removeprefix("network."): value
-            for name, value in read_state(Path(checkpoint), "--start-from").items()
-            if name.startswith("network.")
-        }
-        own = self.network.state_dict()
-        fits = {name: value for name, value in there.items() if name in own and own[name].shape == value.shape}
-        left = [name for name in own if name not in fits]
-        strange = [name for name in left if name.startswith("backbone.")]
-        if strange:
-            raise ValueError(
-                f"--start-from {checkpoint}: its backbone is another (it has no {strange[0]} of that shape)"
-            )
-        if not any(name.startswith("head.") for name in fits):
-            raise ValueError(
-                f"--start-from {checkpoint}: nothing of its head fits; use --weights to take its backbone only"
-            )
-        self.network.load_state_dict(fits, strict=False)
-        return left
+        if self.hparams["checkpoint_activations"]:
+            raise ValueError("--compile does not work with --checkpoint-activations; leave one of them out")
+        self.network.compile(backend=backend)
+        # Looked up when it is called, because FSDP2 replaces the method.
+        self.compiled_with_aux = torch.compile(lambda images: self.network.forward_with_aux(images), backend=backend)
 
-    def new_scores(self, num_classes: int, ignore_index: int) -> SegmentationScores | ClassificationScores:
+    def new_scores(self) -> Scores:
         """The metric that gathers one split's scores."""
         raise NotImplementedError
 
-    def split_scores(self, split: str) -> SegmentationScores | ClassificationScores:
+    def split_scores(self, split: str) -> Scores:
         """The scores of "val" or "test", as counted since its last pass began."""
-        return cast("SegmentationScores | ClassificationScores", self.metrics[split])
+        return cast("Scores", self.metrics[split])
 
-    def split_loss(self, split: str) -> MeanMetric:
-        return cast("MeanMetric", self.losses[split])
+    def split_loss(self, split: str) -> EpochLoss:
+        """The loss of "val" or "test", as summed since its last pass began."""
+        return cast("EpochLoss", self.losses[split])
 
-    def _step(self, batch: Batch, split: str) -> Tensor:
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         images, target = batch["image"], batch["target"]
-        # Only networks that have auxiliary classifiers leave `forward`, which is what torch.compile compiles.
-        aux_too = split == "train" and self.network.has_aux
-        logits, aux = self.network.forward_with_aux(images) if aux_too else (self.network(images), [])
-        logits = self.refine(logits, images)
-        losses = [self.loss(one.float(), target) for one in (logits, *aux)]
-        loss = losses[0] + self.aux_weight * sum(losses[1:]) if aux else losses[0]
-        if split == "train":
-            self.train_loss.update(loss.detach(), len(images))
-            self.log("train/loss_step", loss, batch_size=len(images))
-            self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True, batch_size=len(images))
-        else:
-            self.split_loss(split).update(loss, weight=len(images))
-            self.split_scores(split).update(logits, target)
+        forward = self.compiled_with_aux or self.network.forward_with_aux
+        logits, aux = forward(images) if self.network.has_aux else (self.network(images), [])
+        loss = cast("Tensor", self.loss(self.refine(logits, images), target))
+        if aux:
+            loss = loss + self.aux_weight * sum(self.loss(one, target) for one in aux)
+        self.train_loss.update(loss.detach().to(self.train_loss.totals.dtype) * len(images), len(images))
+        self.log("train/loss_step", loss, batch_size=len(images))
+        self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True, batch_size=len(images))
         return loss
 
     def on_train_epoch_start(self) -> None:
         self.train_loss.reset()
 
-    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
-        # Dropout and its like draw what (seed, process, epoch, batch) say: a run that goes on draws what it would have.
-        place = (self.seed, self.global_rank, self.current_epoch, batch_index)
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))
-
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        return self._step(batch, "train")
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["train_loss"] = self.train_loss.over_all_processes().tolist()
+        checkpoint["train_loss"] = self.train_loss.over_all_ranks()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if "train_loss" in checkpoint and self.global_rank == 0:  # summed over all; the others go on from nothing
-            self.train_loss.totals += torch.tensor(checkpoint["train_loss"], dtype=torch.float64)
+        # The saved totals are already summed over all ranks, so only rank 0 adds them.
+        if "train_loss" in checkpoint and self.global_rank == 0:
+            self.train_loss.add(checkpoint["train_loss"])
 
-    # A batch is empty where --on-bad-sample skip has left out all of it.
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        if len(batch["image"]):
-            self._step(batch, "val")
+        self._score(batch, "val")
 
     def test_step(self, batch: Batch, batch_index: int) -> None:
-        if len(batch["image"]):
-            self._step(batch, "test")
+        self._score(batch, "test")
 
-    def on_validation_start(self) -> None:
-        if isinstance(self.network, FSDPModule):  # batch norms' statistics, which DDP shares at every step
-            for buffer in self.network.buffers():
-                torch.distributed.broadcast(buffer, 0)
+    def _score(self, batch: Batch, split: str) -> None:
+        if len(batch["image"]):  # a batch is empty if --on-bad-sample skip has left out all of it
+            logits = self(batch["image"])
+            self.split_loss(split).update(*self.loss.sums(logits, batch["target"]))
+            self.split_scores(split).update(logits, batch["target"])
 
-    # Cleared where a pass begins: what is counted stays readable after it, for pictures and logs.
+    # Cleared where a pass begins, so that the counts stay readable after it, for pictures and logs.
     def on_validation_epoch_start(self) -> None:
         self._clear_scores("val")
 
@@ -255,28 +254,24 @@ class GraftModule(pl.LightningModule):
         self.split_loss(split).reset()
 
     def _log_scores(self, split: str) -> None:
-        # The metric objects sum their counts over the processes, so all ranks log the same numbers.
-        self.log(f"{split}/loss", self.split_loss(split).compute().float())
+        # The metric objects sum their counts over the ranks, so all ranks log the same numbers.
+        self.log(f"{split}/loss", self.split_loss(split).compute())
         for name, value in self.split_scores(split).scores(self.hparams["class_names"]).items():
             self.log(f"{split}/{name}", value.float())
 
     def configure_model(self) -> None:
-        """Under FSDP2, spread the backbone's blocks, and what is left, over the processes. Called by the Trainer."""
-        if self.device_mesh is None:
-            return
-        if not isinstance(self.network, FSDPModule):  # the Trainer calls this again for scoring
-            mesh = self.device_mesh["data_parallel"]
-            for block in blocks(self.network.backbone):
-                fully_shard(block, mesh=mesh)
-            fully_shard(self.network, mesh=mesh)
-            register_fsdp_forward_method(self.network, "forward_with_aux")
+        """Under FSDP2, shard the weights over the ranks. The Trainer calls this for training, and again for scoring."""
+        if self.device_mesh is not None and not is_sharded(self.network):
+            shard(self, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
         hparams = self.hparams
         groups = parameter_groups(
             self.network, hparams["lr"], hparams["backbone_lr_mult"], hparams["weight_decay"], hparams["layer_decay"]
         )
-        if self.crf is not None:  # first, so that the rate in metrics.csv stays the head's; decay would weaken it
+        if self.crf is not None:
+            # Inserted first, because metrics.csv logs the learning rate of the last group, the head's. No weight decay,
+            # because it would shrink the CRF's weights.
             groups.insert(0, {"params": list(self.crf.parameters()), "lr": hparams["lr"], "weight_decay": 0.0})
         if hparams["optimizer"] == "sgd":
             optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=hparams["lr"], momentum=hparams["momentum"])
@@ -290,27 +285,3 @@ class GraftModule(pl.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def parameter_groups(
-    network: Network, lr: float, backbone_lr_mult: float, weight_decay: float, layer_decay: float = 1.0
-) -> list[dict[str, Any]]:
-    """Backbone and heads apart; norms and biases, the parameters with one axis, without weight decay.
-
-    With `layer_decay`, a layer of the backbone learns at lr * backbone_lr_mult * layer_decay ** layers_after_it, where
-    the head is one of them (Clark et al. 2020, arXiv:2003.10555; for images Bao et al. 2021).
-    """
-    heads = nn.ModuleList([network.head] if network.aux_head is None else [network.head, network.aux_head])
-    rates: list[tuple[float, nn.Parameter]] = []
-    depth, layers = depths(network.backbone) if layer_decay != 1 else ({}, 0)
-    for name, parameter in network.backbone.named_parameters():
-        rates.append((lr * backbone_lr_mult * layer_decay ** (layers - depth.get(name, layers)), parameter))
-    rates += [(lr, parameter) for parameter in heads.parameters()]
-    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
-    own = {id(parameter) for parameter in heads.parameters()}
-    for rate, parameter in rates:
-        if parameter.requires_grad:
-            groups.setdefault((id(parameter) in own, rate, parameter.ndim < 2), []).append(parameter)
-    return [
-        {"params": groups[key], "lr": key[1], "weight_decay": 0.0 if key[2] else weight_decay} for key in sorted(groups)
-    ]

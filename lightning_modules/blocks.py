@@ -1,4 +1,4 @@
-"""A backbone as the row of blocks it is built of: for rates that fall with depth, recomputation and sharding."""
+"""Split a backbone into its sequence of blocks, for layer-wise learning-rate decay, checkpointing and sharding."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,19 +11,20 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-ROWS = (nn.Sequential, nn.ModuleList)
+CONTAINERS = (nn.Sequential, nn.ModuleList)
 
 
 def units(backbone: nn.Module) -> dict[str, nn.Module]:
-    """The parts of a network in the order of its layers, by name: residual blocks and their like, single layers.
+    """Return the network's units (residual blocks and the like, or single layers) in layer order, by name prefix.
 
-    A part is what is left when rows of modules, and modules of a kind that occurs but once, are taken apart.
+    Containers (`nn.Sequential`, `nn.ModuleList`) and modules of a type that occurs only once are split recursively;
+    what remains are the units.
     """
     kinds = Counter(type(module) for module in backbone.modules())
 
     def walk(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-        apart = isinstance(module, ROWS) or (kinds[type(module)] == 1 and any(True for _ in module.children()))
-        if apart:
+        unique = kinds[type(module)] == 1 and any(True for _ in module.children())
+        if unique or isinstance(module, CONTAINERS):
             for name, child in module.named_children():
                 yield from walk(f"{prefix}{name}.", child)
         elif any(True for _ in module.parameters()):
@@ -33,23 +34,25 @@ def units(backbone: nn.Module) -> dict[str, nn.Module]:
 
 
 def blocks(backbone: nn.Module) -> list[nn.Module]:
-    """The parts that have parts of their own.
+    """Return the units that consist of several layers.
 
     Raises:
-        ValueError: there are none; VGG and its elders are rows of single layers.
+        ValueError: there are none; VGG and older networks are sequences of single layers.
     """
     found = [unit for unit in units(backbone).values() if any(True for _ in unit.children())]
     if not found:
         raise ValueError(
-            "--checkpoint-activations and --strategy fsdp2 work on blocks; this backbone has single layers"
+            "--checkpoint-activations and --strategy fsdp2 work on blocks; this backbone has single layers only: "
+            "leave the flag out, or choose a backbone with blocks, such as a ResNet"
         )
     return found
 
 
 def depths(backbone: nn.Module) -> tuple[dict[str, int], int]:
-    """How many layers precede each parameter, by name, and how many layers there are.
+    """Return how many layers precede each parameter, by name, and the number of layers.
 
-    A norm belongs to the layer before it; what belongs to no part, such as ViT's position embedding, to the first.
+    A normalisation layer counts as part of the layer before it; parameters outside all units, such as ViT's position
+    embedding, count as part of the first layer.
     """
     layer, of_unit = -1, {}
     for prefix, unit in units(backbone).items():
@@ -64,9 +67,9 @@ def depths(backbone: nn.Module) -> tuple[dict[str, int], int]:
 
 
 def recompute_activations(backbone: nn.Module) -> None:
-    """Keep each block's input only, and compute the rest again for the backward pass: less memory, a third more time.
+    """Activation checkpointing: store only the input of each block and recompute the rest in the backward pass.
 
-    Chen et al. 2016, arXiv:1604.06174.
+    Saves memory and takes about a third more time (Chen et al. 2016, arXiv:1604.06174).
     """
     for block in blocks(backbone):
         block.forward = partial(recomputed, block.forward, block)  # type: ignore[method-assign]
@@ -80,12 +83,12 @@ def recomputed(forward: Callable[..., Any], block: nn.Module, *inputs: Any) -> A
 
 
 def first_and_second_pass(block: nn.Module) -> tuple[Any, Any]:
-    return nullcontext(), still_statistics(block)
+    return nullcontext(), frozen_batch_norm_statistics(block)
 
 
 @contextmanager
-def still_statistics(block: nn.Module) -> Iterator[None]:
-    """Batch norms normalise as in training and leave their statistics alone: the first pass has counted the batch."""
+def frozen_batch_norm_statistics(block: nn.Module) -> Iterator[None]:
+    """Batch norms normalise as in training but keep their statistics, because the first pass has counted the batch."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.training]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -1,22 +1,29 @@
-"""Losses by name and weighted sums of them: logits `(B, C, ...)` and targets `(B, ...)` -> a scalar.
+"""Losses by name and weighted sums of them: logits `(B, C, ...)` and labels `(B, ...)` -> a scalar.
 
-Ignored targets count for nothing, and where none is valid the loss and its gradient are zero. Means over pixels divide
-by the valid pixels of all processes in training, so that DDP's averaged gradient is that of one process seeing all of
-them, even where one sees none. Dice, Lovász-softmax and the hardest pixels are taken of each process's own batch.
+Ignored targets do not contribute; if no target is valid, the loss and its gradient are zero. Each loss returns a sum
+and the weight to divide it by. In training the weights of pixel means are averaged over all ranks, so that DDP's
+averaged gradient equals that of a single process with the whole batch, even if one rank has no valid pixel; losses of
+whole sets of pixels (`OF_SETS`) use each rank's own batch. In evaluation sums and weights are added up over a split,
+and losses of sets are computed image by image, so the result depends neither on the batch size nor on the ranks.
 
 Sources: focal, Lin et al. 2017, arXiv:1708.02002; hard examples, Shrivastava et al. 2016, arXiv:1604.03540, in the form
 semantic segmentation uses (probability below 0.7, at least a sixteenth of the pixels); Dice, Milletari et al. 2016,
 arXiv:1606.04797; Lovász-softmax, Berman et al. 2018, arXiv:1705.08790; U-Net's border weights, Ronneberger et al. 2015.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor, nn
+
+from lightning_modules.borders import border_weights, near_boundary
+
+HARD = -math.log(0.7)
+"""Cross-entropy above which `ohem` calls a pixel hard."""
 
 
 class Target(NamedTuple):
@@ -27,14 +34,19 @@ class Target(NamedTuple):
     valid: Tensor
     """bool `(B, ...)`."""
     class_weights: Tensor
-    """float32 `(C,)`."""
+    """`(C,)`, of the logits' dtype."""
     smoothing: float
-    """Share of the truth that label smoothing spreads over all classes (Szegedy et al. 2015, arXiv:1512.00567)."""
-    total: Callable[[Tensor], Tensor]
-    """Of a scalar: its mean over the processes in training, the scalar itself otherwise."""
+    """Fraction of each target that label smoothing spreads over all classes (Szegedy et al. 2015, arXiv:1512.00567)."""
 
 
-Loss = Callable[[Tensor, Target], Tensor]
+Sums = tuple[Tensor, Tensor]
+"""A sum of losses and the sum of their weights, both scalars; the loss is their quotient."""
+Loss = Callable[[Tensor, Target], Sums]
+
+
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of sums over many pixels or images: float64, but float32 on Apple's MPS, which has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def per_pixel(logits: Tensor, target: Target) -> Tensor:
@@ -42,110 +54,109 @@ def per_pixel(logits: Tensor, target: Target) -> Tensor:
     loss = F.cross_entropy(
         logits, target.labels, target.class_weights, reduction="none", label_smoothing=target.smoothing
     )
-    return loss * target.valid
+    return loss.where(target.valid, 0)  # a product with zero would turn an infinite loss into NaN
 
 
-def weighted_mean(losses: Tensor, weights: Tensor, target: Target) -> Tensor:
-    """Sum of losses that already carry their weights, over the sum of the weights; zero where that is none."""
-    # Summed exactly, so that validation losses do not depend on how images were cut into batches.
-    exact = torch.float32 if losses.device.type == "mps" else torch.float64
-    return losses.sum(dtype=exact) / target.total((weights * target.valid).sum(dtype=exact)).clamp(min=1e-12)
+def summed(losses: Tensor, weights: Tensor, target: Target) -> Sums:
+    """The sum of losses that already carry their weights, and the sum of the weights of the valid pixels."""
+    exact = exact_dtype(losses.device)
+    return losses.sum(dtype=exact), (weights * target.valid).sum(dtype=exact)
 
 
-def cross_entropy(logits: Tensor, target: Target) -> Tensor:
-    """Mean over the valid targets, each counting by its class's weight."""
-    return weighted_mean(per_pixel(logits, target), target.class_weights[target.labels], target)
+def cross_entropy(logits: Tensor, target: Target) -> Sums:
+    """Mean over the valid targets, each weighted by its class."""
+    return summed(per_pixel(logits, target), target.class_weights[target.labels], target)
 
 
-def ohem(logits: Tensor, target: Target) -> Tensor:
-    """Cross-entropy of the hard pixels: truth below probability 0.7, or the hardest sixteenth if that is more."""
-    losses = per_pixel(logits, target)[target.valid]
-    hardness = F.cross_entropy(logits.detach(), target.labels, reduction="none")[target.valid]
-    if not len(losses):
-        return logits.sum() * 0
-    count = max(int((hardness > -torch.log(torch.tensor(0.7))).sum()), len(losses) // 16, 1)
-    hardest = hardness.topk(count).indices
-    weights = target.class_weights[target.labels[target.valid][hardest]]
-    return losses[hardest].sum() / weights.sum().clamp(min=1e-12)
-
-
-def focal(logits: Tensor, target: Target) -> Tensor:
-    """Cross-entropy times (1 - p)^2, p being the truth's probability: what is already right counts little."""
+def focal(logits: Tensor, target: Target) -> Sums:
+    """Cross-entropy times (1 - p)^2; p is the predicted probability of the true class, so easy pixels count little."""
     p = logits.softmax(1).gather(1, target.labels.unsqueeze(1)).squeeze(1)
     losses = (1 - p).square() * per_pixel(logits, target)
-    return weighted_mean(losses, target.class_weights[target.labels], target)
+    return summed(losses, target.class_weights[target.labels], target)
 
 
-def boundary(logits: Tensor, target: Target) -> Tensor:
-    """Cross-entropy in which pixels within 2 of another class count five times."""
+def boundary(logits: Tensor, target: Target) -> Sums:
+    """Cross-entropy in which pixels at most 2 pixels away from another class count five times."""
     return weigh_pixels(logits, target, 1 + 4 * near_boundary(target.labels, target.valid, 2).float())
 
 
-def unet_border(logits: Tensor, target: Target) -> Tensor:
-    """Cross-entropy in which background between two close objects counts up to ten times more (U-Net, equation 2).
+def unet_border(logits: Tensor, target: Target) -> Sums:
+    """Cross-entropy in which background between two close objects has up to 10 added to its weight (U-Net, equation 2).
 
-    Objects are connected regions of any class but 0, the background; so two that touch are one, unless the mask keeps
-    a line of background between them, as U-Net's does.
+    Objects are connected regions of any class but 0, the background. Two objects that touch are therefore one, unless
+    the mask has a line of background between them, as U-Net's masks do.
     """
-    return weigh_pixels(logits, target, 1 + torch.stack([gaps(labels) for labels in target.labels]))
+    return weigh_pixels(logits, target, 1 + torch.stack([border_weights(labels) for labels in target.labels]))
 
 
-def weigh_pixels(logits: Tensor, target: Target, weights: Tensor) -> Tensor:
-    """Cross-entropy of maps, each pixel `(B, H, W)` also counting by its weight."""
+def weigh_pixels(logits: Tensor, target: Target, weights: Tensor) -> Sums:
+    """Cross-entropy of maps, in which each pixel is also weighted by `weights` `(B, H, W)`."""
     losses = per_pixel(logits, target) * weights
-    return weighted_mean(losses, target.class_weights[target.labels] * weights, target)
+    return summed(losses, target.class_weights[target.labels] * weights, target)
 
 
-def dice(logits: Tensor, target: Target) -> Tensor:
-    """One minus the soft Dice coefficient, averaged over the classes present in the batch by their weights."""
-    valid = target.valid.unsqueeze(1)
-    probabilities = logits.softmax(1) * valid
-    truth = F.one_hot(target.labels, logits.shape[1]).movedim(-1, 1) * valid
+def ohem(logits: Tensor, target: Target) -> Sums:
+    """Cross-entropy of the hard pixels: true class below probability 0.7, or the hardest sixteenth if that is more."""
+    losses = per_pixel(logits, target).flatten()
+    hardness = F.cross_entropy(logits.detach(), target.labels, reduction="none")
+    # Sorted instead of selected, because the number of hard pixels would have to be fetched from the GPU.
+    hardness, order = hardness.where(target.valid, -1).flatten().sort(descending=True)
+    valid = target.valid.flatten()[order]
+    rank = torch.arange(len(order), device=logits.device)
+    hard = valid & (~(hardness <= HARD) | (rank < (valid.sum() // 16).clamp(min=1)))
+    weights = target.class_weights[target.labels.flatten()[order]]
+    return losses[order].where(hard, 0).sum(), weights.where(hard, 0).sum()
+
+
+def dice(logits: Tensor, target: Target) -> Sums:
+    """One minus the soft Dice coefficient, averaged over the classes that occur, by their weights."""
+    probabilities = logits.softmax(1).where(target.valid.unsqueeze(1), 0)
+    truth = one_hot(target, logits.shape[1])
     over = [dim for dim in range(logits.ndim) if dim != 1]
-    weights = (truth.sum(over) > 0) * target.class_weights
-    coefficient = 2 * (probabilities * truth).sum(over) / (probabilities.sum(over) + truth.sum(over)).clamp(min=1e-6)
-    return ((1 - coefficient) * weights).sum() / weights.sum().clamp(min=1e-12)
+    pixels = truth.sum(over)
+    weights = (pixels > 0) * target.class_weights
+    coefficient = 2 * (probabilities * truth).sum(over) / (probabilities.sum(over) + pixels).clamp(min=1e-6)
+    return ((1 - coefficient) * weights).sum(), weights.sum()
 
 
-def lovasz(logits: Tensor, target: Target) -> Tensor:
-    """The convex extension of one minus the IoU, averaged over the classes present in the batch by their weights.
+def lovasz(logits: Tensor, target: Target) -> Sums:
+    """The convex extension of one minus the IoU, averaged over the classes that occur, by their weights.
 
-    Errors are sorted, largest first; each counts by how much the IoU drops when its pixel is got wrong too.
+    Errors are sorted in descending order; each is weighted by how much the IoU drops if its pixel, too, is
+    misclassified.
     """
-    classes = logits.shape[1]
-    probabilities = logits.softmax(1).movedim(1, -1)[target.valid]
-    truth = F.one_hot(target.labels[target.valid], classes).to(probabilities.dtype)
-    errors, order = (truth - probabilities).abs().sort(0, descending=True)
-    hits = truth.gather(0, order)
-    total = hits.sum(0)
-    lost = 1 - (total - hits.cumsum(0)) / (total + (1 - hits).cumsum(0)).clamp(min=1)  # after each further error
-    steps = torch.diff(lost, dim=0, prepend=lost.new_zeros(1, classes))
+    truth = one_hot(target, logits.shape[1])
+    errors = (truth.to(logits.dtype) - logits.softmax(1)).abs().where(target.valid.unsqueeze(1), 0)
+    errors, order = errors.movedim(1, -1).flatten(0, -2).sort(0, descending=True)  # (pixels, C)
+    hit = truth.movedim(1, -1).flatten(0, -2).gather(0, order)
+    # Counted in integers: a float32 sum is exact up to 2^24 pixels only, and has no deterministic form on GPUs.
+    hits = hit.cumsum(0, dtype=torch.int32)
+    total = hits[-1]
+    misses = torch.arange(1, len(hits) + 1, dtype=hits.dtype, device=hits.device).unsqueeze(1) - hits
+    intersection, union = (total - hits).to(errors.dtype), (total + misses).to(errors.dtype).clamp(min=1)
+    # The drop itself: as a difference of two IoUs it would be lost in their rounding.
+    drops = torch.where(hit, 1 / union, intersection / union / (union - 1).clamp(min=1))
     weights = (total > 0) * target.class_weights
-    return ((errors * steps).sum(0) * weights).sum() / weights.sum().clamp(min=1e-12)
+    return ((errors * drops).sum(0) * weights).sum(), weights.sum()
 
 
-def near_boundary(labels: Tensor, valid: Tensor, distance: int) -> Tensor:
-    """bool `(B, H, W)`: pixels with another valid label at most `distance` rows and columns away."""
-    size, padding = 2 * distance + 1, distance
-    values = labels.unsqueeze(1).float()
-    nothing = ~valid.unsqueeze(1)
-    highest = F.max_pool2d(values.masked_fill(nothing, -1), size, 1, padding)
-    lowest = -F.max_pool2d(-values.masked_fill(nothing, 1e9), size, 1, padding)
-    return (highest > lowest).squeeze(1) & valid
+def one_hot(target: Target, classes: int) -> Tensor:
+    """bool `(B, C, ...)`: whether a pixel is valid and of the class."""
+    numbers = torch.arange(classes, device=target.labels.device).view(1, classes, *[1] * (target.labels.ndim - 1))
+    return (target.labels.unsqueeze(1) == numbers) & target.valid.unsqueeze(1)
 
 
-def gaps(labels: Tensor) -> Tensor:
-    """10 exp(-(d1 + d2)^2 / (2 * 5^2)) on background `(H, W)`; d1, d2 in pixels to the nearest two objects."""
-    foreground = labels.cpu().numpy() > 0
-    objects, count = ndimage.label(foreground)
-    if count < 2:
-        return torch.zeros(labels.shape, device=labels.device)
-    nearest = torch.full((2, *labels.shape), torch.inf)
-    for number in range(1, count + 1):
-        distance = torch.from_numpy(ndimage.distance_transform_edt(objects != number)).float()
-        nearest = torch.cat((nearest, distance.unsqueeze(0))).topk(2, 0, largest=False).values
-    weights = 10 * torch.exp(-nearest.sum(0).square() / (2 * 5.0**2))
-    return weights.masked_fill(torch.from_numpy(foreground), 0).to(labels.device)
+def image_by_image(loss: Loss, logits: Tensor, target: Target) -> Sums:
+    """The sum of a loss's values over the images that have valid pixels, and the number of these images."""
+    values, counted = [], []
+    for image in range(len(logits)):
+        one = slice(image, image + 1)
+        of_image = target._replace(labels=target.labels[one], valid=target.valid[one])
+        total, weight = loss(logits[one], of_image)
+        values.append(total / weight.clamp(min=LEAST))
+        counted.append(weight > 0)
+    exact = exact_dtype(logits.device)
+    return torch.stack(values).sum(dtype=exact), torch.stack(counted).sum(dtype=exact)
 
 
 LOSSES: dict[str, Loss] = {
@@ -157,8 +168,12 @@ LOSSES: dict[str, Loss] = {
     "boundary": boundary,
     "unet_border": unet_border,
 }
-FOR_MAPS = ("boundary", "unet_border")
+SEGMENTATION_ONLY = ("boundary", "unet_border")
 """Losses that need neighbouring pixels."""
+OF_SETS = ("ohem", "dice", "lovasz")
+"""Losses that are no mean over pixels: a pixel's part in them depends on the other pixels."""
+LEAST = 1e-12
+"""Least weight that a sum is divided by."""
 TERM = re.compile(r"(?:(\d*\.?\d+)\*)?([a-z_]+)")
 
 
@@ -184,10 +199,14 @@ def terms(expression: str) -> list[tuple[float, str]]:
 class WeightedSum(nn.Module):
     """A weighted sum of losses by name.
 
+    It computes in float32, or in float64 if the logits are float64, whatever the precision of the network.
+
     Args:
         expression: see `terms`.
         num_classes: C.
+        ignore_index: label of the pixels that do not count.
         class_weights: one number per class, or None for ones.
+        label_smoothing: see `Target.smoothing`.
 
     Raises:
         ValueError: the expression, the number of weights or the smoothing is wrong.
@@ -215,20 +234,58 @@ class WeightedSum(nn.Module):
         self.terms = terms(expression)
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
-        # Kept with the settings of a checkpoint, not among its weights.
+        self.unrounded = weights
+        # A checkpoint has the weights among its settings.
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        valid = labels != self.ignore_index
-        target = Target(labels.where(valid, 0), valid, self.class_weights, self.label_smoothing, self._over_processes)
-        total = sum(weight * LOSSES[name](logits, target) for weight, name in self.terms)
-        assert isinstance(total, Tensor)
-        return total.to(logits.dtype) if self.training else total
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "WeightedSum":
+        """Move the class weights, but keep their precision when a module is cast to bfloat16."""
+        super()._apply(fn, recurse)
+        self.class_weights = self.unrounded.to(self.class_weights.device)
+        return self
 
-    def _over_processes(self, total: Tensor) -> Tensor:
-        # Only in training do all processes compute the same number of losses.
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of a batch, to be trained with.
+
+        Labels are `(B, ...)`, or class probabilities `(B, C)` of mixed images, for which cross-entropy is returned.
+        """
+        logits = at_least_float32(logits)
+        if labels.is_floating_point():
+            return F.cross_entropy(logits, labels.to(logits.dtype), label_smoothing=self.label_smoothing)
+        target = self._target(logits, labels)
+        loss = torch.zeros((), dtype=exact_dtype(logits.device), device=logits.device)
+        for coefficient, name in self.terms:
+            total, weight = LOSSES[name](logits, target)
+            if name not in OF_SETS:
+                weight = self._mean_over_ranks(weight)
+            loss = loss + coefficient * (total / weight.clamp(min=LEAST))
+        return loss.to(logits.dtype)
+
+    def sums(self, logits: Tensor, labels: Tensor) -> Sums:
+        """For evaluation: each term's sum of losses and sum of weights `(terms,)`, which add up over batches and ranks.
+
+        The loss of a split is the sum of the terms' quotients, each times its coefficient.
+        """
+        logits = at_least_float32(logits)
+        target = self._target(logits, labels)
+        of_terms = [
+            image_by_image(LOSSES[name], logits, target) if name in OF_SETS else LOSSES[name](logits, target)
+            for _, name in self.terms
+        ]
+        return torch.stack([total for total, _ in of_terms]), torch.stack([weight for _, weight in of_terms])
+
+    def _target(self, logits: Tensor, labels: Tensor) -> Target:
+        valid = labels != self.ignore_index
+        return Target(labels.where(valid, 0), valid, self.class_weights.to(logits.dtype), self.label_smoothing)
+
+    def _mean_over_ranks(self, weight: Tensor) -> Tensor:
+        # Only in training do all ranks compute the same number of losses.
         if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
-            total = total.detach().clone()
-            torch.distributed.all_reduce(total)
-            total = total / torch.distributed.get_world_size()
-        return total
+            weight = weight.detach().clone()
+            torch.distributed.all_reduce(weight)
+            weight = weight / torch.distributed.get_world_size()
+        return weight
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,9 +1,10 @@
-"""A fully connected CRF behind a network, at test time or learned with it.
+"""A fully connected CRF after a network, applied at test time or learned with the network.
 
-Learned, it is Conditional Random Fields as Recurrent Neural Networks (Zheng, Jayasumana et al. 2015, arXiv:1502.03240):
-the kernels' weights and the compatibility of labels are parameters, five mean-field iterations are unrolled in training
-and the settings' own number, ten as a rule, in evaluation. Differences: each kernel has one weight, not one for each
-label; it is trained with the network from the start, at the network's learning rate, not after it at 1e-13.
+The learned CRF is Conditional Random Fields as Recurrent Neural Networks (Zheng, Jayasumana et al. 2015,
+arXiv:1502.03240): the kernels' weights and the compatibility of labels are parameters. Training unrolls five mean-field
+iterations; evaluation runs `CRFSettings.iterations`. Differences from the paper: each kernel has one weight, not one
+for each label; the CRF is trained with the network from the start, at the network's learning rate, not afterwards at
+1e-13.
 """
 
 import dataclasses
@@ -16,14 +17,15 @@ from backbones.backbone import to_pixels
 from heads.crf import CRFSettings, DenseCRF
 
 TRAINING_ITERATIONS = 5
-LEAST = 1e-12  # probability; its logarithm is finite, and so is the gradient
+LEAST = 1e-12
+"""Least probability; its logarithm, and the gradient, are finite."""
 
 
 class CRFRefinement(nn.Module):
-    """Logits `(B, C, H, W)` and the images behind them, normalised by `mean` and `std` -> log-probabilities.
+    """Logits `(B, C, H, W)` and the network's input images, normalised by `mean` and `std` -> log-probabilities.
 
-    Log-probabilities are logits: their softmax is the CRF's answer, so every loss and score takes them as they are.
-    Mean and std are in the state, so a checkpoint knows what its CRF must undo to see pixels.
+    Log-probabilities are logits: their softmax is the CRF's answer, so every loss and score takes them unchanged.
+    `mean` and `std` are buffers, so a checkpoint contains the normalisation that its CRF must undo to get pixel values.
     """
 
     mean: Tensor
@@ -49,6 +51,6 @@ class CRFRefinement(nn.Module):
         if self.training:
             iterations = min(iterations, TRAINING_ITERATIONS)
         self.crf.settings = dataclasses.replace(self.settings, iterations=iterations)
-        with torch.autocast(images.device.type, enabled=False):  # half precision cannot tell small probabilities apart
+        with torch.autocast(images.device.type, enabled=False):  # half precision rounds small probabilities to zero
             pixels = to_pixels(images.float(), self.mean, self.std)
             return self.crf(logits.float(), pixels).clamp(min=LEAST).log()

@@ -1,10 +1,10 @@
-"""Learning-rate schedules: the factor on the base rate at each optimiser step, with linear warm-up."""
+"""Learning-rate schedules: the factor by which each optimiser step's learning rate is multiplied; linear warm-up."""
 
 import math
 from collections.abc import Callable
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
-    # progress in [0, 1) after warm-up -> factor
+    # Each maps the progress after warm-up, in [0, 1], to a factor.
     "poly": lambda progress: (1 - progress) ** 0.9,  # DeepLab v2
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),  # Loshchilov and Hutter 2017
     "step": lambda progress: 0.1 ** math.floor(progress * 3),  # a tenth at one third and at two thirds
@@ -13,7 +13,9 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def learning_rate_factor(schedule: str, step: int, total: int, warmup: int) -> float:
-    """Factor at optimiser step `step` of `total`; the first `warmup` steps rise linearly to 1.
+    """Return the factor for optimiser step `step`, counted from 0, of `total`.
+
+    It rises linearly over the first `warmup` steps and is 1 at step `warmup`.
 
     Raises:
         ValueError: no schedule has that name.

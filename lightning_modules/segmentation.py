@@ -14,11 +14,11 @@ class SegmentationModule(GraftModule):
     task = "segmentation"
     monitor = "val/miou"
 
-    def new_scores(self, num_classes: int, ignore_index: int) -> SegmentationScores:
-        return SegmentationScores(num_classes, ignore_index)
+    def new_scores(self) -> SegmentationScores:
+        return SegmentationScores(len(self.hparams["class_names"]), self.hparams["ignore_index"])
 
     def add_crf(self, settings: dict[str, Any], *, trainable: bool) -> None:
-        # Images come normalised as the backbone's weights expect them; the CRF undoes that.
+        # The CRF undoes the normalisation of the images, which is the one that the backbone's weights expect.
         mean, std = self.network.backbone.mean, self.network.backbone.std
         classes = len(self.hparams["class_names"])
         self.crf = CRFRefinement(CRFSettings(**settings), classes, mean, std, trainable=trainable).to(self.device)

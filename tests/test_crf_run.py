@@ -102,7 +102,7 @@ def test_the_crf_sees_the_pixels_and_gives_logits(mean: tuple[float, ...]) -> No
 def test_gradients_pass_through_the_crf_to_the_network() -> None:
     module = SegmentationModule("mobilenet_v3_small", "lraspp", ("a", "b", "c"), crf=SETTINGS)
     batch = {"image": torch.randn(2, 3, 32, 32), "target": torch.randint(0, 3, (2, 32, 32))}
-    module._step(batch, "train").backward()
+    module.training_step(batch, 0).backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, f"no gradient for {name}"
         assert parameter.grad.isfinite().all(), name

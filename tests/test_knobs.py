@@ -1,17 +1,20 @@
 """What flags of training promise: layer-wise rates, frozen norms, recomputed activations, patience, accumulation."""
 
 import copy
+import csv
+import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from backbones import BACKBONES
 from experiments.run import main
 from experiments.training.make_trainer import Patience
-from lightning_modules.base import parameter_groups
 from lightning_modules.blocks import blocks, depths
 from lightning_modules.segmentation import SegmentationModule
 from tests.conftest import crf_arguments
@@ -51,27 +54,12 @@ def test_layers_of_known_networks() -> None:
     assert [of_parameter[f"encoder.layers.encoder_layer_{i}.mlp.0.weight"] for i in range(12)] == list(range(1, 13))
 
 
-def test_rates_fall_towards_the_image() -> None:
-    module = build(layer_decay=0.5)
-    groups = parameter_groups(module.network, 1.0, 0.8, 1e-4, 0.5)
-    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
-    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
-    assert len(rates) == len(list(module.parameters()))
-    backbone = module.network.backbone
-    assert rates[id(backbone.layer4[1].conv1.weight)] == pytest.approx(0.8 * 0.5)
-    assert rates[id(backbone.layer4[0].conv1.weight)] == pytest.approx(0.8 * 0.25)
-    assert rates[id(backbone.conv1.weight)] == rates[id(backbone.bn1.weight)] == pytest.approx(0.8 * 0.5**9)
-    assert decays[id(backbone.bn1.weight)] == 0
-    assert all(rates[id(p)] == 1 for p in module.network.head.parameters())
-    assert groups[-1]["lr"] == 1  # what metrics.csv shows
-
-
 def test_frozen_norms_keep_their_statistics_and_learn_their_scales() -> None:
     module = build(freeze_norms=True).train()
     norm, head_norm = module.network.backbone.bn1, module.network.head
     before = norm.running_mean.clone(), norm.running_var.clone()
     heads = {name: value.clone() for name, value in head_norm.named_buffers()}
-    loss = module._step(batch(), "train")
+    loss = module.training_step(batch(), 0)
     loss.backward()
     assert torch.equal(norm.running_mean, before[0])
     assert torch.equal(norm.running_var, before[1])
@@ -98,7 +86,7 @@ def test_recomputing_changes_nothing_but_memory(name: str) -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = module._step(data, "train")
+            loss = module.training_step(data, 0)
         loss.backward()
         saved.append(count)
     assert saved[1] < 0.6 * saved[0]
@@ -155,13 +143,51 @@ def test_find_lr_suggests_a_rate_and_keeps_nothing(crf_folder: Path, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+def compiled_graphs(module: SegmentationModule, work: Callable[[], object]) -> int:
+    """How many graphs torch.compile makes of what `work` runs; they are run as traced, without a C++ compiler."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    module.compile_network(backend=counter)
+    work()
+    return counter.frame_count
+
+
+@pytest.mark.parametrize("aux_weight", [None, 0.4])
+def test_training_and_evaluation_are_compiled_with_auxiliary_losses_too(aux_weight: float | None) -> None:
+    torch.manual_seed(0)
+    module = build("resnet18", "fcn", aux_weight=aux_weight, head_options={"dropout": 0.0}).train()
+    plain = copy.deepcopy(module)
+    data = batch()
+    losses = []
+    assert compiled_graphs(module, lambda: losses.append(module.training_step(data, 0))) > 0
+    torch.manual_seed(1)
+    losses.append(module.training_step(data, 0))
+    torch.manual_seed(1)
+    losses[-1].backward()
+    plain.training_step(data, 0)  # moves the batch norms as often
+    torch.manual_seed(1)
+    expected = plain.training_step(data, 0)
+    torch.testing.assert_close(losses[-1], expected)
+    module.eval()
+    with torch.no_grad():
+        assert compiled_graphs(module, lambda: module(data["image"])) > 0
+
+
+def test_recomputed_activations_cannot_be_compiled() -> None:
+    module = build("resnet18", "fcn32s", checkpoint_activations=True)
+    with pytest.raises(ValueError, match="--compile does not work with --checkpoint-activations"):
+        module.compile_network()
+
+
 @pytest.mark.usefixtures("_alone")
 def test_compiling_leaves_the_names_of_weights(crf_folder: Path, tmp_path: Path, monkeypatch) -> None:
-    compiled = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(type(self).__name__))  # takes a minute
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    whole = SegmentationModule.compile_network
+    monkeypatch.setattr(SegmentationModule, "compile_network", lambda self: whole(self, backend=counter))
     flags = ["--backbone", "lenet5", "--head", "hypercolumn", "--compile", "--epochs", "1", "--name", "a"]
     assert main(crf_arguments(crf_folder, tmp_path, *flags)) == 0
-    assert compiled == ["Network"]
+    assert counter.frame_count > 0
     assert all(name.startswith(("network.backbone.", "network.head.")) for name in last_weights(tmp_path / "a"))
 
 
@@ -172,3 +198,7 @@ def test_the_average_is_what_is_scored_and_kept(crf_folder: Path, tmp_path: Path
     kept = torch.load(tmp_path / "ema" / "checkpoints" / "last.ckpt", weights_only=True)
     name = next(iter(kept["state_dict"]))
     assert not torch.equal(kept["state_dict"][name], kept["current_model_state"][name])
+    # The results are those of the checkpoint's weights; so is the epoch's row.
+    (row,) = csv.DictReader((tmp_path / "ema" / "metrics.csv").open())
+    results = json.loads((tmp_path / "ema" / "results.json").read_text())["scores"]["val"]
+    assert float(row["val/loss"]) == pytest.approx(results["loss"], rel=1e-5)

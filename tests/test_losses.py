@@ -2,16 +2,21 @@
 
 import math
 import socket
+from collections.abc import Callable
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import torch.multiprocessing
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
+from lightning_modules.borders import border_weights, near_boundary
 from lightning_modules.classification import ClassificationModule
-from lightning_modules.losses import LOSSES, WeightedSum, gaps, near_boundary, terms
+from lightning_modules.losses import LOSSES, OF_SETS, WeightedSum, terms
+from lightning_modules.metrics import EpochLoss
 
 CLASSES = 3
 WEIGHTS = (0.5, 1.0, 3.0)
@@ -132,7 +137,7 @@ def test_unet_weighs_the_background_between_two_objects() -> None:
     labels[5:15, 4:12] = 1
     labels[5:15, 15:20] = 1
     labels[0, 29] = 2
-    weights = gaps(labels)
+    weights = border_weights(labels)
     rows, columns = np.mgrid[:20, :30]
     distances = []
     for points in ((slice(5, 15), slice(4, 12)), (slice(5, 15), slice(15, 20)), (slice(0, 1), slice(29, 30))):
@@ -142,7 +147,39 @@ def test_unet_weighs_the_background_between_two_objects() -> None:
     expected = np.where(labels.numpy() == 0, 10 * np.exp(-((first + second) ** 2) / 50), 0)
     np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-5, atol=1e-12)
     assert weights[10, 13] > 7
-    assert not gaps(torch.zeros(4, 4, dtype=torch.int64)).any()
+    one_object = torch.zeros(4, 4, dtype=torch.int64)
+    assert not border_weights(one_object).any()
+    one_object[1] = 1
+    assert not border_weights(one_object).any()
+
+
+def one_transform_for_each_object(labels: Tensor) -> np.ndarray:
+    """U-Net's equation 2 with the distance to every object computed by itself."""
+    foreground = labels.numpy() > 0
+    objects, count = ndimage.label(foreground)
+    distances = np.stack([ndimage.distance_transform_edt(objects != number) for number in range(1, count + 1)])
+    nearest, second = np.sort(distances, axis=0)[:2]
+    return np.where(foreground, 0, 10 * np.exp(-((nearest + second) ** 2) / 50))
+
+
+def squares(pitch: int, size: int) -> Tensor:
+    """Squares with 3 pixels of background between them."""
+    inside = torch.arange(size) % pitch >= 3
+    return (inside[:, None] & inside[None]).long()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_unet_weights_need_no_transform_for_each_object(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    transform = cv2.distanceTransform
+    monkeypatch.setattr(cv2, "distanceTransform", lambda *given: calls.append(given) or transform(*given))
+    generator = torch.Generator().manual_seed(seed)
+    # Single pixels, so that many are equally far from two or more objects; and a grid of squares.
+    labels = (torch.rand(40, 50, generator=generator) < 0.02 * (1 + seed % 4)).long() if seed else squares(8, 64)
+    _, count = ndimage.label(labels.numpy())
+    assert count > 20
+    np.testing.assert_allclose(border_weights(labels), one_transform_for_each_object(labels), rtol=1e-4, atol=1e-7)
+    assert len(calls) <= 2 * math.ceil(math.log2(count))
 
 
 @pytest.mark.parametrize(
@@ -165,13 +202,24 @@ def test_losses_of_maps_are_refused_for_classification() -> None:
         ClassificationModule("lenet5", "classifier", ("a", "b"), loss="cross_entropy+boundary")
 
 
-def gradients_on_one_of_two(rank: int, port: int, logits: Tensor, targets: Tensor, results: Tensor) -> None:
+def on_two_ranks(work: Callable[..., None], *arguments: Tensor) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(joined, (port, work, *arguments), nprocs=2)
+
+
+def joined(rank: int, port: int, work: Callable[..., None], *arguments: Tensor) -> None:
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    work(rank, *arguments)
+    torch.distributed.destroy_process_group()
+
+
+def gradients_on_one_of_two(rank: int, logits: Tensor, targets: Tensor, results: Tensor) -> None:
     for target, result in zip(targets, results, strict=True):
         own = logits[rank : rank + 1].clone().requires_grad_()
         WeightedSum(PER_PIXEL, CLASSES, class_weights=WEIGHTS)(own, target[rank : rank + 1]).backward()
         result[rank] = own.grad[0] / 2  # DDP averages gradients
-    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_pull_like_one_even_where_one_sees_nothing() -> None:
@@ -180,10 +228,115 @@ def test_two_processes_pull_like_one_even_where_one_sees_nothing() -> None:
     empty[0] = 255
     targets = torch.stack((target, empty))
     results = torch.zeros(2, 2, CLASSES, 8, 9).share_memory_()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(gradients_on_one_of_two, (port, logits.detach(), targets, results), nprocs=2)
+    on_two_ranks(gradients_on_one_of_two, logits.detach(), targets, results)
     for one, result in zip(targets, results, strict=True):
         loss = WeightedSum(PER_PIXEL, CLASSES, class_weights=WEIGHTS)(logits, one)
         torch.testing.assert_close(result, torch.autograd.grad(loss, logits)[0])
+
+
+EVERY_LOSS = "+".join(f"{number}*{name}" for number, name in enumerate(LOSSES, 1))
+
+
+def split() -> tuple[Tensor, Tensor]:
+    """Eight images whose ignored regions differ as CamVid's do: from nothing to all of the image."""
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(8, CLASSES, 16, 20, generator=generator)
+    target = torch.randint(0, CLASSES, (8, 16, 20), generator=generator)
+    for image in range(8):
+        target[image, : 16 * image // 7] = 255
+    return logits, target
+
+
+def loss_of_split(expression: str, logits: Tensor, target: Tensor, batch_size: int, **options) -> float:
+    loss = WeightedSum(expression, CLASSES, **options).eval()
+    metric = EpochLoss(coefficient for coefficient, _ in loss.terms)
+    for images, labels in zip(logits.split(batch_size), target.split(batch_size), strict=True):
+        metric.update(*loss.sums(images, labels))
+    return float(metric.compute())
+
+
+@pytest.mark.parametrize("class_weights", [None, WEIGHTS])
+@pytest.mark.parametrize("name", [*LOSSES, EVERY_LOSS])
+def test_the_loss_of_a_split_does_not_depend_on_the_batch_size(name: str, class_weights) -> None:
+    logits, target = split()
+    one, three, eight = (loss_of_split(name, logits, target, size, class_weights=class_weights) for size in (1, 3, 8))
+    assert one == pytest.approx(eight, rel=1e-6)
+    assert three == pytest.approx(eight, rel=1e-6)
+    if name not in OF_SETS and name in LOSSES:  # then it is the loss of the split as one batch
+        whole = WeightedSum(name, CLASSES, class_weights=class_weights)(logits, target)
+        assert eight == pytest.approx(whole.item(), rel=1e-6)
+
+
+def test_losses_of_sets_are_averaged_over_the_images_with_valid_pixels() -> None:
+    logits, target = split()
+    assert (target[-1] == 255).all()
+    images = [WeightedSum("dice", CLASSES)(logits[i : i + 1], target[i : i + 1]).item() for i in range(7)]
+    assert loss_of_split("dice", logits, target, 8) == pytest.approx(np.mean(images), rel=1e-6)
+
+
+def evaluate_on_one_of_two(rank: int, logits: Tensor, target: Tensor, result: Tensor) -> None:
+    result[rank] = loss_of_split(EVERY_LOSS, logits[rank::2], target[rank::2], 3, class_weights=WEIGHTS)
+
+
+def test_two_ranks_report_the_loss_that_one_reports() -> None:
+    logits, target = split()
+    logits, target = logits[:7], target[:7]  # four images and three
+    result = torch.zeros(2).share_memory_()
+    on_two_ranks(evaluate_on_one_of_two, logits, target, result)
+    expected = loss_of_split(EVERY_LOSS, logits, target, 7, class_weights=WEIGHTS)
+    assert result.tolist() == pytest.approx([expected, expected], rel=1e-6)
+
+
+def test_an_infinite_logit_under_an_ignored_pixel_does_not_matter() -> None:
+    logits, target = sample()
+    expected = WeightedSum(PER_PIXEL, CLASSES)(logits, target)
+    broken = logits.detach().clone()
+    broken[0, 0, 0] = -math.inf  # of the class that stands in for the ignored label
+    broken.requires_grad_()
+    loss = WeightedSum(PER_PIXEL, CLASSES)(broken, target)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert broken.grad.isfinite().all()
+
+
+def test_lovasz_is_the_sum_of_sorted_errors_times_the_rise_of_the_jaccard_loss() -> None:
+    logits, target = sample()
+    losses = []
+    for c in range(CLASSES):
+        valid = target != 255
+        truth = (target == c)[valid].double()
+        errors, order = (truth - logits.softmax(1)[:, c][valid].double()).abs().sort(descending=True)
+        hits = truth[order].cumsum(0)
+        jaccard = 1 - (truth.sum() - hits) / (truth.sum() + (1 - truth[order]).cumsum(0))
+        losses.append((errors * torch.diff(jaccard, prepend=torch.zeros(1))).sum().item())
+    assert WeightedSum("lovasz", CLASSES)(logits, target).item() == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_of_a_network_in_another_precision(name: str, dtype: torch.dtype) -> None:
+    logits, target = sample()
+    logits = logits.detach().to(dtype)
+    loss = WeightedSum(name, CLASSES, class_weights=(0.3, 1.0, 3.3)).to(dtype)
+    assert torch.equal(loss.class_weights, torch.tensor((0.3, 1.0, 3.3))), "rounded"
+    value = loss(logits.requires_grad_(), target)
+    assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    exact = WeightedSum(name, CLASSES, class_weights=(0.3, 1.0, 3.3))(logits.detach().float(), target)
+    torch.testing.assert_close(value.float(), exact)
+    value.backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_soft_targets_cost_what_their_shares_cost() -> None:
+    logits, hard, other = torch.randn(5, 3), torch.randint(0, 3, (5,)), torch.randint(0, 3, (5,))
+    soft = 0.7 * torch.eye(3)[hard] + 0.3 * torch.eye(3)[other]
+    for smoothing in (0.0, 0.2):
+        loss = WeightedSum("cross_entropy", 3, ignore_index=-100, label_smoothing=smoothing)
+        torch.testing.assert_close(loss(logits, soft), 0.7 * loss(logits, hard) + 0.3 * loss(logits, other))
+
+
+def test_mixing_needs_plain_cross_entropy() -> None:
+    for options in ({"loss": "dice"}, {"class_weights": (1.0, 2.0)}):
+        module = ClassificationModule("lenet5", "classifier", ("a", "b"), **options)
+        with pytest.raises(ValueError, match="mixed images need --loss cross_entropy without --class-weights"):
+            module.mix_batches(0.2, 0.0)

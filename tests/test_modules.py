@@ -1,68 +1,16 @@
-"""The Lightning modules: scores, optimiser groups, schedules, and checkpoints that rebuild themselves."""
-
-import math
+"""The Lightning modules: schedules, precisions, auxiliary losses, and checkpoints that rebuild themselves."""
 
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_modules.base import parameter_groups
 from lightning_modules.classification import ClassificationModule
-from lightning_modules.metrics import ClassificationScores, SegmentationScores
 from lightning_modules.schedules import SCHEDULES, learning_rate_factor
 from lightning_modules.segmentation import SegmentationModule
 
 NAMES = ("sky", "road", "car")
-
-
-def brute_force_iou(truth: np.ndarray, said: np.ndarray, classes: int) -> list[float]:
-    valid = truth != 255
-    scores = []
-    for c in range(classes):
-        both = ((truth == c) & (said == c) & valid).sum()
-        either = (((truth == c) | (said == c)) & valid).sum()
-        scores.append(both / either if either else math.nan)
-    return scores
-
-
-def test_scores_equal_counting_by_hand_whatever_the_batches() -> None:
-    logits = torch.randn(7, 3, 11, 13)
-    target = torch.randint(0, 3, (7, 11, 13))
-    target[torch.rand(target.shape) < 0.1] = 255
-    logits[:, 2] = logits[:, 2] - 1  # make a class rarer
-    results = []
-    for size in (7, 3, 1):
-        metric = SegmentationScores(3, 255)
-        for start in range(0, 7, size):
-            metric.update(logits[start : start + size], target[start : start + size])
-        assert metric.matrix().dtype == torch.int64
-        results.append({name: value.item() for name, value in metric.scores(NAMES).items()})
-    assert results[0] == results[1] == results[2]
-    expected = brute_force_iou(target.numpy(), logits.argmax(1).numpy(), 3)
-    for name, value in zip(NAMES, expected, strict=True):
-        assert results[0][f"iou/{name}"] == pytest.approx(value, abs=1e-12)
-    assert results[0]["miou"] == pytest.approx(np.mean(expected), abs=1e-12)
-
-
-def test_a_class_that_does_not_occur_does_not_lower_the_mean() -> None:
-    metric = SegmentationScores(3, 255)
-    target = torch.tensor([[[0, 1]]])
-    metric.update(torch.nn.functional.one_hot(target, 3).movedim(-1, 1).float(), target)
-    scores = metric.scores(NAMES)
-    assert scores["miou"] == 1
-    assert scores["iou/car"].isnan()
-
-
-def test_top5_counts_over_all_images() -> None:
-    metric = ClassificationScores(6)
-    logits = torch.tensor([[6.0, 5, 4, 3, 2, 1]]).repeat(3, 1)
-    metric.update(logits[:2], torch.tensor([0, 4]))
-    metric.update(logits[2:], torch.tensor([5]))
-    scores = metric.scores(("a", "b", "c", "d", "e", "f"))
-    assert scores["top1"].item() == pytest.approx(1 / 3)
-    assert scores["top5"].item() == pytest.approx(2 / 3)
+CRF = {"iterations": 2, "sigma_alpha": 10.0}
 
 
 def test_schedules_warm_up_and_end_where_they_should() -> None:
@@ -77,20 +25,6 @@ def test_schedules_warm_up_and_end_where_they_should() -> None:
     assert learning_rate_factor("poly", 100, 100, 10) == 0
     with pytest.raises(ValueError, match="no schedule 'polly'"):
         learning_rate_factor("polly", 0, 1, 0)
-
-
-def test_groups_spare_norms_and_biases_and_slow_the_backbone() -> None:
-    module = SegmentationModule("resnet18", "unet", NAMES)
-    groups = parameter_groups(module.network, 1.0, 0.1, 5e-4)
-    counted = [p for group in groups for p in group["params"]]
-    assert len(counted) == len(list(module.parameters()))
-    for group in groups:
-        for parameter in group["params"]:
-            assert (group["weight_decay"] == 0) == (parameter.ndim == 1)
-    backbone = {id(p) for p in module.network.backbone.parameters()}
-    for group in groups:
-        for parameter in group["params"]:
-            assert group["lr"] == (0.1 if id(parameter) in backbone else 1.0)
 
 
 def items(task: str, count: int = 6, size: int = 32) -> list[dict]:
@@ -153,16 +87,6 @@ def test_a_head_of_the_other_task_is_refused() -> None:
         SegmentationModule("resnet18", "classifier", NAMES)
 
 
-@pytest.mark.parametrize(
-    ("backbone", "head", "weight"), [("resnet18", "fcn", 0.4), ("resnet18", "fcn", None), ("googlenet", "unet", 0.4)]
-)
-def test_every_parameter_is_optimised_the_auxiliary_heads_too(backbone: str, head: str, weight: float | None) -> None:
-    module = SegmentationModule(backbone, head, NAMES, aux_weight=weight)
-    grouped = [id(p) for group in parameter_groups(module.network, 1.0, 0.1, 5e-4) for p in group["params"]]
-    assert sorted(grouped) == sorted(id(p) for p in module.parameters())
-    assert (module.network.aux_head is not None) == (weight is not None)
-
-
 def test_the_auxiliary_loss_counts_by_its_weight() -> None:
     batch = {"image": torch.randn(2, 3, 64, 64), "target": torch.randint(0, 3, (2, 64, 64)), "name": ["a", "b"]}
     module = SegmentationModule("resnet18", "fcn", NAMES, aux_weight=0.4, head_options={"dropout": 0.0}).train()
@@ -176,10 +100,60 @@ def test_the_auxiliary_loss_counts_by_its_weight() -> None:
 def test_auxiliary_classifiers_are_trained_and_then_gone() -> None:
     module = ClassificationModule("googlenet", "classifier", NAMES)
     batch = {"image": torch.randn(2, 3, 64, 64), "target": torch.tensor([0, 2])}
-    module._step(batch, "train").backward()
+    module.training_step(batch, 0).backward()
     auxiliary = [name for name, _ in module.named_parameters() if "aux" in name]
     assert auxiliary
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, f"no gradient for {name}"
     assert module.eval()(batch["image"]).shape == (2, 3)
     assert not SegmentationModule("googlenet", "unet", NAMES).network.has_aux
+    without = ClassificationModule("googlenet", "classifier", NAMES, aux_weight=0)
+    assert not without.network.has_aux
+    assert not any("aux" in name for name, _ in without.named_parameters())
+
+
+@pytest.mark.parametrize("kind", [SegmentationModule, ClassificationModule])
+def test_one_class_teaches_nothing(kind) -> None:
+    head = "unet" if kind is SegmentationModule else "classifier"
+    with pytest.raises(ValueError, match=r"there are 1 classes \(sky\); a loss needs 2 or more"):
+        kind("lenet5", head, ["sky"])
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", torch.bfloat16), ("64-true", torch.float64)])
+@pytest.mark.parametrize(
+    ("kind", "backbone", "head", "options"),
+    [
+        (SegmentationModule, "resnet18", "deeplab", {"class_weights": [0.3, 1.0, 3.3], "loss": "focal+0.5*lovasz"}),
+        (SegmentationModule, "resnet18", "fcn", {"aux_weight": 0.4, "loss": "ohem+unet_border+dice"}),
+        (SegmentationModule, "resnet18", "unet", {"crf": CRF}),
+        (ClassificationModule, "vit_b_32", "classifier", {"label_smoothing": 0.1}),
+    ],
+)  # fmt: skip
+def test_a_network_in_another_precision_trains_and_scores(
+    tmp_path, kind, backbone, head, options, precision: str, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    module = kind(backbone, head, NAMES, lr=1e-3, **options)
+    before = module.network.state_dict()
+    trainer = quiet_trainer(tmp_path, max_epochs=1, precision=precision)
+    loader = DataLoader(items(kind.task), 2)
+    trainer.fit(module, loader, loader)
+    parameters = dict(module.network.named_parameters())
+    assert {parameter.dtype for parameter in parameters.values()} == {dtype}
+    assert all(parameter.isfinite().all() for parameter in parameters.values())
+    assert any(not torch.equal(parameter, before[name].to(dtype)) for name, parameter in parameters.items())
+    scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert 0.5 < scores["val/loss"] < 6
+    assert module.split_loss("val").totals.dtype == torch.float64
+    assert module.train_loss.totals[0, 1] == 6
+
+
+def test_validation_scores_do_not_depend_on_the_batch_size(tmp_path) -> None:
+    samples = items("segmentation", 8)
+    for index, sample in enumerate(samples):
+        sample["target"][: 4 * index] = 255
+    module = SegmentationModule("resnet18", "unet", NAMES, loss="cross_entropy+dice", class_weights=[0.5, 1.0, 3.0])
+    one, eight = (
+        quiet_trainer(tmp_path).validate(module, DataLoader(samples, size), verbose=False)[0] for size in (1, 8)
+    )
+    assert one == pytest.approx(eight, rel=1e-5)

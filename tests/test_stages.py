@@ -56,7 +56,7 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
     _, path = checkpoint(tmp_path / "unet.ckpt", "unet")
     with pytest.raises(ValueError, match="nothing of its head fits; use --weights"):
         SegmentationModule("resnet18", "fcn32s", NAMES).start_from(path)
-    with pytest.raises(ValueError, match="its backbone is another"):
+    with pytest.raises(ValueError, match="the checkpoint has a different backbone"):
         SegmentationModule("resnet34", "unet", NAMES).start_from(path)
     (tmp_path / "torn.ckpt").write_bytes(b"PK")
     with pytest.raises(ValueError, match="--start-from .*torn.ckpt cannot be read"):

@@ -51,7 +51,8 @@ class LogRows(pl.Callback):
         # The first after training is the best checkpoint's own; a CRF's may follow.
         if trainer.state.fn == "validate" and self.matrix is None:
             assert isinstance(module, GraftModule)
-            self.matrix = module.split_scores("val").matrix().cpu().numpy()
+            matrix = module.split_scores("val").matrix()
+            self.matrix = None if matrix is None else matrix.cpu().numpy()
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         self.close(exit_code=1)
@@ -60,7 +61,6 @@ class LogRows(pl.Callback):
         """Log what the run ends with, and close the logs. Called when results.json is written."""
         if not self.logs:
             return
-        assert self.matrix is not None
         results = json.loads(folder.results.read_text(encoding="utf-8"))
         ending = Ending(step, results, settings(folder, costs), self.matrix, folder)
         self.each(lambda log: log.end(ending))

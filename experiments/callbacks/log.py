@@ -21,8 +21,8 @@ class Ending:
     """The dictionary of results.json."""
     settings: dict[str, Any]
     """The settings and the costs."""
-    matrix: np.ndarray
-    """Counts [truth, prediction] `(C, C)` over the validation split."""
+    matrix: np.ndarray | None
+    """Counts [truth, prediction] `(C, C)` over the validation split; None for classifiers of very many classes."""
     folder: RunFolder
 
 

@@ -38,7 +38,8 @@ class TensorBoardLog:
         picture = np.asarray(Image.open(ending.folder.predictions).convert("RGB"))
         writer.add_image("predictions", picture, ending.step, dataformats="HWC")
         classes = ending.results["protocol"]["classes"]
-        writer.add_figure("confusion_matrix", draw_matrix(ending.matrix, classes), ending.step)
+        if ending.matrix is not None:
+            writer.add_figure("confusion_matrix", draw_matrix(ending.matrix, classes), ending.step)
         plain = {
             name: value if isinstance(value, (bool, int, float, str)) else str(value)
             for name, value in ending.settings.items()

@@ -66,7 +66,8 @@ class WandbLog:
         # One after the other: with the classes of the masks, W&B writes its settings anew, and would lose the chart's.
         self.run.log({"predictions": [picture_of(one, classes) for one in pictures]}, step=step)
         try:
-            self.run.log({"confusion_matrix": matrix_chart(ending.matrix, classes)}, step=step)
+            if ending.matrix is not None:
+                self.run.log({"confusion_matrix": matrix_chart(ending.matrix, classes)}, step=step)
             if self.config.wandb_checkpoint:
                 best = wandb.Artifact(f"{self.run.id}-best", type="model", metadata=ending.results)
                 # Immutable: the file itself is uploaded, not a copy that is made of it first.

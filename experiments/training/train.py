@@ -63,7 +63,7 @@ def run(
     trainer = build_trainer(config, folder, callbacks, module.monitor)
     preemption.listen(trainer)
     if config.compile:
-        module.network.compile()
+        module.compile_network()
     if config.strategy != "fsdp2":  # which shards contiguous weights only
         # Convolutions on channels-last maps need no reordering on CPUs and tensor cores.
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
