@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from datamodules.base import IGNORE_INDEX, GraftDataModule, Source, Task
 from datamodules.errors import DataError
-from datamodules.files import MaskedImages, pair
+from datamodules.files import MaskedImages
+from datamodules.pairing import pair
 
 # fmt: off
 CLASSES = (

@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from datamodules.base import IGNORE_INDEX, Colour, GraftDataModule, Source, Task
 from datamodules.errors import DataError
-from datamodules.files import MaskedImages, Pair, identity, pair
+from datamodules.files import MaskedImages, identity
+from datamodules.pairing import Pair, pair
 
 CLASSES: dict[str, Colour] = {
     "sky": (128, 128, 128),

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from datamodules.base import Colour, GraftDataModule, Source, Task
-from datamodules.class_table import class_table
+from datamodules.class_table import Row, class_table
 from datamodules.errors import DataError
-from datamodules.files import MaskedImages, Pair, list_images
+from datamodules.files import MaskedImages
+from datamodules.pairing import Pair, list_images
 
 CLASSES: dict[str, Colour] = {
     "Animal": (64, 128, 64),
@@ -48,7 +49,7 @@ CLASSES: dict[str, Colour] = {
     "Void": (0, 0, 0),
     "Wall": (64, 192, 0),
 }
-TABLE = class_table(list(CLASSES.items()), "label_colors.txt of CamVid")
+TABLE = class_table([Row(*item) for item in CLASSES.items()], "label_colors.txt of CamVid")
 FOLDERS = (("701_StillsRaw_full", "LabeledApproved_full"), ("images", "labels"))
 BY_HAND = (
     "fetch files701_StillsRaw_full.zip (557 MB) and LabeledApproved_full.zip (16 MB) from "

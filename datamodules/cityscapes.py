@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from datamodules.base import IGNORE_INDEX, Colour, GraftDataModule, Source, Task
 from datamodules.errors import DataError
-from datamodules.files import MaskedImages, Pair
+from datamodules.files import MaskedImages
+from datamodules.pairing import Pair
 
 # name -> (label id, colour), in the order of the train ids
 CLASSES: dict[str, tuple[int, Colour]] = {

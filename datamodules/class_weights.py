@@ -22,8 +22,9 @@ from typing import NamedTuple
 import numpy as np
 
 from datamodules.base import GraftDataModule, Source
+from datamodules.checking import in_threads
 from datamodules.errors import DataError
-from datamodules.files import LabelledImages, MaskedImages, in_threads
+from datamodules.files import LabelledImages, MaskedImages
 
 ENET_C = 1.02
 

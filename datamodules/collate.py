@@ -23,6 +23,9 @@ def collate(samples: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
         empty = torch.zeros(0, 1, 1, 3, dtype=torch.uint8)
         return {"image": empty, "target": empty[..., 0], "name": []}
     sizes = [tuple(sample["image"].shape[:2]) for sample in kept]
+    own = [tuple(sample["target"].shape) for sample in kept if sample["target"].ndim == 2]
+    if own and own != sizes:
+        return collate_whole_masks(kept, own)
     if len(set(sizes)) == 1:
         return default_collate(kept)
     height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
@@ -33,6 +36,13 @@ def collate(samples: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
         for sample in kept
     ]
     return default_collate(padded) | {"sizes": sizes}
+
+
+def collate_whole_masks(samples: list[dict[str, Any]], sizes: list[tuple[int, ...]]) -> dict[str, Any]:
+    """Resized images, all of one size, with masks of their own `sizes`, which the batch keeps as `target_sizes`."""
+    height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+    padded = [sample | {"target": pad(sample["target"], height, width, IGNORE_INDEX)} for sample in samples]
+    return default_collate(padded) | {"target_sizes": sizes}
 
 
 def pad(values: Tensor, height: int, width: int, fill: int) -> Tensor:

@@ -15,8 +15,10 @@ import albumentations as A
 import numpy as np
 
 from datamodules.base import IGNORE_INDEX, GraftDataModule, Source, Task
+from datamodules.decoding import read_mask
 from datamodules.errors import DataError
-from datamodules.files import MaskedImages, Pair, hold_out, read_mask
+from datamodules.files import MaskedImages
+from datamodules.pairing import Pair, hold_out
 
 # folders of: the split, images, vessels, field of view
 LAYOUTS = {

@@ -1,38 +1,36 @@
 """Any user's own images, as plain folders.
 
-Segmentation: `images/` and `masks/`, paired by name without suffix; a mask holds a label id in each pixel (grey or
-palette PNG), 255 = ignore. `train/`, `val/` and `test/` may lie around the two folders (`train/images/`) or inside
-(`images/train/`). Names of the classes, in the order of their ids, come from `classes.txt` (one a line) or
-`classes.csv` (a header with `name` and, for colours, `r`, `g`, `b`); without either, the masks' labels are counted.
-With colours, RGB masks are read by them; rows named void or ignore are no classes. Masks of 0 and 255, as in the ISBI
-2012 challenge, are two greys: `background,0,0,0` and `cell,255,255,255`.
+Segmentation: `images/` and `masks/` (or another usual name), paired by name without suffix; or both in one folder, as
+`x.jpg` beside `x.png` or `x_mask.png`. A mask holds a label id in each pixel (grey or palette), 255 = ignore. Folders
+of the splits may lie around the two folders (`train/images/`), inside (`images/train/`) or beside each other (`train/`,
+`train_masks/`), or `ImageSets/Segmentation/train.txt` lists names. `datamodules/class_table.py` tells where the names,
+labels and colours of the classes may stand; without them, the labels in the masks are counted.
 
-Classification: a folder of images per class, around which `train/`, `val/` and `test/` may lie.
+Classification: a folder of images per class, around which folders of the splits may lie.
 
-Without `val/`, a fifth of the training images is held out, chosen by a hash of their names: the same on every machine.
+Splits may have any usual name: train or Training, val, valid or validation, test or testing. Without validation images,
+a fifth of the training images is held out, chosen by a hash of their names: the same on every machine. Test images
+without labels are left out.
 """
 
-from functools import partial
+from collections import Counter
 from pathlib import Path
 from typing import ClassVar
 
 import albumentations as A
 
 from datamodules.base import GraftDataModule, Source, Task
-from datamodules.class_table import MOST_CLASSES, read_classes
+from datamodules.class_table import MOST_CLASSES, ClassTable, read_classes
+from datamodules.decoding import read_mask
+from datamodules.depth import white_level
 from datamodules.errors import DataError
-from datamodules.files import (
-    LabelledImages,
-    MaskedImages,
-    check,
-    hold_out,
-    identity,
-    list_classes,
-    pair,
-    read_mask,
-)
+from datamodules.files import LabelledImages, MaskedImages, identity
+from datamodules.label_faults import check_classes, count_classes, say_lost_classes
+from datamodules.label_scan import scan_labels
+from datamodules.layout import SPLITS, class_trees, contents, mask_pairs, split_folders
+from datamodules.notes import note
+from datamodules.pairing import folders_in, hold_out, kinds
 
-SPLITS = ("train", "val", "test")
 LAYOUTS = {
     "segmentation": "--data-dir must name a folder with images/ and masks/",
     "classification": "--data-dir must name a folder with a folder of images per class",
@@ -40,9 +38,13 @@ LAYOUTS = {
 
 
 class Folders(GraftDataModule):
-    """`images/` + `masks/` or a class-per-folder tree, at `image_size` (256x256 unless told)."""
+    """`images/` + `masks/` or a class-per-folder tree, at `image_size` (256x256 unless told).
+
+    Masks are scored at their own size, whatever `image_size` is.
+    """
 
     tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation")
+    takes_mask_suffix = True
 
     def default_size(self) -> tuple[int, int]:
         return 256, 256
@@ -54,73 +56,99 @@ class Folders(GraftDataModule):
         root = Path(self.data_dir)
         if not root.is_dir() or not any(root.iterdir()):
             raise DataError(f"{root} is {'empty' if root.is_dir() else 'not a folder'}; {layout}")
-        return self._masked(root) if self.task == "segmentation" else self._labelled(root)
+        passed_over: Counter[str] = Counter()
+        find = self._masked if self.task == "segmentation" else self._labelled
+        sources = find(root, passed_over)
+        if passed_over:
+            note(f"passed over in {root}: {kinds(passed_over)}")
+        images = [source.paths(index)[0] for source in sources.values() for index in range(len(source))]
+        white = white_level(images)
+        for source in sources.values():
+            source.white = white
+        return dict(sources)
 
-    def _masked(self, root: Path) -> dict[str, Source]:
-        if (root / "train").is_dir():
-            pairs = {s: pair(root / s / "images", root / s / "masks") for s in SPLITS if (root / s).is_dir()}
-        elif (root / "images" / "train").is_dir():
-            pairs = {s: pair(root / "images" / s, root / "masks" / s) for s in SPLITS if (root / "images" / s).is_dir()}
-        else:
-            pairs = {"train": pair(root / "images", root / "masks")}
-        splits = {split: list(found.values()) for split, found in pairs.items()}
+    def _masked(self, root: Path, passed_over: Counter[str]) -> dict[str, MaskedImages]:
+        splits = mask_pairs(root, self.mask_suffix, passed_over)
         if "val" not in splits:
             splits["train"], splits["val"] = hold_out(splits["train"], [p.name for p in splits["train"]], root)
-        table = read_classes(root)
+        table = find_table(root)
         sources = {
             split: MaskedImages(
                 splits[split],
                 table.labels if table else identity(MOST_CLASSES),
-                "correct the mask, or name all classes in classes.txt",
+                "correct the mask, or list all labels in classes.csv",
                 table.read if table else read_mask,
             )
             for split in SPLITS
             if split in splits
         }
+        self._count_labels(root, sources, table)
+        return sources
+
+    def _count_labels(self, root: Path, sources: dict[str, MaskedImages], table: ClassTable | None) -> None:
+        """Set the classes from the table or the masks' labels, after comparing all masks with them.
+
+        Raises:
+            ValueError: a mask cannot be read, or the labels cannot be meant so.
+        """
+        skip = self.on_bad_sample == "skip"
+        counts = {split: scan_labels(source, self.image_size, root, tolerant=skip) for split, source in sources.items()}
+        if not counts["train"].masks:
+            raise DataError(
+                f"none of the {len(sources['train'])} training masks can be read; --on-bad-sample error says why"
+            )
         if table:
             self.class_names, self.palette = table.names, table.colours
-            return dict(sources)
-        # A check of all files at the same time: what is wrong is known before training.
-        largest = check(
-            [partial(source.largest_label, index) for source in sources.values() for index in range(len(source))],
-            tolerant=self.on_bad_sample == "skip",
-        )
-        count = max(largest, default=-1) + 1
-        if count < 2:
-            raise DataError(
-                f"the masks in {root} hold no label but 0 and 255, which is ignored; write 1, 2, ... for the classes, "
-                "or list name,r,g,b of each in classes.csv, where 255,255,255 may be a class"
-            )
-        self.class_names = tuple(map(str, range(count)))
-        for source in sources.values():
-            source.labels = identity(count)
-        return dict(sources)
+            check_classes(counts, table, root)
+        else:
+            self.class_names = tuple(map(str, range(count_classes(counts, root))))
+        for split, source in sources.items():
+            if not table:
+                source.labels = identity(self.num_classes)
+            unknown = [value for value in counts[split].values if value not in source.labels]
+            if unknown and not skip:
+                raise source.unknown_label(counts[split].first[str(unknown[0])], unknown[0])
+        say_lost_classes(counts["train"], self.class_names, sources["train"].labels, self.image_size)
 
-    def _labelled(self, root: Path) -> dict[str, Source]:
-        trees = {s: root / s for s in SPLITS if (root / s).is_dir()} if (root / "train").is_dir() else {"train": root}
-        images = {split: list_classes(tree) for split, tree in trees.items()}
+    def _labelled(self, root: Path, passed_over: Counter[str]) -> dict[str, LabelledImages]:
+        images = class_trees(root, passed_over)
         self.class_names = tuple(images["train"])
         if self.num_classes < 2:
-            raise DataError(f"{trees['train']} holds {self.num_classes} class folders, not 2; {LAYOUTS[self.task]}")
+            train = split_folders(root).get("train", root)
+            inside = folders_in(train)
+            meant = f"; is --data-dir {inside[0]} meant?" if len(inside) == 1 and folders_in(inside[0]) else ""
+            raise DataError(
+                f"{train} holds {contents(train)}: {self.num_classes} class folders, but at least 2 are needed; "
+                f"{LAYOUTS[self.task]}{meant}"
+            )
         for split, classes in images.items():
             for name in classes:
                 if name not in self.class_names:
-                    raise DataError(f"{trees[split] / name} is no class of {trees['train']}; add it there or remove it")
+                    raise DataError(
+                        f"{name} in the {split} split of {root} is no class of the training split; add it there or "
+                        "remove it"
+                    )
         if "val" not in images:
             held = {
-                name: hold_out(files, [f"{name}/{path.stem}" for path in files], trees["train"] / name)
+                name: hold_out(files, [f"{name}/{path.stem}" for path in files], root / name)
                 for name, files in images["train"].items()
             }
             images["train"] = {name: kept for name, (kept, _) in held.items()}
             images["val"] = {name: out for name, (_, out) in held.items()}
-        sources = {
+        return {
             split: LabelledImages(
                 [(path, self.class_names.index(name)) for name, files in images[split].items() for path in files]
             )
             for split in SPLITS
             if split in images
         }
-        return dict(sources)
 
     def preparation(self) -> list[A.BasicTransform]:
         return [A.Resize(*self.image_size, area_for_downscale="image")] if self.task == "segmentation" else []
+
+
+def find_table(root: Path) -> ClassTable | None:
+    """The table of the classes in the data folder or, as Roboflow writes it, in that of the training split."""
+    table = read_classes(root)
+    train = split_folders(root).get("train")
+    return read_classes(train) if table is None and train else table

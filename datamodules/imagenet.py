@@ -20,7 +20,8 @@ from torchvision.models import ResNet50_Weights
 from datamodules.base import GraftDataModule, Source, Task
 from datamodules.crops import random_crop_flip
 from datamodules.errors import DataError
-from datamodules.files import LabelledImages, list_classes, list_images, read_lines
+from datamodules.files import LabelledImages
+from datamodules.pairing import list_classes, list_images, read_lines
 
 NAMES: tuple[str, ...] = tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
 DEVKIT = "ILSVRC2012_devkit_t12/data"

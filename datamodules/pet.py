@@ -12,7 +12,8 @@ from typing import ClassVar
 from datamodules.base import IGNORE_INDEX, GraftDataModule, Source, Task
 from datamodules.download import Archive, provide
 from datamodules.errors import DataError
-from datamodules.files import LabelledImages, MaskedImages, Pair, hold_out
+from datamodules.files import LabelledImages, MaskedImages
+from datamodules.pairing import Pair, hold_out
 
 ADDRESS = "https://www.robots.ox.ac.uk/~vgg/data/pets/data/"
 ARCHIVES = (

@@ -27,8 +27,12 @@ class Samples(Dataset[dict[str, Any] | None]):
     alone: every sample brings its own generators (20 microseconds), so that neither the number of workers nor the
     number of processes nor a resumed run changes what the network sees.
 
-    A sample that cannot be read is an error, or replaced by the next that can, or None; in the last two cases `bad`
-    remembers it, in memory that workers and the training process share.
+    Depending on `on_bad_sample`, an unreadable sample raises an error, is replaced by the next readable one, or becomes
+    None. In the last two cases it is marked in `bad`, which lies in memory shared by the workers and the training
+    process. With `whole_masks`, the preparation changes images and leaves masks as they are.
+
+    Raises:
+        ValueError: no sample can be read, although unreadable ones may be skipped.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Samples(Dataset[dict[str, Any] | None]):
         on_bad_sample: OnBadSample = "error",
         store: Store | None = None,
         preparation: A.Compose | None = None,
+        whole_masks: bool = False,
     ) -> None:
         self.on_bad_sample = on_bad_sample
         self.bad = torch.zeros(0 if on_bad_sample == "error" else len(source), dtype=torch.bool).share_memory_()
@@ -52,7 +57,10 @@ class Samples(Dataset[dict[str, Any] | None]):
         self.normalise = normalise
         self.store = store if isinstance(source, FileSource) else None
         self.preparation = preparation
-        self.recipe = repr(preparation)
+        self.whole_masks = whole_masks
+        self.recipe = f"{preparation!r} of images" if whole_masks else repr(preparation)
+        if on_bad_sample != "error":
+            self._need_one()
 
     def __len__(self) -> int:
         return len(self.source)
@@ -97,7 +105,9 @@ class Samples(Dataset[dict[str, Any] | None]):
         return sample
 
     def keep(self, index: int) -> None:
-        """See that it can be read and, if there is room, that the store has it; returned, all would pile up.
+        """Check that the sample can be read, and cache it if there is room.
+
+        Returns nothing, so that checking a whole split does not hold all its samples in memory.
 
         Raises:
             ValueError: it cannot be read.
@@ -108,14 +118,14 @@ class Samples(Dataset[dict[str, Any] | None]):
         image, target, name = sample
         if self.preparation is None:
             return sample
-        if isinstance(target, np.ndarray):
+        if isinstance(target, np.ndarray) and not self.whole_masks:
             out = self.preparation(image=image, mask=target)
             return out["image"], out["mask"], name
         return self.preparation(image=image)["image"], target, name
 
     def _readable(self, index: int, offset: int) -> Sample | None:
         count = len(self.source)
-        for candidate in [(index + step) % count for step in range(count if self.on_bad_sample == "replace" else 1)]:
+        for candidate in ((index + step) % count for step in range(count if self.on_bad_sample == "replace" else 1)):
             try:
                 return self.load(candidate + offset)
             except DataError:
@@ -125,6 +135,18 @@ class Samples(Dataset[dict[str, Any] | None]):
                 if self.on_bad_sample == "drop":
                     return None
         raise DataError(f"none of the {count} training samples can be read; --on-bad-sample error says why")
+
+    def _need_one(self) -> None:
+        """Raises ValueError if no sample can be read: there would be nothing to train on, or to score."""
+        first: DataError | None = None
+        for index in range(len(self.source)):
+            try:
+                self.load(index)
+                return
+            except DataError as error:
+                first = first or error
+        split = "training" if self.on_bad_sample == "replace" else "validation or test"
+        raise DataError(f"none of the {len(self.source)} {split} samples can be read; the first: {first}")
 
 
 def tensor(pixels: np.ndarray) -> Tensor:
@@ -146,7 +168,7 @@ class Shuffled(DistributedSampler[Any]):
         self.resumed = (0, 0)
 
     def resume(self, epoch: int, taken: int) -> None:
-        """Leave out the samples, `taken` over all processes, that a stopped run has had of `epoch`."""
+        """Skip the first `taken` samples of `epoch`, counted over all ranks, which the interrupted run has had."""
         self.resumed = (epoch, taken // self.num_replicas)
         self.set_epoch(epoch)
 

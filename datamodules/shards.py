@@ -28,9 +28,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from datamodules.base import ENOUGH, IGNORE_INDEX, GraftDataModule, Source, Task
+from datamodules.checking import in_threads
 from datamodules.class_table import read_classes
+from datamodules.decoding import decode_plain
 from datamodules.errors import DataError
-from datamodules.files import decode_plain, hold_out, in_threads
+from datamodules.pairing import hold_out
 
 SPLITS = ("train", "val", "test")
 IMAGES = ("jpg", "jpeg", "webp", "png")

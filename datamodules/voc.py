@@ -17,9 +17,11 @@ import numpy as np
 from scipy.io import loadmat
 
 from datamodules.base import Colour, GraftDataModule, Source, Task
+from datamodules.decoding import read_mask
 from datamodules.download import Archive, provide
 from datamodules.errors import DataError
-from datamodules.files import MaskedImages, Pair, identity, pair_listed, read_mask
+from datamodules.files import MaskedImages, identity
+from datamodules.pairing import Pair, pair_listed
 
 CLASSES: dict[str, Colour] = {
     "background": (0, 0, 0),

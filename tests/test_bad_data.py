@@ -13,7 +13,8 @@ from PIL import Image
 
 from datamodules import DATAMODULES
 from datamodules.base import GraftDataModule
-from datamodules.files import MaskedImages, read_image, read_mask
+from datamodules.decoding import read_image, read_mask
+from datamodules.files import MaskedImages
 from experiments.run import main
 from tests.fake_data import photo, save, two_labels
 

@@ -17,7 +17,8 @@ from PIL import Image
 from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
 from datamodules import DATAMODULES, base, memory, store
 from datamodules.collate import collate
-from datamodules.files import LabelledImages, MaskedImages, decode, read_image, read_plain
+from datamodules.decoding import decode, read_image, read_plain
+from datamodules.files import LabelledImages, MaskedImages
 from datamodules.loader import Normalise
 from datamodules.samples import Samples
 from datamodules.store import OPENED, Store, open_memory, open_store

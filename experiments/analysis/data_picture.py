@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from datamodules.base import GraftDataModule
-from datamodules.files import in_threads
+from datamodules.checking import in_threads
 from datamodules.samples import Samples
 from experiments.training.predictions import coloured
 

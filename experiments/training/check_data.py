@@ -14,7 +14,7 @@ from rich.table import Table
 
 from datamodules.base import IGNORE_INDEX, Source
 from datamodules.errors import DataError
-from datamodules.files import in_threads
+from datamodules.checking import in_threads
 from experiments.command_line.run_config import RunConfig
 from experiments.training.build import build_data
 

@@ -1,0 +1,310 @@
+"""Finds the splits, class folders and pairs of image and mask in a folder of a user's own data.
+
+What is found and not read is said in one line; what cannot be understood is refused in one.
+"""
+
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from datamodules.errors import DataError
+from datamodules.notes import note
+from datamodules.pairing import Pair, folders_in, kinds, list_classes, list_images, pair, read_lines, walk
+
+SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"} | {
+    split: split for split in SPLITS
+}
+"""Usual names of split folders, in any case and perhaps with an ending such as "_set"."""
+SPLIT_LIKE = re.compile("train|val|test|dev|hold|fold|eval", re.IGNORECASE)
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "photos", "inputs", "input")
+MASK_FOLDERS = (
+    "masks", "mask", "labels", "label", "segmentationclasspng", "segmentationclass", "annotations", "annotation",
+    "segmentations", "segmentation", "groundtruth", "gt", "targets", "target",
+)  # fmt: skip
+"""Names in any case, the first that holds images is taken."""
+BESIDE = ("masks", "mask", "labels", "label", "annot", "annotations", "gt")
+"""What the name of a mask folder may add to that of a split: train/ and train_masks/."""
+LISTS = "ImageSets/Segmentation"
+LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
+RUN_FILES = ("config.yaml", "results.json", "predictions.png")
+LABELME = ".json files"
+KNOWN = "images/ and masks/, train/images/ and train/masks/, or x.jpg beside x.png or x_mask.png"
+
+
+def split_of(folder: Path) -> str | None:
+    """The split that a folder's name stands for, or None."""
+    name = re.sub(r"[_\- ]?(set|data|dataset|split)$", "", folder.name.lower())
+    return SPLIT_NAMES.get(name)
+
+
+def is_output(folder: Path) -> bool:
+    """Whether a folder is a run's output, or holds such folders."""
+    return any((one / name).is_file() for one in (folder, *folders_in(folder)) for name in RUN_FILES)
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folders in `root` by the split that they are named after, in the order train, val, test.
+
+    Raises:
+        ValueError: two folders are named after one split, or there is another split without a training split.
+    """
+    found: dict[str, Path] = {}
+    for folder in folders_in(root):
+        split = split_of(folder)
+        if split in found:
+            raise DataError(f"{root} holds {found[split].name}/ and {folder.name}/, both for {split}; keep one of them")
+        if split:
+            found[split] = folder
+    if found and "train" not in found:
+        names = ", ".join(f"{folder.name}/" for folder in found.values())
+        raise DataError(f"{root} holds {names} but no train/; add train/, or rename what is no split")
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def holds_images(folder: Path, *, deep: bool = True) -> bool:
+    """Whether there is an image in the folder or, if `deep`, below it."""
+    return next(walk(folder, Counter(), deep=deep), None) is not None
+
+
+def contents(folder: Path) -> str:
+    """What is directly in a folder, in words, for messages."""
+    others: Counter[str] = Counter()
+    others.update(path.suffix.lower() for path in walk(folder, others, deep=False))
+    parts = [f"{path.name}/" for path in folders_in(folder)]
+    shown = ", ".join([*parts[:6], *(["..."] if len(parts) > 6 else []), *([kinds(others)] if others else [])])
+    return shown or "nothing"
+
+
+# Class folders
+
+
+def class_trees(root: Path, passed_over: Counter[str]) -> dict[str, dict[str, list[Path]]]:
+    """The images of each class in each split; without split folders, all are the training split.
+
+    Raises:
+        ValueError: it is unclear what is a split and what is a class, or a split has no class folders.
+    """
+    splits = split_folders(root)
+    if not splits:
+        outputs = [folder for folder in folders_in(root) if is_output(folder)]
+        classes = [folder for folder in folders_in(root) if folder not in outputs]
+        refuse_split_like(root, classes)
+        say_passed_over(root, outputs, "which hold runs")
+        return {"train": {folder.name: list(list_images(folder, passed_over).values()) for folder in classes}}
+    others = [folder for folder in folders_in(root) if folder not in splits.values()]
+    say_passed_over(root, others, f"because {splits['train'].name}/ holds the classes")
+    trees = {}
+    for split, folder in splits.items():
+        if split == "test" and (reason := unlabelled(folder, splits["train"])):
+            note(f"{folder} {reason}: it is left out")
+            continue
+        if not folders_in(folder):
+            raise DataError(
+                f"{folder} holds {contents(folder)} but no class folders; put the images of each class into a folder, "
+                f"or rename {folder.name}/ if it is itself a class"
+            )
+        trees[split] = list_classes(folder, passed_over)
+    return trees
+
+
+def unlabelled(test: Path, train: Path) -> str:
+    """Why the images of a test split have no classes; empty if they have."""
+    names = {folder.name for folder in folders_in(test)}
+    if not names:
+        return f"holds {contents(test)} but no class folders"
+    if not names & {folder.name for folder in folders_in(train)}:
+        return f"holds {contents(test)}, none of which is a class of {train}"
+    return ""
+
+
+def refuse_split_like(root: Path, classes: list[Path]) -> None:
+    """Raises ValueError if the class folders look like splits: the same folders below, and a name like that of one."""
+    below = [{one.name for one in folders_in(folder)} for folder in classes]
+    shared = set.intersection(*below) if len(below) > 1 else set()
+    if len(shared) > 1 and any(SPLIT_LIKE.search(folder.name) for folder in classes):
+        names = ", ".join(f"{folder.name}/" for folder in classes)
+        raise DataError(
+            f"{names} in {root} hold the same folders ({', '.join(sorted(shared)[:3])}), as splits do; call them "
+            "train/, val/ and test/"
+        )
+
+
+def say_passed_over(root: Path, folders: list[Path], reason: str) -> None:
+    if folders:
+        note(f"passed over in {root}: {', '.join(f'{folder.name}/' for folder in folders)}, {reason}")
+
+
+# Images and masks
+
+
+def mask_pairs(root: Path, mask_suffix: str | None, passed_over: Counter[str]) -> dict[str, list[Pair]]:
+    """The pairs of each split; without split folders or lists, all are the training split.
+
+    Raises:
+        ValueError: no known layout, or an image without a mask; the message names what was found.
+    """
+    splits = split_folders(root)
+    if splits:
+        found: dict[str, list[Pair]] = {}
+        for split, folder in splits.items():
+            masks = masks_beside(folder)
+            if split == "test" and masks is None and not has_masks(folder, mask_suffix):
+                note(f"{folder} holds {contents(folder)} but no masks: it is left out")
+                continue
+            pairs = (
+                pair(folder, masks, mask_suffix, passed_over) if masks else pairs_in(folder, mask_suffix, passed_over)
+            )
+            found[split] = list(pairs.values())
+        return found
+    images, masks = image_folder(root), mask_folder(root)
+    if images and masks and (inside := split_folders(images)):
+        return pairs_of_splits(inside, split_folders(masks), masks, mask_suffix, passed_over)
+    everything = pairs_in(root, mask_suffix, passed_over)
+    lists = {split: path for path in sorted((root / LISTS).glob("*.txt")) if (split := split_of(path.with_suffix("")))}
+    if "train" not in lists:
+        return {"train": list(everything.values())}
+    return {split: listed(lists[split], everything) for split in SPLITS if split in lists}
+
+
+def pairs_of_splits(
+    images: dict[str, Path], masks: dict[str, Path], root: Path, mask_suffix: str | None, passed_over: Counter[str]
+) -> dict[str, list[Pair]]:
+    """The pairs of images/train/ and masks/train/, and so on."""
+    found = {}
+    for split, folder in images.items():
+        if split not in masks or (split == "test" and not holds_images(masks[split])):
+            if split != "test":
+                raise DataError(f"{folder} has no masks: {root} holds {contents(root)}; add {root / folder.name}")
+            note(f"{folder} has no masks in {root}: it is left out")
+            continue
+        found[split] = list(pair(folder, masks[split], mask_suffix, passed_over).values())
+    return found
+
+
+def listed(path: Path, pairs: dict[str, Pair]) -> list[Pair]:
+    """The pairs whose names stand in a list.
+
+    Raises:
+        ValueError: one of them is not there.
+    """
+    names = read_lines(path)
+    for name in names:
+        if name not in pairs:
+            raise DataError(f"{path} lists {name}, of which there is no image with a mask; add it or remove the line")
+    return [pairs[name] for name in names]
+
+
+def masks_beside(folder: Path) -> Path | None:
+    """`train_masks/` or the like for a folder `train/` of images alone."""
+    names = {folder.name.lower() + joint + word for word in BESIDE for joint in ("_", "-", "")}
+    beside = [one for one in folders_in(folder.parent) if one.name.lower() in names]
+    return beside[0] if beside and holds_images(folder, deep=False) and holds_images(beside[0]) else None
+
+
+def named(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """The first of the folders of these names, in any case, that holds images."""
+    there = {one.name.lower(): one for one in folders_in(folder)}
+    holding = [there[name] for name in names if name in there and holds_images(there[name])]
+    if len(holding) > 1:
+        say_passed_over(folder, holding[1:], f"because {holding[0].name}/ is read")
+    return holding[0] if holding else None
+
+
+def image_folder(folder: Path) -> Path | None:
+    return named(folder, IMAGE_FOLDERS)
+
+
+def mask_folder(folder: Path) -> Path | None:
+    return named(folder, MASK_FOLDERS)
+
+
+def has_masks(folder: Path, mask_suffix: str | None) -> bool:
+    """Whether a folder holds any mask that `pairs_in` would find."""
+    if mask_folder(folder):
+        return True
+    flat = image_folder(folder) or folder
+    return bool(guessed_endings(files_in(flat), mask_suffix))
+
+
+def pairs_in(folder: Path, mask_suffix: str | None, passed_over: Counter[str]) -> dict[str, Pair]:
+    """The pairs of one split: from a folder of images and one of masks, or from one folder of both.
+
+    Raises:
+        ValueError: it holds neither; the message names what it holds.
+    """
+    images, masks = image_folder(folder), mask_folder(folder)
+    if images and masks:
+        return pair(images, masks, mask_suffix, passed_over)
+    if masks and not images:
+        raise DataError(f"{folder} holds {contents(folder)}: there are masks in {masks.name}/ but no images/; add it")
+    flat = images or folder
+    return beside_each_other(flat, mask_suffix, passed_over)
+
+
+def files_in(folder: Path) -> dict[str, list[Path]]:
+    """The images directly in a folder by their stem."""
+    files: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(walk(folder, Counter(), deep=False)):
+        files[path.stem].append(path)
+    return files
+
+
+def guessed_endings(files: dict[str, list[Path]], mask_suffix: str | None) -> Counter[str]:
+    """What the names of masks may add to those of their images ("" for another suffix only), with its frequency."""
+    if mask_suffix is not None:
+        count = sum(stem + mask_suffix in files for stem in files)
+        return Counter({mask_suffix: count}) if count else Counter()
+    endings: Counter[str] = Counter()
+    endings[""] = sum(
+        len(paths) == 2 and len({path.suffix.lower() in LOSSY for path in paths}) == 2 for paths in files.values()
+    )
+    for stem in files:
+        for end in range(1, len(stem)):
+            if stem[:end] in files and re.search("[A-Za-z]", stem[end:]):
+                endings[stem[end:]] += 1
+    return +endings
+
+
+def beside_each_other(folder: Path, mask_suffix: str | None, passed_over: Counter[str]) -> dict[str, Pair]:
+    """The pairs in one folder of x.jpg and x_mask.png, or x.jpg and x.png.
+
+    Raises:
+        ValueError: there are none, or an image has no mask.
+    """
+    others: Counter[str] = Counter()
+    list(walk(folder, others, deep=False))
+    files = files_in(folder)
+    endings = guessed_endings(files, mask_suffix)
+    if not endings:
+        raise DataError(nothing_paired(folder, others, mask_suffix))
+    passed_over.update(others)
+    ending = endings.most_common(1)[0][0]
+    pairs: dict[str, Pair] = {}
+    for stem, paths in files.items():
+        if ending and stem.endswith(ending) and stem.removesuffix(ending) in files:
+            continue
+        image = next((path for path in paths if path.suffix.lower() in LOSSY), paths[0])
+        masks = files.get(stem + ending, []) if ending else [path for path in paths if path != image]
+        if len(masks) != 1 or (ending and len(paths) != 1):
+            what = f"{stem}{ending or '.png'}" if ending else f"{stem}.png"
+            raise DataError(
+                f"{folder} holds masks beside images, but {image.name} has no mask {what}; add or remove it"
+            )
+        pairs[stem] = Pair(stem, image, masks[0])
+    return pairs
+
+
+def nothing_paired(folder: Path, others: Counter[str], mask_suffix: str | None) -> str:
+    """Why no masks were found in a folder, and what to do."""
+    found = f"{folder} holds {contents(folder)}"
+    if mask_suffix is not None:
+        return f"{found} but no mask whose name ends in --mask-suffix {mask_suffix}"
+    if others[".json"]:
+        return (
+            f"{found}: images with .json files and no masks, as labelme writes them; turn these into masks by "
+            "labelme2voc, whose JPEGImages/ and SegmentationClassPNG/ are read, or into COCO's format for --data coco"
+        )
+    if others[".txt"] or others[".xml"]:
+        return f"{found}: boxes or polygons but no masks; export masks, or COCO's format for --data coco"
+    return f"{found} and no masks that are found; --data folders reads {KNOWN}; rename or move them so"
