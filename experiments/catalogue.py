@@ -3,6 +3,7 @@
 `--check` only compares, and exits with 1 where either is out of date.
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -54,13 +55,16 @@ def updated_readme(entries: dict[str, dict[str, Any]]) -> str:
     return f"{before}{BEGIN}\n{markdown(entries)}\n{END}{rest.split(END)[1]}"
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="catalogue.py", description="Count what every backbone costs.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the files are out of date")
+    check = parser.parse_args(arguments).check
     entries = {}
     for number, name in enumerate(BACKBONES, 1):
         print(f"\r{number}/{len(BACKBONES)} {name:24}", end="", file=sys.stderr, flush=True)
         entries[name] = entry(name)
     print(file=sys.stderr)
-    if "--check" in arguments:
+    if check:
         fresh = catalogue() == entries and updated_readme(entries) == README.read_text(encoding="utf-8")
         print("up to date" if fresh else "out of date: run python experiments/catalogue.py")
         return 0 if fresh else 1
@@ -70,4 +74,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
