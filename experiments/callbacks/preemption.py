@@ -21,7 +21,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from experiments.command_line.process import SIGNALS, Stopped
 
 SAME_PRESS_S = 1.0
-"""A second SIGINT within this time counts as the same Ctrl-C: the terminal and a launcher such as torchrun both send it."""
+"""A second SIGINT within this time is the same Ctrl-C: the terminal and a launcher such as torchrun both send it."""
 LIGHTNING = "install a version that Graft was tested with: pip install 'lightning>=2.6,<2.7'"
 
 

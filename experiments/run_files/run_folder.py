@@ -91,7 +91,7 @@ def open_run_folder(
 
 
 def claim_path(config: RunConfig) -> Path:
-    """Choose the folder's path. A new numbered folder is made here, so that of runs that start together each has one."""
+    """Choose the folder's path. A new numbered folder is made here, so that runs that start together get one each."""
     while True:
         path = choose_path(config)
         if config.resume or config.name is not None or started_together(config) or path.exists():

@@ -42,7 +42,8 @@ def prepare(config: RunConfig) -> tuple[GraftDataModule, GraftModule]:
     if config.start_from is not None:
         fresh = module.start_from(config.start_from)
         rank_zero_only(print)(
-            f"starting from {config.start_from}; tensors not found there keep their initial values: {', '.join(fresh) or 'none'}"
+            f"starting from {config.start_from}; tensors not found there keep their initial values: "
+            + (", ".join(fresh) or "none")
         )
     if config.mixup or config.cutmix:
         if not isinstance(module, ClassificationModule):

@@ -14,8 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from datamodules.base import IGNORE_INDEX, Source
-from datamodules.errors import DataError
 from datamodules.checking import in_threads
+from datamodules.errors import DataError
 from experiments.command_line.run_config import RunConfig
 from experiments.training.build import build_data
 

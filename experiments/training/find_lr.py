@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from experiments.command_line.run_config import RunConfig
 from experiments.run_files.run_folder import RunFolder

@@ -1,4 +1,4 @@
-"""A training step on PyTorch's meta device, which computes nothing: finds what cannot work before a run folder is made."""
+"""A training step on PyTorch's meta device, which computes nothing, finds what cannot work before a folder is made."""
 
 import copy
 
@@ -83,8 +83,8 @@ def check_deterministic(config: RunConfig, module: GraftModule, image_size: tupl
     if lacking:
         raise ValueError(
             f"--deterministic: PyTorch has no deterministic CUDA kernel for {' and '.join(lacking)}, which "
-            f"{config.backbone} with {config.head} needs at --image-size {image_size[0]} {image_size[1]}; leave the flag "
-            f"out, choose another pair or --accelerator cpu"
+            f"{config.backbone} with {config.head} needs at --image-size {image_size[0]} {image_size[1]}; leave the "
+            "flag out, or choose another pair or --accelerator cpu"
         )
 
 

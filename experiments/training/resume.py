@@ -45,8 +45,8 @@ def check_same_data(folder: RunFolder, data: GraftDataModule) -> None:
     before, now = list(checkpoint["hyper_parameters"]["class_names"]), list(data.class_names)
     if before != now:
         raise ValueError(
-            f"--name: {folder.path} was trained on the {len(before)} classes {', '.join(before)}; the data now have the "
-            f"{len(now)} classes {', '.join(now)}; give another --name"
+            f"--name: {folder.path} was trained on the {len(before)} classes {', '.join(before)}; the data now have "
+            f"the {len(now)} classes {', '.join(now)}; give another --name"
         )
     there, here = checkpoint.get(FINGERPRINT), data.fingerprint()
     if there not in (None, here):

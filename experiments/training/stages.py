@@ -28,7 +28,8 @@ def stages(config: RunConfig) -> list[RunConfig]:
     if not changes:
         having = ", ".join(name for name, head in HEADS.items() if head.stages)
         raise ValueError(
-            f"--staged: {config.head} has no training stages; leave the flag out, or use one of the heads that have: {having}"
+            f"--staged: {config.head} has no training stages; leave the flag out, or use one of the heads that have: "
+            f"{having}"
         )
     last = choose_path(config)
     runs, start = [], config.start_from
