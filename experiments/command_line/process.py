@@ -69,14 +69,16 @@ def run_program(program: str, work: Callable[[], int | None], stopped: str) -> i
 
 
 def raised_here(error: BaseException) -> bool:
-    """Return whether this project's code raised the error, rather than a library that it called.
+    """Return whether a `raise` statement of this project raised the error, rather than a library that it called.
 
     torch raises errors of data-loader workers again itself, so errors of this project's own classes count too.
     """
     if type(error).__module__.split(".")[0] in PACKAGES:
         return True
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and any(Path(frames[-1].filename).is_relative_to(ROOT / package) for package in PACKAGES)
+    if not frames or "raise" not in (frames[-1].line or "").split():  # functions in C have no frame of their own
+        return False
+    return any(Path(frames[-1].filename).is_relative_to(ROOT / package) for package in PACKAGES)
 
 
 def last_line(error: BaseException) -> str:
