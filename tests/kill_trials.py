@@ -13,6 +13,7 @@ import socket
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -78,6 +79,8 @@ def start(flags: list[str], log: Path, processes: int = 1, prepare: Callable[[in
                 prepare(rank)
             try:
                 code = run(flags)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
