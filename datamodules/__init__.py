@@ -1,15 +1,15 @@
-"""The data sets, name -> LightningDataModule. `experiments/run.py` reads the names without importing this file."""
+"""The data sets: name -> LightningDataModule. `experiments/run.py` reads the names without importing this file."""
 
 import os
 
-# Albumentations asks PyPI for a newer version on import; a cluster node has no network to ask over.
+# On import, albumentations asks PyPI for a newer version; a cluster node has no network for that.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
 from datamodules.ade20k import Ade20k
 from datamodules.base import GraftDataModule
 from datamodules.camvid import CamVid
 from datamodules.camvid32 import CamVid32
 from datamodules.cityscapes import Cityscapes
+from datamodules.coco import Coco
 from datamodules.digits import Digits
 from datamodules.drive import Drive
 from datamodules.flowers102 import Flowers102
@@ -24,6 +24,7 @@ DATAMODULES: dict[str, type[GraftDataModule]] = {
     "digits": Digits,
     "folders": Folders,
     "shards": Shards,
+    "coco": Coco,
     "camvid": CamVid,
     "camvid32": CamVid32,
     "cityscapes": Cityscapes,

@@ -1,16 +1,21 @@
-"""What training images go through, by the name of the paper that made it usual: `--augmentation NAME`.
+"""Augmentation presets for training images, named after the papers that established them: `--augmentation NAME`.
 
-Every preset is a function of `(image_size, mean)`: it yields crops of `image_size` (H, W), with `mean` in [0, 1] as the
-colour of what lies outside the image, where masks are 255 = ignore. All of them may be used for either task. Anything
-else goes into a YAML file written by `A.save(A.Compose([...]), path, data_format="yaml")`: `--augmentation FILE`.
+Every preset is a function of `(image_size, mean)`. It returns transforms that end with crops of `image_size` (H, W).
+What lies outside the image gets the colour `mean` (RGB in [0, 1]), and 255 = ignore in masks. Every preset works for
+both tasks. Other pipelines can be written to a YAML file by `A.save(A.Compose([...]), path, data_format="yaml")` and
+chosen by `--augmentation FILE`.
 
-- alexnet: Krizhevsky et al. 2012. Shorter side at 8/7 of the crop, random crop, mirror, PCA colour noise.
-- vgg: Simonyan and Zisserman 2014. The same, with a shorter side from 8/7 to 16/7 of the crop.
-- inception: Szegedy et al. 2014. A part of 8 to 100 % of the image, 3:4 to 4:3, mirror, colour jitter.
+- alexnet: Krizhevsky et al. 2012. Resize the shorter side to 8/7 of the crop (256 pixels for a crop of 224), take the
+  central square, then a random crop, flip, and add PCA colour noise.
+- vgg: Simonyan and Zisserman 2014. Resize the shorter side to a random length from 8/7 to 16/7 of the crop (256 to 512
+  for 224), then a random crop, flip, and add PCA colour noise.
+- inception: Szegedy et al. 2014. A part of 8 to 100 % of the image with an aspect ratio from 3:4 to 4:3, flip, colour
+  jitter.
 - randaugment: Cubuk et al. 2019, arXiv:1909.13719, with EfficientNet's 2 operations at magnitude 9 of 10.
-- deeplab: Chen et al. 2014 and all that followed. Scale by 0.5 to 2, crop, mirror.
-- unet_elastic: Ronneberger et al. 2015. Displacements of a 3x3 grid, a spline between them, over the deeplab crop.
-- none: resized to `image_size`.
+- deeplab: Chen et al. 2014 and its successors. Scale by 0.5 to 2, crop, flip.
+- unet_elastic: Ronneberger et al. 2015. Random displacements of a 3x3 grid, interpolated by a spline, after the
+  deeplab crop.
+- none: resize to `image_size`.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +26,13 @@ import albumentations as A
 import cv2
 import numpy as np
 
+from datamodules.albumentations_check import refuse_albumentationsx
 from datamodules.collate import IGNORE_INDEX
+from datamodules.colour_noise import ImageNetColourNoise
 from datamodules.errors import DataError
-from datamodules.scale_crop import ScaleCrop
+from datamodules.scale_crop import ResizeToCover, ScaleCrop
+
+refuse_albumentationsx()
 
 Size = tuple[int, int]
 Builder = Callable[[Size, Sequence[float]], list[A.BasicTransform]]
@@ -31,42 +40,33 @@ Builder = Callable[[Size, Sequence[float]], list[A.BasicTransform]]
 RESIZES = (A.Resize, A.RandomScale, A.SmallestMaxSize, A.LongestMaxSize, A.RandomResizedCrop, A.RandomSizedCrop)
 ELASTIC = 10 / 572
 """U-Net's displacements have a standard deviation of 10 pixels in tiles of 572."""
+SMALLEST, LARGEST = 8 / 7, 16 / 7
+"""Shorter side of the resized image, in sides of the crop: 256 and 512 for a crop of 224."""
 
 
 def fill(mean: Sequence[float]) -> tuple[float, ...]:
-    """The mean colour, in levels."""
+    """The mean colour in 0..255."""
     return tuple(255 * value for value in mean)
 
 
 def scale_crop_flip(image_size: Size, mean: Sequence[float]) -> list[A.BasicTransform]:
-    """The usual segmentation augmentation: scale by 0.5 to 2, crop to `image_size` (padded with ignore), mirror."""
+    """The usual segmentation augmentation: scale by 0.5 to 2, crop to `image_size` (padded with ignore), flip."""
     return [ScaleCrop(image_size, fill=fill(mean)), A.HorizontalFlip(p=0.5)]
 
 
-def crop_flip(image_size: Size, mean: Sequence[float]) -> list[A.BasicTransform]:
-    """A crop at a random place, and its mirror image every other time."""
-    padding = {"pad_if_needed": True, "fill": fill(mean), "fill_mask": IGNORE_INDEX}
-    return [A.RandomCrop(*image_size, **padding), A.HorizontalFlip(p=0.5)]
-
-
-def shorter_side(image_size: Size, factors: tuple[float, ...]) -> A.BasicTransform:
-    """Resize until both sides reach the crop's, times one of `factors`."""
-    resizes = [
-        A.SmallestMaxSize(
-            max_size_hw=(round(image_size[0] * factor), round(image_size[1] * factor)), area_for_downscale="image"
-        )
-        for factor in factors
-    ]
-    return A.OneOf(resizes, p=1.0)
+def crop_flip(image_size: Size) -> list[A.BasicTransform]:
+    """A crop at a random place of an image that is large enough, flipped half of the time."""
+    return [A.RandomCrop(*image_size), A.HorizontalFlip(p=0.5)]
 
 
 def alexnet(image_size: Size, mean: Sequence[float]) -> list[A.BasicTransform]:
-    return [shorter_side(image_size, (8 / 7,)), *crop_flip(image_size, mean), A.FancyPCA(alpha=0.1, p=1.0)]
+    square = [round(side * SMALLEST) for side in image_size]
+    resize = ResizeToCover(image_size, (SMALLEST, SMALLEST))
+    return [resize, A.CenterCrop(*square), *crop_flip(image_size), ImageNetColourNoise()]
 
 
 def vgg(image_size: Size, mean: Sequence[float]) -> list[A.BasicTransform]:
-    scales = tuple(float(factor) for factor in np.linspace(8 / 7, 16 / 7, 9))
-    return [shorter_side(image_size, scales), *crop_flip(image_size, mean), A.FancyPCA(alpha=0.1, p=1.0)]
+    return [ResizeToCover(image_size, (SMALLEST, LARGEST)), *crop_flip(image_size), ImageNetColourNoise()]
 
 
 def inception(image_size: Size, mean: Sequence[float]) -> list[A.BasicTransform]:
@@ -123,20 +123,20 @@ AUGMENTATIONS: dict[str, Builder] = {
 
 
 def find_augmentation(name: str, image_size: Size, mean: Sequence[float]) -> list[A.BasicTransform]:
-    """The preset of that name, or what the YAML file of that name holds.
+    """The preset of that name, or the pipeline in the YAML file of that name.
 
     Raises:
-        ValueError: there is neither, or what is in the file does not give crops of bytes.
+        ValueError: no preset or file has that name, or the file's pipeline does not return uint8 crops of `image_size`.
     """
     if name in AUGMENTATIONS:
         return AUGMENTATIONS[name](image_size, mean)
     if not Path(name).is_file():
-        raise DataError(f"--augmentation {name}: no such file; by name there are {', '.join(AUGMENTATIONS)}")
+        raise DataError(f"--augmentation {name}: no such file; the presets are {', '.join(AUGMENTATIONS)}")
     try:
         pipeline = A.load(name, data_format="yaml")
         probe = np.zeros((image_size[0] + 7, image_size[1] + 9, 3), np.uint8)
         out = compose([pipeline])(image=probe, mask=probe[..., 0])
-    except Exception as error:  # whatever a file can be, and a pipeline can do
+    except Exception as error:  # a file can hold anything, and a pipeline can raise anything
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"--augmentation {name} is no pipeline that A.save could have written ({reason})") from None
     image = out["image"]
@@ -145,25 +145,27 @@ def find_augmentation(name: str, image_size: Size, mean: Sequence[float]) -> lis
         height, width = image_size
         raise DataError(
             f"--augmentation {name} makes {what} of an image, not uint8 {(height, width, 3)}; end it with a crop to "
-            "--image-size, and leave out Normalize and ToTensorV2, which come by themselves"
+            "--image-size, and leave out Normalize and ToTensorV2, which are added automatically"
         )
     return [pipeline]
 
 
 def compose(transforms: list[A.BasicTransform]) -> A.Compose:
-    """One pipeline for image and mask, uint8 from end to end; masks are never interpolated."""
-    pipeline = A.Compose(transforms)
+    """One pipeline for image and mask; both stay uint8, and masks are never interpolated."""
+    # Sources have compared the sizes; whole masks may be larger than images that were resized.
+    pipeline = A.Compose(transforms, is_check_shapes=False)
     take_nearest(pipeline)
     return pipeline
 
 
 def take_nearest(transform: Any) -> None:
-    """Make a transform, and those inside it, take the nearest pixel in masks, whatever it was told."""
+    """Force nearest-neighbour interpolation of masks in a transform and in all transforms nested in it, overriding
+    their own setting."""
     for inner in getattr(transform, "transforms", ()):
         take_nearest(inner)
     if hasattr(transform, "mask_interpolation"):
-        # Where a mask is resized, the exact way takes the pixel under the centre; the plain one is off by up to half a
-        # pixel. Warping knows the plain one only, which is exact there.
+        # When a mask is resized, INTER_NEAREST_EXACT takes the pixel at the centre; INTER_NEAREST is off by up to half
+        # a pixel. Warping supports INTER_NEAREST only, which is exact there.
         transform.mask_interpolation = cv2.INTER_NEAREST_EXACT if isinstance(transform, RESIZES) else cv2.INTER_NEAREST
     if getattr(transform, "area_for_downscale", None) == "image_mask":
         transform.area_for_downscale = "image"

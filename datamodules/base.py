@@ -1,6 +1,7 @@
-"""What every data set is: splits of images with targets, one albumentations pipeline each, and their loaders."""
+"""Base data module: the splits of a data set, their albumentations pipelines and their data loaders."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
@@ -20,43 +21,49 @@ from datamodules.crops import centre_crop, random_crop_flip
 from datamodules.errors import DataError
 from datamodules.files import LabelledImages
 from datamodules.fingerprint import content_hash, fingerprint_of
-from datamodules.loader import Batch, Loader, Normalise, Pixels, TrainingLoader
+from datamodules.loader import Batch, EqualBatches, Loader, Normalise, TrainingLoader, Uint8Dataset
 from datamodules.memory import keep_freed_memory
+from datamodules.node_folder import once_per_node
 from datamodules.samples import OnBadSample, Samples, Shuffled
 from datamodules.source import FileSource, Source
 from datamodules.store import Cache, open_store
-from datamodules.worker_signals import heed_parent_only
+from datamodules.worker_signals import ignore_signals_except_parents
 
 Task = Literal["classification", "segmentation"]
 Colour = tuple[int, int, int]
 L = TypeVar("L", bound=Loader)
-ENOUGH = 2
-"""Size of a photograph, in sides of the crop it is to yield, from which more pixels would make no difference."""
+MIN_DECODED_SIZE_FACTOR = 2
+"""JPEG files are decoded at a reduced size only if both sides remain at least this many times the crop's longer side;
+beyond that, more pixels would make no difference."""
 
 
 class GraftDataModule(LightningDataModule):
-    """Base of all data sets. `setup()` builds `train`, `val` and `test` (None where the set has no test split).
+    """Base class of all data sets. `setup()` builds `train`, `val` and `test`; a split that does not exist is None.
 
-    A subclass states `tasks`, sets `class_names` (and `palette`, if it has its own) and writes `default_size` and
-    `sources`; `augmentation` and `evaluation` where the usual ones are not for it.
-    Batches are `{"image": float32 (B, 3, H, W), "target": int64 (B, H, W) or (B,), "name": list[str]}`. If
-    `preparation` resizes images, masks of validation and test keep their own sizes (h, w), listed as "target_sizes",
+    A subclass states `tasks`, sets `class_names` (and `palette`, if it has its own colours) and writes `default_size`
+    and `sources`. It overrides `preparation`, `augmentation` and `evaluation` if the default transforms do not suit it.
+
+    Batches are `{"image": float32 (B, 3, H, W), "target": int64 (B, H, W) or (B,), "name": list[str]}`, on the device
+    of the network. Every rank yields the same number of batches from each loader. A batch of a validation or test
+    loader may be empty (B = 0, H and W = `image_size`): the rank has no samples left, or none of them can be read.
+
+    If `preparation` resizes images, masks of validation and test keep their own sizes, listed as "target_sizes" (h, w),
     and are padded with ignore to the largest.
     """
 
     tasks: ClassVar[tuple[Task, ...]]
-    """What the data set has targets for."""
+    """The tasks that the data set has targets for."""
     ignore_index: int = IGNORE_INDEX
     """Label of pixels that count neither in losses nor in scores."""
     endless_training: bool = False
-    """Whether the training source makes samples beyond its length, so that each epoch can have new ones."""
+    """Whether the training source generates samples beyond its length, so that each epoch can have new ones."""
     takes_mask_suffix: ClassVar[bool] = False
     """Whether the names of masks are the user's choice."""
     class_names: tuple[str, ...]
     palette: tuple[Colour, ...] | None = None
-    """The data set's own colours of its classes."""
+    """The data set's own colours of its classes, RGB in 0..255."""
     splits: tuple[str, ...]
-    """The splits there are, after `setup()`: train, val and, in some sets, test."""
+    """The names of the splits that exist, set by `setup()`."""
 
     def __init__(
         self,
@@ -75,13 +82,14 @@ class GraftDataModule(LightningDataModule):
         augmentation: str | None = None,
         mask_suffix: str | None = None,
     ) -> None:
-        """`image_size` is (H, W), None for the data set's own; `batch_size` and `workers` are per process.
+        """`image_size` is (H, W), or None for the data set's default; `batch_size` and `workers` are per rank.
 
-        With `download`, a set that may be fetched and is not there is. With `on_bad_sample` "skip", training replaces
-        samples that cannot be read by the next, and evaluation leaves them out. `cache` is where decoded samples are
-        kept; see `datamodules/store.py`. `augmentation` is a name or file for `datamodules/augmentation.py`, None for
-        what suits the data set. `mask_suffix` is what the names of masks add to those of their images, for data sets
-        of plain folders.
+        With `download`, a missing data set is downloaded if that is possible. With `on_bad_sample` "skip", training
+        replaces an unreadable sample by the next readable one, and evaluation leaves it out. `cache` says where decoded
+        samples are cached; see `datamodules/store.py`. `augmentation` is a preset or a file, as described in
+        `datamodules/augmentation.py`; with None the data set's own augmentation is used. A `~` in `data_dir` is the
+        user's home directory.
+        `mask_suffix` is what the names of masks add to those of their images, for data sets of plain folders.
 
         Raises:
             ValueError: the data set has no such task, or a number is out of range.
@@ -94,7 +102,7 @@ class GraftDataModule(LightningDataModule):
             if value < least:
                 raise DataError(f"--{flag} is {value}; it must be {least} or more")
         self.task = task
-        self.data_dir = data_dir
+        self.data_dir = data_dir and os.path.expanduser(data_dir)
         self.image_size: tuple[int, int] = image_size if image_size is not None else self.default_size()
         if min(self.image_size) < 1:
             raise DataError(f"--image-size is {self.image_size[0]}x{self.image_size[1]}; both sides must be 1 or more")
@@ -111,6 +119,7 @@ class GraftDataModule(LightningDataModule):
             raise DataError(f"--mask-suffix is for --data folders; the masks of {name} have fixed names")
         self.mask_suffix = mask_suffix
         self.normalise = Normalise(mean, std)
+        self._normalise_on: dict[torch.device, Normalise] = {}
         self.resumed: dict[str, int] | None = None
         self._sampler: Shuffled | None = None
         self.train: Samples | None = None
@@ -123,36 +132,43 @@ class GraftDataModule(LightningDataModule):
 
     @property
     def colours(self) -> tuple[Colour, ...]:
-        """RGB in 0..255 of each class, for pictures."""
+        """RGB in 0..255 of each class: the data set's own, or generated ones."""
         return self.palette or distinct_colours(self.num_classes)
 
     def default_size(self) -> tuple[int, int]:
-        """Height and width of the images where the user asks for none."""
+        """Height and width of the images if the user gives no `image_size`."""
         raise NotImplementedError
 
     def sources(self) -> dict[str, Source]:
-        """The splits `train`, `val` and perhaps `test`. Raises DataError where the files are not in order."""
+        """The splits that exist, by name: `train`, `val` and `test`.
+
+        Raises:
+            ValueError: files are missing or do not fit together.
+        """
         raise NotImplementedError
 
     def preparation(self) -> list[A.BasicTransform]:
-        """What images of all splits go through first; nothing random, so that it is done once, not once an epoch."""
+        """Deterministic transforms applied first to the images of all splits.
+
+        Their result can be cached, so they run once instead of once per epoch.
+        """
         return []
 
     def augmentation(self) -> list[A.BasicTransform]:
-        """What training images go through after that, up to `image_size`: the usual crops, unless a set has its own."""
+        """Training transforms after `preparation`, ending at `image_size`: by default, the usual random crops."""
         if self.task == "segmentation":
             return scale_crop_flip(self.image_size, self.mean)
         return random_crop_flip(self.image_size)
 
     def evaluation(self) -> list[A.BasicTransform]:
-        """What validation and test images go through in its place; nothing random. Masks are scored whole."""
+        """Deterministic transforms of validation and test images. For segmentation, whole images are scored."""
         return [] if self.task == "segmentation" else centre_crop(self.image_size)
 
     def setup(self, stage: str | None = None) -> None:
-        """Build all splits, whatever the stage; a second call changes nothing.
+        """Build all splits, whatever the stage, and check their files. A second call changes nothing.
 
         Raises:
-            ValueError: the data are not in order, or fewer than a batch.
+            ValueError: the data have errors, or there are too few training images for one batch per rank.
         """
         if self.val is not None:
             return
@@ -160,16 +176,35 @@ class GraftDataModule(LightningDataModule):
         sources = self.sources()
         self.splits = tuple(sources)
         if "train" in sources:
-            self._check_batch_size(len(sources["train"]))
-            name = self.augmentation_name
-            transforms = find_augmentation(name, self.image_size, self.mean) if name else self.augmentation()
-            self.train = self._samples(sources["train"], transforms, "replace", endless=self.endless_training)
-        for split in set(sources) - {"train"}:
-            setattr(self, split, self._samples(sources[split], self.evaluation(), "drop"))
+            self.train = self._training_samples(sources["train"])
+        if "val" in sources:
+            self.val = self._samples(sources["val"], self.evaluation(), "drop")
+        if "test" in sources:
+            self.test = self._samples(sources["test"], self.evaluation(), "drop")
         if self.on_bad_sample == "error":
-            # Reading all files now finds what is wrong with them before any training, and fills the store.
-            splits = [getattr(self, split) for split in self.splits if isinstance(sources[split], FileSource)]
-            check([partial(samples.keep, index) for samples in splits for index in range(len(samples))])
+            self._check_files([samples for samples in (self.train, self.val, self.test) if samples is not None])
+
+    def _training_samples(self, source: Source) -> Samples:
+        self._check_batch_size(len(source))
+        name = self.augmentation_name
+        transforms = find_augmentation(name, self.image_size, self.mean) if name else self.augmentation()
+        return self._samples(source, transforms, "replace", endless=self.endless_training)
+
+    def _check_files(self, splits: list[Samples]) -> None:
+        """Read the files once: errors in them appear before training starts, and the cache is filled.
+
+        One rank of each machine does so for all its ranks.
+        """
+        files = [samples for samples in splits if isinstance(samples.source, FileSource)]
+        jobs: list[Callable[[], None]] = [
+            partial(samples.keep, index) for samples in files for index in range(len(samples))
+        ]
+
+        def inspect() -> None:
+            check(jobs)
+
+        if jobs:
+            once_per_node(f"check {type(self).__name__} {self.task} {self.data_dir} {self.image_size}", inspect)
 
     def fingerprint(self) -> str:
         """What the data are, for comparing them with those of an earlier run; call `setup()` first.
@@ -191,7 +226,7 @@ class GraftDataModule(LightningDataModule):
     ) -> Samples:
         preparation = self.preparation()
         if isinstance(source, LabelledImages):
-            source.least = ENOUGH * max(self.image_size)
+            source.least = MIN_DECODED_SIZE_FACTOR * max(self.image_size)
         return Samples(
             source,
             compose(transforms),
@@ -200,12 +235,12 @@ class GraftDataModule(LightningDataModule):
             endless=endless,
             on_bad_sample=skip if self.on_bad_sample == "skip" else "error",
             whole_masks=skip == "drop",
-            store=open_store(self.cache),
+            store=open_store(self.cache) if isinstance(source, FileSource) else None,
             preparation=compose(preparation) if preparation else None,
         )
 
     def _processes(self) -> tuple[int, int]:
-        """This process's rank, and how many there are."""
+        """This process's rank, and the number of ranks."""
         if self.trainer is not None:
             return self.trainer.global_rank, self.trainer.world_size
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -215,20 +250,20 @@ class GraftDataModule(LightningDataModule):
     def _check_batch_size(self, images: int) -> None:
         _, processes = self._processes()
         if images // processes < self.batch_size:
-            each = f" on each of {processes} processes" if processes > 1 else ""
+            needs = f"on each of {processes} processes needs more" if processes > 1 else "is larger"
             raise DataError(
-                f"--batch-size {self.batch_size}{each} is larger than the {images} training images; "
+                f"--batch-size {self.batch_size} {needs} than the {images} training images; "
                 f"use at most {images // processes}"
             )
 
     def train_dataloader(self) -> TrainingLoader:
-        """Shuffled whole batches."""
+        """Shuffled batches, all of `batch_size`; a remainder of the epoch that fills no batch is left out."""
         if self.train is None:
             raise DataError(f"there is no train split in {self.data_dir}; --epochs 0 scores without training")
         self._check_batch_size(len(self.train))
         rank, processes = self._processes()
         sampler = Shuffled(self.train, processes, rank, self.seed)
-        loader = self._loader(TrainingLoader, self.train, sampler, drop_last=True)
+        loader = self._loader(TrainingLoader, self.train, batch_size=self.batch_size, sampler=sampler, drop_last=True)
         self._sampler = sampler
         if self.resumed is not None:
             sampler.resume(**self.resumed)
@@ -236,26 +271,30 @@ class GraftDataModule(LightningDataModule):
         return loader
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        # Lightning hands the loader's own state to it too late, where an optimiser has asked for the number of steps.
+        # Keep the state until the loader is made: Lightning restores a loader's own state too late if the optimiser
+        # has already asked for the number of steps.
         self.resumed = state_dict
 
     def state_dict(self) -> dict[str, int]:
-        """How many samples of which epoch all processes have trained on, whatever workers have fetched beyond that."""
+        """The epoch, and how many of its samples all ranks together have trained on.
+
+        Samples that workers have only prefetched do not count.
+        """
         assert self.trainer is not None
         assert self._sampler is not None
         loop = self.trainer.fit_loop
         epoch = cast("_ProcessedTracker", loop.epoch_progress.current).processed
         batches = cast("_ProcessedTracker", loop.epoch_loop.batch_progress.current).processed
-        # Where --max-steps ends an epoch early, Lightning goes on with the next.
+        # If --max-steps ended an epoch early, Lightning resumes with the next one.
         within = epoch == self._sampler.epoch
         return {"epoch": epoch, "taken": batches * self.batch_size * self.trainer.world_size if within else 0}
 
     def val_dataloader(self) -> Loader:
-        """Every sample exactly once over all processes."""
+        """Every sample exactly once over all ranks, in equally many batches on each rank; some may be empty."""
         return self._evaluation_loader("val", self.val)
 
     def test_dataloader(self) -> Loader:
-        """Every sample exactly once over all processes."""
+        """Every sample exactly once over all ranks, in equally many batches on each rank; some may be empty."""
         return self._evaluation_loader("test", self.test)
 
     def _evaluation_loader(self, split: str, samples: Samples | None) -> Loader:
@@ -264,32 +303,53 @@ class GraftDataModule(LightningDataModule):
         rank, processes = self._processes()
         if len(samples) < processes:
             raise DataError(f"{processes} processes cannot share {len(samples)} {split} images; use fewer --devices")
-        return self._loader(Loader, samples, range(rank, len(samples), processes), drop_last=False)
+        batches = EqualBatches(len(samples), self.batch_size, rank, processes)
+        return self._loader(Loader, samples, batch_sampler=batches)
 
-    def _loader(self, kind: type[L], samples: Samples, sampler: Any, *, drop_last: bool) -> L:
+    def _loader(self, kind: type[L], samples: Samples, **batching: Any) -> L:
         loader = kind(
-            Pixels(samples.pixels),
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=drop_last,
+            Uint8Dataset(samples.pixels),
             num_workers=self.workers,
             collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self._device().type == "cuda",
             persistent_workers=self.workers > 0,
             worker_init_fn=prepare_worker,
+            **batching,
         )
         loader.finish = self.finish
         return loader
 
+    def _device(self) -> torch.device:
+        """Where the network is."""
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
     def finish(self, batch: Batch) -> Batch:
-        """A batch of bytes, as it comes from the workers, as the network takes it, where the network is."""
-        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-        pixels = batch["image"].to(device, non_blocking=True)
+        """Move a uint8 batch from the workers to the network's device, fill its padding with the mean colour and
+        normalise it.
+
+        The program never waits for the device here: copies to a GPU start from pinned memory and are non-blocking, and
+        the constants of the normalisation stay on the device.
+        """
+        device = self._device()
+        if not batch["name"]:
+            return self._empty_batch(device)
+        if device not in self._normalise_on:
+            self._normalise_on[device] = self.normalise.to(device)
+        normalise = self._normalise_on[device]
+        # Non-blocking copies to Apple's MPS can deliver a buffer that the host has already reused.
+        non_blocking = device.type != "mps"
+        pixels = batch["image"].to(device, non_blocking=non_blocking)
         for one, (height, width) in zip(pixels, batch.get("sizes", ()), strict=False):
-            one[height:] = one[:, width:] = self.normalise.colour.to(device)
-        target = batch["target"].to(device, non_blocking=True).long()
+            one[height:] = one[:, width:] = normalise.colour
+        target = batch["target"].to(device, non_blocking=non_blocking).long()
         own_sizes = {"target_sizes": batch["target_sizes"]} if "target_sizes" in batch else {}
-        return {"image": self.normalise(pixels), "target": target, "name": batch["name"]} | own_sizes
+        return {"image": normalise(pixels), "target": target, "name": batch["name"]} | own_sizes
+
+    def _empty_batch(self, device: torch.device) -> Batch:
+        height, width = self.image_size
+        shape = (0, height, width) if self.task == "segmentation" else (0,)
+        image = torch.zeros(0, 3, height, width, device=device)
+        return {"image": image, "target": torch.zeros(shape, dtype=torch.long, device=device), "name": []}
 
     def to_pixels(self, image: Tensor) -> Tensor:
         """Undo the normalisation: float `(..., 3, H, W)` -> uint8."""
@@ -297,13 +357,14 @@ class GraftDataModule(LightningDataModule):
 
 
 def prepare_worker(worker: int) -> None:
-    cv2.setNumThreads(0)  # OpenCV would start a thread for every core in every worker
+    """Settings of a data-loader worker; it does not inherit them from the training process unless it is forked."""
+    cv2.setNumThreads(0)  # OpenCV would start one thread per core in every worker
     keep_freed_memory()
-    heed_parent_only()
+    ignore_signals_except_parents()
 
 
 def distinct_colours(count: int) -> tuple[Colour, ...]:
-    """`count` colours, black first, by the golden angle in hue and three brightnesses in turn."""
+    """`count` RGB colours: black, then hues that advance by the golden angle at three brightnesses in turn."""
     hues = np.arange(count - 1) * 0.618034 % 1 * 180
     values = np.resize([255, 190, 140], count - 1)
     hsv = np.stack([hues, np.full(count - 1, 190), values], axis=-1).astype(np.uint8)

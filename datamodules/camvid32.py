@@ -2,8 +2,8 @@
 
 Semantic object classes in video: A high-definition ground truth database, Pattern Recognition Letters 30(2). Of its 32
 classes one is Void, which is ignored: 31 are scored. Layout, as published: the frames in `701_StillsRaw_full/`, the
-masks in `LabeledApproved_full/NAME_L.png`; both may also be called `images/` and `labels/`. There is no published list;
-frames are split as everyone splits the 11-class version (367, 101 and 233), which follows from their names.
+masks in `LabeledApproved_full/NAME_L.png`; both may also be called `images/` and `labels/`. There is no published list:
+frames are split by their names into the usual splits of the 11-class version (367, 101 and 233).
 """
 
 from pathlib import Path
@@ -88,7 +88,10 @@ class CamVid32(GraftDataModule):
 
 
 def split_of(name: str) -> str:
-    """The split of a frame named SEQUENCE_NUMBER: one stretch of 0016E5 for validation, dusk and Seq05VD for test."""
+    """The split of a frame named SEQUENCE_NUMBER.
+
+    Frames 7959 to 8159 of 0016E5 are for validation; Seq05VD, and 0001TP (dusk) after frame 8520, are for test.
+    """
     sequence, _, frame = name.partition("_")
     number = int("".join(filter(str.isdigit, frame)) or 0)
     if sequence == "0016E5" and 7959 <= number <= 8159:

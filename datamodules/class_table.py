@@ -37,7 +37,7 @@ HEADERS = {
     "b": ("b", "blue"),
 }
 """What the columns may be called, in any case."""
-FORM = "must begin with the line name, name,r,g,b or value,name"
+FORM = "must begin with the line name or name,r,g,b or value,name"
 
 
 class Row(NamedTuple):
@@ -199,10 +199,10 @@ def table_rows(path: Path, lines: Sequence[str]) -> list[Row]:
     reader = csv.reader(lines, delimiter=delimiter_of(lines[0] if lines else ""), skipinitialspace=True)
     columns = columns_of(next(reader, []))
     if "name" not in columns:
-        raise DataError(f"{path}, line 1: {lines[0] if lines else 'the file is empty'!r}; it {FORM}")
+        raise DataError(f"{path}, line 1: {lines[0] if lines else 'the file is empty'!r}; the file {FORM}")
     colours = [columns[channel] for channel in "rgb" if channel in columns]
     if len(colours) not in (0, 3):
-        raise DataError(f"{path}, line 1: {lines[0]!r} names some of r, g, b only; it {FORM}")
+        raise DataError(f"{path}, line 1: {lines[0]!r} names some of r, g, b only; the file {FORM}")
     rows = []
     for cells in reader:
         if not any(cell.strip() for cell in cells):

@@ -1,18 +1,17 @@
-"""Weights of the loss against classes that are rare, counted once over the training set.
+"""Class weights of the loss, against rare classes, from one count over the training set.
 
 median_frequency: Predicting Depth, Surface Normals and Semantic Labels with a Common Multi-Scale Convolutional
-Architecture. Eigen, Fergus 2015, arXiv:1411.4734, section 4.3.3: median(f) / f, where f of a class is its share of the
-pixels of those images that show it. inverse_log: ENet. Paszke, Chaurasia, Kim, Culurciello 2016, arXiv:1606.02147:
-1 / ln(1.02 + p), where p is its share of all pixels. A class that no training image shows has the weight 1 in the
-first (the paper leaves it open; nothing in training depends on it) and 1 / ln 1.02 in the second. Of images with one
-class each, the images count as pixels do. Ignored pixels never count.
+Architecture. Eigen, Fergus 2015, arXiv:1411.4734, section 4.3.3: median(f) / f, where f of a class is its fraction of
+the pixels of those images that show it. inverse_log: ENet. Paszke, Chaurasia, Kim, Culurciello 2016, arXiv:1606.02147:
+1 / ln(1.02 + p), where p is its fraction of all pixels. A class that no training image shows gets the weight 1 in the
+first (the paper does not say; nothing in training depends on it) and 1 / ln 1.02 in the second. For classification,
+images are counted instead of pixels. Ignored pixels never count.
 
-What is counted in masks is kept in `.graft/` in the data's folder or, where that cannot be written, in
-`~/.cache/graft`, under a hash of the masks' content and of how they are read.
+Only labels and masks are read, never images. The counts of masks are cached in `.graft/` in the data's folder or, if
+that cannot be written, in `~/.cache/graft`, under a hash of the masks' content and of how they are read. One rank of
+each machine counts for all its ranks.
 """
 
-import json
-import os
 import pickle
 from functools import partial
 from hashlib import blake2b
@@ -22,15 +21,19 @@ from typing import NamedTuple
 import numpy as np
 
 from datamodules.base import GraftDataModule, Source
+from datamodules.cache_folder import cache_folder, read_json, write_json
 from datamodules.checking import in_threads
 from datamodules.errors import DataError
 from datamodules.files import LabelledImages, MaskedImages
+from datamodules.node_folder import once_per_node
+from datamodules.shards import ShardSamples
+from datamodules.source import SourceWithClasses
 
 ENET_C = 1.02
 
 
 class Counts(NamedTuple):
-    """Of each class: its pixels, and the valid pixels of all images that show it."""
+    """For each class: the number of its pixels, and of the valid pixels of all images that show it."""
 
     pixels: np.ndarray
     shown_in: np.ndarray
@@ -40,7 +43,7 @@ def class_weights(weighting: str, data: GraftDataModule) -> list[float] | None:
     """A weight for each class by `median_frequency`, `inverse_log` or a file of numbers; None for "none".
 
     Raises:
-        ValueError: the file does not hold a number above or equal to 0 for each class.
+        ValueError: the file does not hold a number of at least 0 for each class.
     """
     if weighting == "none" or data.train is None:
         return None
@@ -64,9 +67,9 @@ def inverse_log(counts: Counts) -> list[float]:
 
 
 def read_weights(path: Path, class_names: tuple[str, ...]) -> list[float]:
-    """Numbers between spaces, commas or line ends, in the order of the classes."""
+    """The numbers in a file, separated by spaces, commas or line breaks, in the order of the classes."""
     try:
-        weights = [float(word) for word in path.read_text(encoding="utf-8").replace(",", " ").split()]
+        weights = [float(word) for word in path.expanduser().read_text(encoding="utf-8").replace(",", " ").split()]
     except (OSError, ValueError) as error:
         raise DataError(f"--class-weights {path} cannot be read ({error}); write a number for each class") from None
     if len(weights) != len(class_names) or not all(0 <= weight < float("inf") for weight in weights):
@@ -78,44 +81,62 @@ def read_weights(path: Path, class_names: tuple[str, ...]) -> list[float]:
 
 
 def count(source: Source, data: GraftDataModule) -> Counts:
-    """Counts over all samples of a source, from the cache where they are there."""
-    if isinstance(source, LabelledImages):
-        labels = np.bincount([label for _, label in source.files], minlength=data.num_classes)
-        return Counts(labels, np.full(data.num_classes, labels.sum()))
-    if not isinstance(source, MaskedImages):
+    """Counts over all samples of a source, from the cache if they are there."""
+    labels = class_labels(source)
+    if labels is not None:
+        images = np.bincount(labels, minlength=data.num_classes)
+        return Counts(images, np.full(data.num_classes, images.sum()))
+    if not isinstance(source, MaskedImages | ShardSamples):  # generated, in no time
         return add_up([of_target(source[index][1], data.num_classes) for index in range(len(source))])
+    name = f"class counts {type(data).__name__} {data.data_dir} {data.num_classes}"
+    pixels, shown_in = once_per_node(name, partial(count_masks, source, data))
+    return Counts(np.array(pixels), np.array(shown_in))
+
+
+def class_labels(source: Source) -> np.ndarray | None:
+    """The class of each sample; None if the samples have masks."""
+    if isinstance(source, LabelledImages):
+        return np.array([label for _, label in source.files])
+    return source.class_labels() if isinstance(source, SourceWithClasses) else None
+
+
+def count_masks(source: MaskedImages | ShardSamples, data: GraftDataModule) -> list[list[int]]:
+    """`Counts` as plain lists, from the cache or from all masks."""
     name = f"class-counts-{content_hash(source, data.num_classes)}.json"
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "graft"
-    folders = [Path(data.data_dir) / ".graft", user] if data.data_dir else [user]
+    folders = [folder for folder in (data.data_dir and Path(data.data_dir) / ".graft", cache_folder()) if folder]
     for folder in folders:
-        try:
-            kept = json.loads((folder / name).read_text(encoding="utf-8"))
-            return Counts(np.array(kept["pixels"]), np.array(kept["shown_in"]))
-        except (OSError, ValueError, KeyError):
-            continue
+        kept = read_json(folder / name)
+        if isinstance(kept, list):
+            return kept
     jobs = [partial(of_mask, source, index, data.num_classes) for index in range(len(source))]
     counts = add_up(in_threads("Counting the classes", jobs, tolerant=data.on_bad_sample == "skip"))
+    found = [values.tolist() for values in counts]
     for folder in folders:
-        if keep(folder / name, counts):
+        if write_json(folder / name, found):
             break
-    return counts
+    return found
 
 
-def of_mask(source: MaskedImages, index: int, num_classes: int) -> np.ndarray:
+def of_mask(source: MaskedImages | ShardSamples, index: int, num_classes: int) -> np.ndarray:
     return of_target(source.mask(index), num_classes)
 
 
 def of_target(target: np.ndarray | int, num_classes: int) -> np.ndarray:
-    """Pixels of each class in a mask, or one of the class that an image has."""
+    """Pixels of each class in a mask, or a single one of the class that an image has."""
     return np.bincount(np.ravel(target), minlength=256)[:num_classes]
 
 
 def add_up(samples: list[np.ndarray]) -> Counts:
+    """The counts of all images from those of each."""
     pixels = np.array(samples)
     return Counts(pixels.sum(0), ((pixels > 0) * pixels.sum(1, keepdims=True)).sum(0))
 
 
-def content_hash(source: MaskedImages, num_classes: int) -> str:
+def content_hash(source: MaskedImages | ShardSamples, num_classes: int) -> str:
+    """A hash of the masks and of how they are read; shards are hashed by size and date instead of content."""
+    if isinstance(source, ShardSamples):
+        shards = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in source.shards]
+        return blake2b(pickle.dumps((num_classes, shards, source.parts.tobytes())), digest_size=16).hexdigest()
     total = blake2b(pickle.dumps((num_classes, source.labels, source.read)), digest_size=16)
     jobs = [partial(file_hash, one.mask) for one in source.pairs]
     for digest in in_threads("Hashing the masks", jobs):
@@ -124,19 +145,8 @@ def content_hash(source: MaskedImages, num_classes: int) -> str:
 
 
 def file_hash(path: Path) -> bytes:
+    """A hash of the content; empty if the file cannot be read, for which counting raises an error that names it."""
     try:
         return blake2b(path.read_bytes()).digest()
-    except OSError:  # counting names the file
-        return b""
-
-
-def keep(path: Path, counts: Counts) -> bool:
-    """Whether the counts could be written; a folder may be read-only, or full."""
-    part = path.with_suffix(f".{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps({name: values.tolist() for name, values in counts._asdict().items()}))
-        part.replace(path)
     except OSError:
-        return False
-    return True
+        return b""

@@ -1,4 +1,4 @@
-"""Samples -> a batch, also where their images are not all of one size."""
+"""Make a batch of samples, whose images may differ in size."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,11 @@ IGNORE_INDEX = 255
 
 
 def collate(samples: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
-    """Stack samples of bytes; smaller images are padded at the bottom and right to the largest height and width.
+    """Stack uint8 samples; smaller images are padded at the bottom and right to the largest height and width.
 
-    Padding is to be ignored in a mask: losses and scores count true pixels only. In an image the data module makes it
-    the mean colour, for which `sizes` tells the true heights and widths. Samples that are None, because they cannot be
-    read, are left out; the batch may become empty.
+    Masks are padded with 255 = ignore, so losses and scores count real pixels only. Images are padded with zeros; the
+    data module later replaces these by the mean colour, using the original heights and widths in `sizes`. Samples that
+    are None (unreadable) are dropped, so the batch may be empty.
     """
     kept = [sample for sample in samples if sample is not None]
     if not kept:
@@ -46,6 +46,6 @@ def collate_whole_masks(samples: list[dict[str, Any]], sizes: list[tuple[int, ..
 
 
 def pad(values: Tensor, height: int, width: int, fill: int) -> Tensor:
-    """`(..., H, W)` -> `(..., height, width)`."""
+    """Pad `(..., H, W)` at the bottom and right to `(..., height, width)`."""
     below, right = height - values.shape[-2], width - values.shape[-1]
     return F.pad(values, (0, right, 0, below), value=fill) if below or right else values

@@ -69,32 +69,45 @@ def read_image(path: Path, least: int | None = None, white: int = WHITE) -> np.n
     if pixels is not None:
         return pixels
     image = decode(path, upright=True, least=least)
-    levels = deep_levels(path, image)
+    return to_rgb(image, str(path), white, deep_colours(path, image))
+
+
+def to_rgb(image: Image.Image, what: str, white: int = WHITE, levels: np.ndarray | None = None) -> np.ndarray:
+    """A decoded image as uint8 `(H, W, 3)`, converted as `read_image` says; `what` names it in errors.
+
+    `levels` `(H, W, 3)` replaces the colours of the image, of which Pillow keeps 8 bits only.
+
+    Raises:
+        ValueError: more than 16 bits are in use.
+    """
+    if levels is None:
+        levels = grey_levels(image, what)
     if levels is not None:
         scaled = (levels / (white / 255)).round().clip(0, 255).astype(np.uint8)
         return np.repeat(scaled[..., None], 3, axis=2) if scaled.ndim == 2 else np.ascontiguousarray(scaled)
-    if image.mode == "RGBX":
-        message = f"{path} has 4 bands, and the fourth is no alpha channel; save the three to be seen as RGB"
-        raise DataError(message, "unreadable")
     return np.array(image.convert("RGB"))
 
 
-def deep_levels(path: Path, image: Image.Image) -> np.ndarray | None:
-    """The levels, integers `(H, W)` or `(H, W, 3)`, of a decoded file with more than 8 bits a channel; or None.
+def grey_levels(image: Image.Image, what: str) -> np.ndarray | None:
+    """The levels `(H, W)` of a grey image of more than 8 bits; None for all others.
 
     Raises:
         ValueError: more than 16 bits are in use, or the levels are floating-point numbers.
     """
     if image.mode == "F":
-        raise DataError(f"{path} has floating-point pixels; save it with 8 or 16 bits", "unreadable")
-    if image.mode.startswith("I"):
-        levels = np.array(image)
-        if levels.min() < 0 or levels.max() > WHITE:
-            raise DataError(f"{path} has grey levels of 32 bits; save it with 8 or 16 bits", "unreadable")
-        return levels
+        raise DataError(f"{what} has floating-point pixels; save it with 8 or 16 bits", "unreadable")
+    if not image.mode.startswith("I"):
+        return None
+    levels = np.array(image)
+    if levels.min() < 0 or levels.max() > WHITE:
+        raise DataError(f"{what} has grey levels of 32 bits; save it with 8 or 16 bits", "unreadable")
+    return levels
+
+
+def deep_colours(path: Path, image: Image.Image) -> np.ndarray | None:
+    """The levels, uint16 `(H, W, 3)`, of a decoded PNG or TIFF file of 16-bit colours; None for all others."""
     if image.mode not in ("RGB", "RGBA") or bits_of(path, image) <= 8:
         return None
-    # Pillow keeps the upper 8 bits of colours only.
     stored = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if stored is None or stored.ndim != 3 or stored.dtype != np.uint16 or stored.shape[:2] != image.size[::-1]:
         return None
@@ -189,6 +202,10 @@ def decode(path: Path, *, upright: bool = False, least: int | None = None) -> Im
             count = pages(image)
             if count > 1:
                 raise DataError(f"{path} has {count} pages; save each that is meant as a file of its own", "unreadable")
+            bands = image.tag_v2.get(SAMPLES_PER_PIXEL, 1) if image.format == "TIFF" else 0  # type: ignore[attr-defined]
+            if bands > len(image.getbands()):
+                message = f"{path} has {bands} bands, more than colour and alpha; save the three to be seen as RGB"
+                raise DataError(message, "unreadable")
             if least is not None:
                 image.draft(None, (least, least))
             image.load()
@@ -205,7 +222,7 @@ def decode(path: Path, *, upright: bool = False, least: int | None = None) -> Im
     except Exception as error:  # Decoders raise what they like: OSError, SyntaxError, struct.error, ...
         bands = tiff_bands(path)
         if bands > 4:
-            message = f"{path} has {bands} bands; save the three to be seen as an RGB image"
+            message = f"{path} has {bands} bands, more than colour and alpha; save the three to be seen as RGB"
             raise DataError(message, "unreadable") from None
         reason = " ".join(str(error).replace(f"'{path}'", "").split()) or type(error).__name__
         if path.is_file() and path.stat().st_size == 0:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from datamodules.checking import in_threads
-from datamodules.decoding import WHITE, bits_of, decode, deep_levels
+from datamodules.decoding import WHITE, bits_of, decode, deep_colours, grey_levels
 from datamodules.errors import DataError
 from datamodules.notes import note
 
@@ -52,7 +52,10 @@ def highest_level(path: Path) -> int:
     """The highest level of a file of more than 8 bits a channel; 0 for other files."""
     if not is_deep(path):
         return 0
-    levels = deep_levels(path, decode(path))
+    image = decode(path)
+    levels = grey_levels(image, str(path))
+    if levels is None:
+        levels = deep_colours(path, image)
     return 0 if levels is None else int(levels.max())
 
 

@@ -1,9 +1,9 @@
-"""Handwritten digits, the embedded data set: real, small, nothing to download.
+"""Handwritten digits, the embedded data set: real and small, with nothing to download.
 
 Classification: the 1,797 digits of 8x8 pixels bundled with scikit-learn (Alpaydin and Kaynak 1998, UCI Optical
 Recognition of Handwritten Digits). Segmentation: scenes that paste those digits, at varied size, tilt and colour, onto
 crops of the two photographs bundled there, with exact masks. Training, validation and test scenes share neither a
-digit nor a pixel of a photograph. Scenes are made when asked for, in about half a millisecond.
+digit nor a pixel of a photograph. A scene is generated each time it is asked for, in about half a millisecond.
 """
 
 from typing import ClassVar
@@ -20,16 +20,16 @@ SPLITS = ("train", "val", "test")
 
 
 class Digits(GraftDataModule):
-    """Digits to name, or scenes in which to find digits and background."""
+    """Single digits to classify, or scenes in which digits and background are to be segmented."""
 
     tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation")
 
     SCENES: ClassVar[dict[str, int]] = {"train": 448, "val": 128, "test": 128}
-    """Scenes a split has; the training scenes are new in every epoch."""
+    """Number of scenes in each split; the training scenes are new in every epoch."""
     HELD_OUT: ClassVar[float] = 0.15
-    """Share of the digits of each class that validation and test get, each."""
+    """Fraction of the digits of each class that goes to validation, and again to test."""
     STRIPS: ClassVar[dict[str, tuple[int, int]]] = {"train": (0, 360), "val": (360, 500), "test": (500, 640)}
-    """Columns of both photographs (640 wide) that the scenes of a split are cropped from."""
+    """Columns of both photographs (640 wide) from which the scenes of a split are cropped."""
 
     def default_size(self) -> tuple[int, int]:
         return (32, 32) if self.task == "classification" else (64, 64)
@@ -53,22 +53,22 @@ class Digits(GraftDataModule):
                 [photograph[:, slice(*self.STRIPS[split])] for photograph in photographs],
                 self.image_size,
                 self.SCENES[split],
-                # Every run is scored on the same scenes, whatever its seed.
+                # Runs of all seeds are scored on the same scenes.
                 (self.seed, 0) if split == "train" else (0, SPLITS.index(split)),
             )
             for split in SPLITS
         }
 
     def augmentation(self) -> list[A.BasicTransform]:
-        # No mirroring: it makes other digits, or none.
+        # No flips: a flipped digit is another digit or none.
         return [A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=0.8)]
 
     def evaluation(self) -> list[A.BasicTransform]:
-        return []  # digits and scenes are made at `image_size`
+        return []  # digits and scenes are generated at `image_size`
 
 
 def split_digits(labels: np.ndarray, held_out: float) -> dict[str, np.ndarray]:
-    """Indices of the digits of each split, every class in equal shares, the same for all seeds."""
+    """Indices of the digits of each split: the same fraction of every class, and the same split for all seeds."""
     generator = np.random.default_rng(0)
     parts: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
     for label in range(10):
@@ -96,27 +96,33 @@ class LoneDigits:
         image = cv2.resize(self.glyphs[digit], self.size[::-1], interpolation=cv2.INTER_CUBIC)
         return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB), int(self.labels[digit]), f"digit-{digit:04d}"
 
+    def class_labels(self) -> np.ndarray:
+        """The class of each digit."""
+        return self.labels[self.ids]
+
 
 class Scenes:
     """Two or three light digits on a dimmed crop of a photograph, as a function of `seed` and the index.
 
-    There is no last one: an index may exceed the length.
+    Indices beyond the length are valid and give further scenes.
 
-    Mask: 0 = background, 1 + d = digit d, where its ink covers at least half of the pixel.
+    Mask: 0 = background, 1 + d = digit d, if its ink covers at least half of the pixel.
     """
 
     HEIGHTS: ClassVar[dict[int, tuple[float, float]]] = {2: (0.42, 0.60), 3: (0.40, 0.52)}
-    """Height of a digit as a share of the image's shorter side, by the number of digits in the scene."""
+    """Range of a digit's height as a fraction of the image's shorter side, by the number of digits in the scene."""
     TILT = 10.0
-    """Degrees to either side."""
+    """Largest rotation of a digit in either direction, in degrees."""
     DIMMED = 0.6
-    """Share of the photograph's brightness that is left, so that light digits stand out anywhere."""
+    """Factor on the photograph's brightness, so that light digits stand out anywhere."""
     CONTRAST = 60.0
-    """Least luminance, of 255, by which a digit outshines what it covers: mean and one standard deviation."""
+    """Minimum margin, on a scale of 0..255, by which a digit's luminance exceeds the mean plus one standard deviation
+    of the background it covers."""
     WIDEST = 140
-    """Columns of a photograph that a scene shows at most: as wide as the narrowest strip, so that splits look alike."""
+    """Most columns of a photograph in one scene: the width of the narrowest strip, so that all splits look alike."""
     INK = (0.3, 0.6)
-    """Grey levels of a glyph that become fully transparent and fully opaque: lower levels make thicker strokes."""
+    """Grey levels in [0, 1] of a glyph below which it is transparent and above which it is opaque; lower levels give
+    thicker strokes."""
 
     def __init__(
         self,
@@ -128,8 +134,8 @@ class Scenes:
         count: int,
         seed: tuple[int, ...],
     ) -> None:
-        # Many strokes touch the border of their 8x8 pixels; a margin lets them fade out. Enlarged smoothly once, they
-        # are placed by linear interpolation, which is six times faster than by cubic.
+        # Many strokes touch the border of their 8x8 pixels; with a margin, they fade out. The glyphs are upsampled here
+        # once by cubic interpolation, so that scenes can place them by linear interpolation, which is six times faster.
         margins = np.pad(glyphs, ((0, 0), (1, 1), (1, 1)))
         self.glyphs = [cv2.resize(glyph, None, fx=8, fy=8, interpolation=cv2.INTER_CUBIC) for glyph in margins]
         self.labels = labels
@@ -164,7 +170,7 @@ class Scenes:
         return np.ascontiguousarray(image.round().astype(np.uint8).transpose(1, 2, 0)), mask, f"scene-{index:04d}"
 
     def crop(self, generator: np.random.Generator) -> np.ndarray:
-        """A part of a photograph in the proportions of the scene, or its mirror image."""
+        """A random part of a photograph with the aspect ratio of the scene, flipped half of the time."""
         background = self.backgrounds[generator.integers(len(self.backgrounds))]
         height, width = self.size
         largest = min(background.shape[0] / height, background.shape[1] / width)
@@ -181,7 +187,7 @@ class Scenes:
     def free_place(
         self, generator: np.random.Generator, height: float, placed: list[tuple[float, float, float]]
     ) -> tuple[float, float, float]:
-        """The roomiest of 16 random places, so that few digits hide behind others: (x, y, height)."""
+        """Of 16 random places, the one farthest from the digits placed so far: (x, y, height)."""
         rows, columns = self.size
         x = generator.uniform(0.4 * height, columns - 0.4 * height, 16)
         y = generator.uniform(0.5 * height, rows - 0.5 * height, 16)
@@ -192,7 +198,7 @@ class Scenes:
         return float(x[best]), float(y[best]), height
 
     def ink(self, digit: int, x: float, y: float, height: float, tilt: float, shape: tuple[int, ...]) -> np.ndarray:
-        """Opacity float32 of that `shape` of a digit of `height` pixels around (x, y)."""
+        """Opacity, float32 of `shape` in [0, 1], of a digit `height` pixels tall with its centre at (x, y)."""
         glyph = self.glyphs[digit]
         centre = (len(glyph) - 1) / 2
         matrix = cv2.getRotationMatrix2D((centre, centre), tilt, height / (0.8 * len(glyph)))
@@ -202,7 +208,7 @@ class Scenes:
         return np.clip((grey * np.float32(1 / 255) - low) / (high - low), 0, 1)
 
     def colour(self, generator: np.random.Generator, image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-        """A light tint whose luminance exceeds what it will cover by `CONTRAST` or more, as far as white allows."""
+        """A light tint whose luminance exceeds that of the covered background by at least `CONTRAST`, up to white."""
         behind = np.tensordot(LUMINANCE, image, 1)
         ink = alpha.sum()
         mean = float((alpha * behind).sum() / ink)

@@ -1,4 +1,4 @@
-"""Fetching published data sets: once per machine, going on where a broken transfer stopped, and checksummed."""
+"""Download published data sets: once per machine, resuming interrupted transfers, and comparing checksums."""
 
 import hashlib
 import shutil
@@ -15,7 +15,7 @@ from datamodules.errors import DataError
 
 CHUNK = 1 << 20
 TIMEOUT = 60.0
-"""Seconds of silence after which a transfer counts as broken."""
+"""Seconds without data after which a transfer counts as interrupted."""
 
 
 class Archive(NamedTuple):
@@ -23,12 +23,13 @@ class Archive(NamedTuple):
 
     url: str
     digest: str
-    """MD5 or, where 40 digits long, SHA-1: what the publishers or torchvision give."""
+    """The MD5 or, if it has 40 digits, the SHA-1 that the publishers or torchvision give."""
     size: int
-    """Bytes."""
+    """In bytes."""
     folder: str = ""
-    """Where it goes, in the data set's folder."""
+    """The subfolder of the data set's folder into which it is unpacked."""
     unpack: bool = True
+    """False if the data set reads the file as it is."""
 
     @property
     def name(self) -> str:
@@ -36,12 +37,13 @@ class Archive(NamedTuple):
 
 
 def provide(root: Path, needs: Sequence[str], archives: Sequence[Archive], *, download: bool) -> None:
-    """Make sure that `root` holds a file for each pattern in `needs`, by fetching all of `archives` if it does not.
+    """Ensure that `root` holds a file for each pattern in `needs`; if not, download all of `archives`.
 
-    Several processes may call this at once: one fetches, the others wait for it.
+    Several processes may call this at once: one downloads and the others wait for it.
 
     Raises:
-        ValueError: something is missing and may not, or cannot, be fetched. The message says what goes where.
+        ValueError: a file is missing, and `download` is not set or the download failed. The message names the address
+            and the folder.
     """
     if not missing(root, needs):
         return
@@ -65,11 +67,12 @@ def provide(root: Path, needs: Sequence[str], archives: Sequence[Archive], *, do
 
 
 def missing(root: Path, needs: Sequence[str]) -> list[str]:
+    """The patterns that no file in `root` matches."""
     return [pattern for pattern in needs if not any(root.glob(pattern))]
 
 
 def fetch(archive: Archive, folder: Path) -> None:
-    """Download a file and unpack it. Nothing half-done ever lies under a final name."""
+    """Download a file and unpack it. An incomplete file or directory never has its final name."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / archive.name
     if not path.is_file():
@@ -92,7 +95,7 @@ def fetch(archive: Archive, folder: Path) -> None:
 
 
 def transfer(archive: Archive, part: Path) -> None:
-    """Append to `part` what it lacks."""
+    """Download the rest of a file whose beginning may be in `part` already, and append it."""
     done = part.stat().st_size if part.is_file() else 0
     if done == archive.size:
         return
@@ -100,7 +103,7 @@ def transfer(archive: Archive, part: Path) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer, Progress(*columns, transient=True) as progress:
-            goes_on = answer.status == 206  # 200: the server sends everything again
+            goes_on = answer.status == 206  # partial content; with 200 the server sends the whole file again
             task = progress.add_task(archive.name, total=archive.size, completed=done if goes_on else 0)
             with part.open("ab" if goes_on else "wb") as file:
                 while chunk := answer.read(CHUNK):
@@ -114,6 +117,7 @@ def transfer(archive: Archive, part: Path) -> None:
 
 
 def broken_off(archive: Archive, part: Path, reason: str) -> None:
+    """Raise the error for an interrupted transfer."""
     done = part.stat().st_size if part.is_file() else 0
     raise DataError(
         f"{archive.url} could not be fetched ({reason}; {done} of {archive.size} bytes are here); the same command "
@@ -127,7 +131,7 @@ def file_digest(path: Path, archive: Archive) -> str:
 
 
 def merge(source: Path, target: Path) -> None:
-    """Move a tree into place, into folders that are there already."""
+    """Move a tree to `target`, into the folders that are there already."""
     if not target.is_dir():
         source.replace(target)
         return
@@ -139,5 +143,5 @@ def merge(source: Path, target: Path) -> None:
 
 
 def readable_size(size: int) -> str:
-    """Bytes as 1.9 GB or 340 MB."""
+    """A number of bytes as "1.9 GB" or "340.0 MB"."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(size / 1e6, 0.1):.1f} MB"

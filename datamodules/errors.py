@@ -1,13 +1,13 @@
-"""Errors in the user's data, which reach the user as one line even from a worker process."""
+"""Errors in the user's data, which reach the user as one line even from a data-loader worker."""
 
 
 class DataError(ValueError):
     """Something is wrong with the data or a data flag; the message is one line that names it and the fix.
 
-    torch raises an exception of a worker process again in the parent, as the same class with the whole traceback as
-    its message. The last line of that is ours.
+    PyTorch re-raises a worker's exception in the parent as the same class, but with the whole traceback as its message.
+    The constructor keeps the last line, which is the original message.
 
-    `kind` says for `--check-data` what sort of fault it is; from a worker process it does not arrive.
+    `kind` is the category that `--check-data` reports. It is lost on the way from a worker to the parent.
     """
 
     def __init__(self, message: str, kind: str = "layout") -> None:

@@ -25,7 +25,7 @@ from datamodules.decoding import read_mask
 from datamodules.depth import white_level
 from datamodules.errors import DataError
 from datamodules.files import LabelledImages, MaskedImages, identity
-from datamodules.label_faults import check_classes, count_classes, say_lost_classes
+from datamodules.label_faults import check_classes, count_classes, refuse_numbers, refuse_soft, say_lost_classes
 from datamodules.label_scan import scan_labels
 from datamodules.layout import SPLITS, class_trees, contents, mask_pairs, split_folders
 from datamodules.notes import note
@@ -97,17 +97,19 @@ class Folders(GraftDataModule):
             raise DataError(
                 f"none of the {len(sources['train'])} training masks can be read; --on-bad-sample error says why"
             )
+        refuse_soft(counts["train"], f"the masks in {root}")
+        refuse_numbers(counts["train"], f"the masks in {root}")
+        for split, source in sources.items():
+            unknown = [value for value in counts[split].values if value not in source.labels]
+            if unknown and not skip:
+                raise source.unknown_label(counts[split].first[str(unknown[0])], unknown[0])
         if table:
             self.class_names, self.palette = table.names, table.colours
             check_classes(counts, table, root)
         else:
             self.class_names = tuple(map(str, range(count_classes(counts, root))))
-        for split, source in sources.items():
-            if not table:
+            for source in sources.values():
                 source.labels = identity(self.num_classes)
-            unknown = [value for value in counts[split].values if value not in source.labels]
-            if unknown and not skip:
-                raise source.unknown_label(counts[split].first[str(unknown[0])], unknown[0])
         say_lost_classes(counts["train"], self.class_names, sources["train"].labels, self.image_size)
 
     def _labelled(self, root: Path, passed_over: Counter[str]) -> dict[str, LabelledImages]:
@@ -121,13 +123,6 @@ class Folders(GraftDataModule):
                 f"{train} holds {contents(train)}: {self.num_classes} class folders, but at least 2 are needed; "
                 f"{LAYOUTS[self.task]}{meant}"
             )
-        for split, classes in images.items():
-            for name in classes:
-                if name not in self.class_names:
-                    raise DataError(
-                        f"{name} in the {split} split of {root} is no class of the training split; add it there or "
-                        "remove it"
-                    )
         if "val" not in images:
             held = {
                 name: hold_out(files, [f"{name}/{path.stem}" for path in files], root / name)

@@ -9,6 +9,8 @@ from datamodules.files import spans
 from datamodules.label_scan import LabelCounts
 from datamodules.notes import note
 
+MOST_UNUSED = 9
+"""Classes that never occur, for each that does, from which counting up to the largest label cannot be meant."""
 TABLE = "classes.csv (a line value,name, then 0,background and so on)"
 
 
@@ -19,22 +21,19 @@ def count_classes(counts: dict[str, LabelCounts], root: Path) -> int:
         ValueError: the labels cannot be meant so.
     """
     train = counts["train"]
-    labels = sorted(set().union(*(one.labels for one in counts.values())))
+    labels = sorted(label for label in set().union(*(one.labels for one in counts.values())) if label < IGNORE_INDEX)
     masks = f"the masks in {root}"
-    refuse_soft(train, masks)
     if not labels or labels == [0]:
         raise DataError(
             f"{masks} hold no label but {spans(train.values)}, and 255 is ignored; write 1, 2, ... for the classes, or "
-            f"list in {TABLE} what each label means; there, 255 may be a class"
+            "classes.csv of the lines value,name and 0,background and 255,object"
         )
     count = labels[-1] + 1
     unused = count - len(labels)
-    if unused > len(labels) or count > MOST_CLASSES:
-        numbers = "; if they number objects, write 1 for all of a class" if train.numbers_objects else ""
-        most = f", and at most {MOST_CLASSES} can be told apart" if count > MOST_CLASSES else ""
+    if unused > MOST_UNUSED * len(labels):
         raise DataError(
-            f"{masks} hold the labels {spans(labels)}: that would make {count} classes, {unused} of which occur "
-            f"nowhere{most}; list the classes in {TABLE}{numbers}"
+            f"{masks} hold the labels {spans(labels)}: that would make {count} classes, {unused} of which never occur; "
+            f"list the classes in {TABLE}"
         )
     if train.numbers_objects:
         note(
@@ -44,8 +43,8 @@ def count_classes(counts: dict[str, LabelCounts], root: Path) -> int:
     elif unused:
         absent = sorted(set(range(count)) - set(labels))
         note(
-            f"{masks} hold the labels {spans(labels)}: of {count} classes {spans(absent)} occur nowhere; if these are "
-            f"no classes, list the others in {TABLE}"
+            f"{masks} hold the labels {spans(labels)}: of the classes 0 to {count - 1}, {spans(absent)} never "
+            f"{'occurs' if unused == 1 else 'occur'}; if that is not meant, list the others in {TABLE}"
         )
     refuse_two_conventions(train, {label: label for label in labels} | {IGNORE_INDEX: IGNORE_INDEX}, masks)
     return count
@@ -59,8 +58,6 @@ def check_classes(counts: dict[str, LabelCounts], table: ClassTable, root: Path)
     """
     train = counts["train"]
     masks = f"the training masks in {root}"
-    if any(value not in table.labels for value in train.values):
-        refuse_soft(train, masks)
     found = {table.labels.get(value, IGNORE_INDEX) for value in train.values} - {IGNORE_INDEX}
     absent = [name for label, name in enumerate(table.names) if label not in found]
     if len(found) < 2:
@@ -91,9 +88,17 @@ def say_lost_classes(train: LabelCounts, names: tuple[str, ...], labels: dict[in
 def refuse_soft(counts: LabelCounts, masks: str) -> None:
     if counts.soft:
         raise DataError(
-            f"{masks} hold {len(counts.values)} different labels, {spans(counts.values)}, mostly in single pixels "
-            "between others, as smoothing, resizing or lossy compression leaves them; make the masks again without "
-            "these, as PNG files"
+            f"{masks} hold {len(counts.values)} different labels, {spans(counts.values)}, mostly in pixels between "
+            "lower and higher ones, as smoothing, resizing or lossy compression leaves them; make the masks again "
+            "without these, as PNG files"
+        )
+
+
+def refuse_numbers(counts: LabelCounts, masks: str) -> None:
+    if counts.numbers_objects and max(counts.values) > IGNORE_INDEX:
+        raise DataError(
+            f"{masks} hold the labels {spans(counts.values)} without gaps in each mask, as numbers of objects do, and "
+            f"at most {MOST_CLASSES} classes can be told apart; write 1 for all objects of a class"
         )
 
 

@@ -1,6 +1,5 @@
 """Counts the labels that all masks of a split hold, before training; the result is cached if that took long."""
 
-import json
 import os
 import pickle
 import time
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from datamodules.cache_folder import cache_folder, read_json, write_json
 from datamodules.checking import PATIENCE, in_threads
 from datamodules.collate import IGNORE_INDEX
 from datamodules.files import MaskedImages
@@ -30,10 +30,12 @@ class MaskLabels(NamedTuple):
     """Sorted."""
     kept: np.ndarray
     """The values that remain after shrinking."""
+    deep: bool
+    """Whether they are stored in more than 8 bits."""
     between: int
     """Pixels of neither the lowest nor the highest value, in masks of many values."""
-    flat: int
-    """Those of them whose right and lower neighbours have the same value."""
+    ramp: int
+    """Those of them with a lower and a higher value beside them."""
 
 
 @dataclass
@@ -55,8 +57,10 @@ class LabelCounts:
     """Those of them whose values, without 0, run from 1 without gaps."""
     highest: list[int] = field(default_factory=list)
     """The different highest values of those."""
+    deep: bool = False
+    """Whether any mask is stored in more than 8 bits."""
     between: int = 0
-    flat: int = 0
+    ramp: int = 0
 
     @property
     def values(self) -> list[int]:
@@ -70,14 +74,15 @@ class LabelCounts:
 
     @property
     def soft(self) -> bool:
-        """Whether many values occur in single pixels between others, as smoothing leaves them."""
-        return self.between > 0 and self.flat < 0.3 * self.between
+        """Whether nearly all pixels of many values lie between lower and higher ones, as smoothing leaves them."""
+        return self.ramp > 0.7 * self.between
 
     @property
     def numbers_objects(self) -> bool:
-        """Whether the values look like numbers of objects: 1, 2, ... without gaps, to another end in each mask."""
-        deep = max(self.values, default=0) > IGNORE_INDEX
-        return self.many > self.masks / 2 and self.numbered == self.many and (len(self.highest) > 2 or deep)
+        """Whether the values look like numbers of objects: 1, 2, ... without gaps, in 16 bits or up to a different
+        number in each mask."""
+        varies = len(self.highest) > 2
+        return self.many > self.masks / 2 and self.numbered == self.many and (varies or self.deep)
 
 
 def scan_labels(source: MaskedImages, size: tuple[int, int], data_dir: Path, *, tolerant: bool = False) -> LabelCounts:
@@ -88,20 +93,17 @@ def scan_labels(source: MaskedImages, size: tuple[int, int], data_dir: Path, *, 
     Raises:
         ValueError: a mask cannot be read.
     """
-    user = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "graft"
     name = f"mask-labels-{state_hash(source, size)}.json"
-    for folder in (data_dir / ".graft", user):
-        try:
-            return LabelCounts(**json.loads((folder / name).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            continue
+    files = [folder / name for folder in (data_dir / ".graft", cache_folder()) if folder is not None]
+    for path in files:
+        cached = read_json(path)
+        if cached is not None:
+            return LabelCounts(**cached)
     start = time.monotonic()
     jobs = [partial(labels_of, source, index, size) for index in range(len(source))]
     counts = add_up(in_threads("Counting the labels of the masks", jobs, tolerant=tolerant))
     if time.monotonic() - start > PATIENCE and counts.masks == len(source):
-        for folder in (data_dir / ".graft", user):
-            if write_counts(folder / name, counts):
-                break
+        any(write_json(path, asdict(counts)) for path in files)  # to the first that can be written
     return counts
 
 
@@ -112,13 +114,14 @@ def labels_of(source: MaskedImages, index: int, size: tuple[int, int]) -> tuple[
         values = np.flatnonzero(cv2.calcHist([mask], [0], None, [256], [0, 256]))
     else:
         values = np.unique(mask)
-    between = flat = 0
+    between = ramp = 0
     if len(values) > MANY:
-        inner = mask[:-1, :-1]
-        middle = (inner > values[0]) & (inner < values[-1])
-        same = (inner == mask[1:, :-1]) & (inner == mask[:-1, 1:])
-        between, flat = int(middle.sum()), int((middle & same).sum())
-    return index, MaskLabels(values, shrunk_values(mask, size, values), between, flat)
+        levels = mask if mask.dtype == np.uint8 else mask.astype(np.float32)
+        middle = (mask > values[0]) & (mask < values[-1])
+        around = np.ones((3, 3), np.uint8)
+        rising = (cv2.erode(levels, around) < levels) & (cv2.dilate(levels, around) > levels)
+        between, ramp = int(middle.sum()), int((middle & rising).sum())
+    return index, MaskLabels(values, shrunk_values(mask, size, values), mask.dtype != np.uint8, between, ramp)
 
 
 def shrunk_values(mask: np.ndarray, size: tuple[int, int], values: np.ndarray) -> np.ndarray:
@@ -146,8 +149,9 @@ def add_up(masks: list[tuple[int, MaskLabels]]) -> LabelCounts:
             total.many += 1
             total.numbered += values[-1] == len(values) - (values[0] == 0)
             highest.add(values[-1])
+        total.deep |= one.deep
         total.between += one.between
-        total.flat += one.flat
+        total.ramp += one.ramp
     total.kept, total.highest = sorted(kept), sorted(highest)
     return total
 
@@ -162,15 +166,3 @@ def state_hash(source: MaskedImages, size: tuple[int, int]) -> str:
             continue
         total.update(f"{os.path.abspath(one.mask)}\0{state.st_size} {state.st_mtime_ns}".encode("utf-8", "replace"))
     return total.hexdigest()
-
-
-def write_counts(path: Path, counts: LabelCounts) -> bool:
-    """Write the counts to a cache file. Returns False if that fails, because the folder is read-only or full."""
-    part = path.with_suffix(f".{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(asdict(counts)), encoding="utf-8")
-        part.replace(path)
-    except OSError:
-        return False
-    return True

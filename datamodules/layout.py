@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from datamodules.class_table import LABELMAP, LISTS, TABLES
 from datamodules.errors import DataError
 from datamodules.notes import note
 from datamodules.pairing import Pair, folders_in, kinds, list_classes, list_images, pair, read_lines, walk
@@ -25,10 +26,9 @@ MASK_FOLDERS = (
 """Names in any case, the first that holds images is taken."""
 BESIDE = ("masks", "mask", "labels", "label", "annot", "annotations", "gt")
 """What the name of a mask folder may add to that of a split: train/ and train_masks/."""
-LISTS = "ImageSets/Segmentation"
+SPLIT_LISTS = "ImageSets/Segmentation"
 LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
 RUN_FILES = ("config.yaml", "results.json", "predictions.png")
-LABELME = ".json files"
 KNOWN = "images/ and masks/, train/images/ and train/masks/, or x.jpg beside x.png or x_mask.png"
 
 
@@ -105,6 +105,8 @@ def class_trees(root: Path, passed_over: Counter[str]) -> dict[str, dict[str, li
                 f"or rename {folder.name}/ if it is itself a class"
             )
         trees[split] = list_classes(folder, passed_over)
+        for name in trees[split].keys() - trees["train"].keys():
+            raise DataError(f"{folder / name} is no class of {splits['train']}; add it there or remove it")
     return trees
 
 
@@ -161,7 +163,9 @@ def mask_pairs(root: Path, mask_suffix: str | None, passed_over: Counter[str]) -
     if images and masks and (inside := split_folders(images)):
         return pairs_of_splits(inside, split_folders(masks), masks, mask_suffix, passed_over)
     everything = pairs_in(root, mask_suffix, passed_over)
-    lists = {split: path for path in sorted((root / LISTS).glob("*.txt")) if (split := split_of(path.with_suffix("")))}
+    lists = {
+        split: path for path in sorted((root / SPLIT_LISTS).glob("*.txt")) if (split := split_of(path.with_suffix("")))
+    }
     if "train" not in lists:
         return {"train": list(everything.values())}
     return {split: listed(lists[split], everything) for split in SPLITS if split in lists}
@@ -237,6 +241,8 @@ def pairs_in(folder: Path, mask_suffix: str | None, passed_over: Counter[str]) -
     if images and masks:
         return pair(images, masks, mask_suffix, passed_over)
     if masks and not images:
+        for empty in [one for one in folders_in(folder) if one.name.lower() in IMAGE_FOLDERS]:
+            list_images(empty)  # raises, and names what it holds
         raise DataError(f"{folder} holds {contents(folder)}: there are masks in {masks.name}/ but no images/; add it")
     flat = images or folder
     return beside_each_other(flat, mask_suffix, passed_over)
@@ -278,7 +284,8 @@ def beside_each_other(folder: Path, mask_suffix: str | None, passed_over: Counte
     endings = guessed_endings(files, mask_suffix)
     if not endings:
         raise DataError(nothing_paired(folder, others, mask_suffix))
-    passed_over.update(others)
+    tables = [name for name in (*LISTS, *TABLES, LABELMAP) if (folder / name).is_file()]
+    passed_over.update(others - Counter(Path(name).suffix for name in tables))
     ending = endings.most_common(1)[0][0]
     pairs: dict[str, Pair] = {}
     for stem, paths in files.items():

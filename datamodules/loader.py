@@ -1,37 +1,47 @@
-"""Batches cross from the workers to the training process as bytes, and become normalised numbers on the device.
+"""Data loaders whose batches travel as uint8 and are normalised on the device.
 
-That is a quarter of the bytes for images and an eighth for masks, to pickle, to copy and to send, and the arithmetic
-is left to whoever is fastest at it.
+Compared with float32 images and int64 masks, uint8 is a quarter and an eighth of the bytes to pickle, copy and send,
+and the device does the arithmetic.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from datamodules.worker_signals import sigterm_blocked
 
 Batch = dict[str, Any]
 
 
 class Normalise:
-    """Bytes `(..., H, W, 3)` -> `(pixel / 255 - mean) / std` as float32 `(..., 3, H, W)`, channels last in memory."""
+    """uint8 `(..., H, W, 3)` -> `(pixel / 255 - mean) / std`, float32 `(..., 3, H, W)`, channels last in memory."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.shift = torch.tensor(mean) * 255
         self.scale = 1 / (torch.tensor(std) * 255)
         self.colour = self.shift.round().to(torch.uint8)
+        """The mean colour, uint8 `(3,)`."""
+
+    def to(self, device: torch.device) -> "Normalise":
+        """A copy for images on `device`."""
+        moved = copy(self)
+        moved.shift, moved.scale, moved.colour = (one.to(device) for one in (self.shift, self.scale, self.colour))
+        return moved
 
     def __call__(self, pixels: Tensor) -> Tensor:
         width = pixels.shape[-2]
-        # By whole rows: three numbers at a time would keep no vector unit busy.
-        shift, scale = (one.to(pixels.device).repeat(width) for one in (self.shift, self.scale))
+        # Whole rows at a time: an innermost dimension of 3 would leave the vector units mostly idle.
+        shift, scale = self.shift.repeat(width), self.scale.repeat(width)
         rows = pixels.flatten(-2).to(torch.float32).sub_(shift).mul_(scale)
         return rows.unflatten(-1, (width, 3)).movedim(-1, -3)
 
 
-class Pixels(Dataset[Any]):
-    """Samples as bytes."""
+class Uint8Dataset(Dataset[Any]):
+    """Samples as uint8, by the keys of the sampler."""
 
     def __init__(self, pixels: Callable[[Any], Batch | None]) -> None:
         self.pixels = pixels
@@ -40,19 +50,42 @@ class Pixels(Dataset[Any]):
         return self.pixels(key)
 
 
+class EqualBatches(Sampler[list[int]]):
+    """The batches of indices of one rank: every sample once over all ranks, equally many batches on each rank.
+
+    Ranks take the samples in turn. A rank that runs out of samples yields empty batches, because strategies such as
+    FSDP2 need every rank to call the network equally often.
+    """
+
+    def __init__(self, samples: int, batch_size: int, rank: int, processes: int) -> None:
+        self.indices = range(rank, samples, processes)
+        self.batch_size = batch_size
+        self.batches = -(-len(range(0, samples, processes)) // batch_size)  # of rank 0, which has the most samples
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start in range(0, self.batches * self.batch_size, self.batch_size):
+            yield list(self.indices[start : start + self.batch_size])
+
+
 class Loader(DataLoader[Any]):
-    """A DataLoader of bytes whose batches are finished, by the data module that made it, as they are taken out."""
+    """A DataLoader of uint8 batches. `finish`, set by the data module, moves each to the device and normalises it."""
 
     finish: Callable[[Batch], Batch]
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        # A generator: workers are first asked for samples when the first batch is, and the sampler knows the epoch.
-        for batch in super().__iter__():
+        # A generator, so that workers start fetching only when the first batch is requested; by then the sampler knows
+        # the epoch.
+        with sigterm_blocked():
+            batches = super().__iter__()
+        for batch in batches:
             yield self.finish(batch)
 
 
 class TrainingLoader(Loader):
-    """One whose place in the epoch Lightning keeps in checkpoints, and hands back before the first batch."""
+    """A `Loader` whose position in the epoch Lightning saves in checkpoints and restores before the first batch."""
 
     progress: Callable[[], dict[str, int]]
 

@@ -1,22 +1,26 @@
-"""Memory of arrays that are freed stays with the process, for the next ones."""
+"""Keep the memory of freed arrays in the process, for the arrays that follow."""
 
 import ctypes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of the C library's mallopt."""
 LARGEST_KEPT = 32 << 20
-"""Bytes of an array; glibc takes no higher limit."""
+"""Largest array whose memory is kept, in bytes; glibc takes no higher limit."""
 MOST_KEPT = 256 << 20
-"""Bytes that stay free for reuse."""
+"""Bytes of freed memory that are kept at most."""
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to; other C libraries are left alone.
+    """Tell glibc to keep freed memory for reuse; does nothing with other C libraries.
 
-    It would give the memory of every image and batch back to the system, and fetch it again page by page for the next:
-    two thirds of the time that normalising a batch takes.
+    By default glibc returns the memory of every image and batch to the operating system and requests it again page by
+    page, which takes two thirds of the time of normalising a batch.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    try:
+        library = ctypes.CDLL(None)
+    except (OSError, TypeError):  # Windows opens no library without a name
+        return
+    mallopt = getattr(library, "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
         mallopt(M_TRIM_THRESHOLD, MOST_KEPT)

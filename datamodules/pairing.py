@@ -85,10 +85,8 @@ def list_images(folder: Path, passed_over: Counter[str] | None = None) -> dict[s
             raise DataError(f"{images[key]} and {path} differ in their suffix only; keep one of them")
         images[key] = path
     if not images:
-        but = f" but {kinds(others)}" if others else ""
-        raise DataError(
-            f"{folder} holds no images{but}; {', '.join(sorted(IMAGE_SUFFIXES))} are read; check --data-dir"
-        )
+        holds = f"{kinds(others)} and no images" if others else "no images"
+        raise DataError(f"{folder} holds {holds} ({', '.join(sorted(IMAGE_SUFFIXES))}); check --data-dir")
     if passed_over is not None:
         passed_over.update(others)
     return images

@@ -1,4 +1,4 @@
-"""Scaling and cropping in one step: only the part of the image that the crop will keep is resized."""
+"""Resizing by a random factor: alone, or together with the crop, so that only the part that stays is resized."""
 
 from typing import Any
 
@@ -10,12 +10,40 @@ from albumentations.core.type_definitions import Targets
 from datamodules.collate import IGNORE_INDEX
 
 
-class ScaleCrop(A.DualTransform):
-    """Scale image and mask by a random factor, then crop `size` (H, W) at a random place, padded where too small.
+class ResizeToCover(A.DualTransform):
+    """Resize image and mask, in proportion, until they just cover `size` (H, W) times a factor drawn from a range."""
 
-    The distribution is that of `A.RandomScale` before `A.RandomCrop(pad_if_needed=True)`, but for rounding: here the
-    crop begins at a whole pixel of the original, there of the scaled image. Images are interpolated linearly, and
-    averaged over areas below one half; a mask takes the nearest pixel, and 255 = ignore as padding.
+    _targets = (Targets.IMAGE, Targets.MASK)
+
+    def __init__(self, size: tuple[int, int], factors: tuple[float, float], p: float = 1.0) -> None:
+        super().__init__(p=p)
+        self.size = (size[0], size[1])
+        self.factors = (factors[0], factors[1])
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """The new (H, W)."""
+        factor = self.py_random.uniform(*self.factors)
+        original = params["shape"][:2]
+        wanted = [round(side * factor) for side in self.size]
+        scale = max(side / before for side, before in zip(wanted, original, strict=True))
+        shape = tuple(max(side, round(before * scale)) for side, before in zip(wanted, original, strict=True))
+        return {"shape_after": shape, "enlarges": scale > 1}
+
+    def apply(self, img: np.ndarray, shape_after: tuple[int, int], enlarges: bool, **params: Any) -> np.ndarray:
+        """The image, averaged over areas where it becomes smaller."""
+        return cv2.resize(img, shape_after[::-1], interpolation=cv2.INTER_LINEAR if enlarges else cv2.INTER_AREA)
+
+    def apply_to_mask(self, mask: np.ndarray, shape_after: tuple[int, int], **params: Any) -> np.ndarray:
+        """The mask, by its nearest pixels."""
+        return cv2.resize(mask, shape_after[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+class ScaleCrop(A.DualTransform):
+    """Scale image and mask by a random factor, then crop `size` (H, W) at a random place, padded if too small.
+
+    The distribution is that of `A.RandomScale` before `A.RandomCrop(pad_if_needed=True)`, except for rounding: here the
+    crop begins at a whole pixel of the original, there at one of the scaled image. Images are interpolated linearly, or
+    averaged over areas below a factor of one half. Masks take the nearest pixel, and 255 = ignore as padding.
     """
 
     _targets = (Targets.IMAGE, Targets.MASK)
@@ -48,19 +76,19 @@ class ScaleCrop(A.DualTransform):
         self, img: np.ndarray, part: tuple[slice, slice], scaled_shape: tuple[int, int], factor: float, **params: Any
     ) -> np.ndarray:
         """The image `(*size, C)`, padded with `fill`."""
-        # Down to one half, linear weights reach every pixel of the original; below, some would be passed over.
+        # Down to one half, linear interpolation uses every pixel of the original; below, it would leave some out.
         method = cv2.INTER_AREA if factor < 0.5 else cv2.INTER_LINEAR
         return self._padded(cv2.resize(img[part], scaled_shape[::-1], interpolation=method), self.fill)
 
     def apply_to_mask(
         self, mask: np.ndarray, part: tuple[slice, slice], scaled_shape: tuple[int, int], **params: Any
     ) -> np.ndarray:
-        """The mask of that size."""
+        """The mask `size`, padded with 255 = ignore."""
         scaled = cv2.resize(mask[part], scaled_shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         return self._padded(scaled, (IGNORE_INDEX,))
 
     def _padded(self, image: np.ndarray, fill: tuple[float, ...]) -> np.ndarray:
-        """In the middle of `size`."""
+        """The image in the middle of `size`, with borders of the colour `fill`."""
         missing = [wanted - there for wanted, there in zip(self.size, image.shape[:2], strict=True)]
         if not any(missing):
             return image

@@ -1,22 +1,21 @@
-"""Data sets too large for a file an image: webdataset's tar files, read in place.
+"""Data sets with too many images for one file each: webdataset's tar files, read in place.
 
-A sample is the files of one name: `000123.jpg` (or .jpeg, .webp, .png) with `000123.cls`, a class number as text, or
-with `000123.png` (`000123.mask.png` beside a .png image), a mask of class numbers in which 255 is ignored. Names end at
-their first dot, as webdataset has it; other files are passed over. `--data-dir` holds `train*.tar`, `val*.tar` and
-perhaps `test*.tar`, or folders `train/`, `val/`, `test/` of tar files, and `classes.txt` with a name a line, which
-classification may do without. Without a validation split, a fifth of the samples is held out, by a hash of their names.
+A sample is the files of one name: an image `000123.jpg` (or .jpeg, .webp, .png) and its target. The target is
+`000123.cls`, a class number as text, or `000123.png` (`000123.mask.png` beside a .png image), a mask of class numbers
+in which 255 is ignored. Names end at their first dot, as in webdataset; other files are skipped. `--data-dir` holds
+`train*.tar`, `val*.tar` and, if there is a test split, `test*.tar`, or folders `train/`, `val/`, `test/` of tar files.
+It also holds `classes.txt` with one name per line, which is optional for classification. Without a validation split, a
+fifth of the samples is held out, chosen by a hash of their names.
 
-The tar files are uncompressed, so that where each sample begins can be looked up: their tables of contents are read
-once, in parallel, and kept in `~/.cache/graft`. From then on shards are read at any place, which webdataset itself,
-reading from one end to the other, cannot do: here a sample is a function of (seed, epoch, index) as everywhere, the
-order is a permutation of the whole set and not of a buffer, each sample comes exactly once an epoch over all processes
-and workers whatever their number, and a run goes on within an epoch without reading what it has had. The price is a
-seek for each sample, which discs that turn do not like.
+The tar files must be uncompressed, because then the position of each sample in them is known. Their tables of contents
+are read once, in parallel, together with the classes, and cached in `~/.cache/graft`. After that, samples are read in
+any order, whereas webdataset itself reads from the beginning to the end. So a sample is a function of (seed, epoch,
+index) as in all other data sets, the order is a permutation of the whole set instead of a buffer, each sample comes
+exactly once per epoch over all ranks and workers, and an interrupted run resumes within an epoch without reading
+earlier samples again. The cost is one seek per sample, which is slow on spinning disks.
 """
 
 import io
-import json
-import os
 import tarfile
 from functools import partial
 from hashlib import sha1
@@ -27,30 +26,46 @@ import albumentations as A
 import numpy as np
 from PIL import Image, ImageOps
 
-from datamodules.base import ENOUGH, IGNORE_INDEX, GraftDataModule, Source, Task
+from datamodules.base import IGNORE_INDEX, MIN_DECODED_SIZE_FACTOR, GraftDataModule, Source, Task
+from datamodules.cache_folder import cache_folder, read_json, write_json
 from datamodules.checking import in_threads
 from datamodules.class_table import read_classes
-from datamodules.decoding import decode_plain
+from datamodules.decoding import decode_plain, to_rgb
 from datamodules.errors import DataError
 from datamodules.pairing import hold_out
 
+FORMAT = 2
+"""Part of the name of cached tables of contents; to be raised when their layout changes."""
 SPLITS = ("train", "val", "test")
 IMAGES = ("jpg", "jpeg", "webp", "png")
 LAYOUT = "--data-dir must name a folder with train*.tar and val*.tar, or train/ and val/ with tar files"
+NO_CLASS = -1
+Span = tuple[int, int]
+"""First byte and number of bytes of a file in a tar file."""
+
+
+class Contents(NamedTuple):
+    """What a tar file holds."""
+
+    files: dict[str, dict[str, Span]]
+    """Sample name -> suffix -> where its file is."""
+    classes: dict[str, int]
+    """Sample name -> the number in its .cls file, `NO_CLASS` if it is none."""
 
 
 class Place(NamedTuple):
-    """A sample in a tar file: where its parts begin, and their bytes."""
+    """Where the parts of a sample are in a tar file, and its class (`NO_CLASS` for segmentation)."""
 
     name: str
-    image: tuple[int, int]
-    target: tuple[int, int]
+    image: Span
+    target: Span
+    label: int
 
 
 class ShardSamples:
-    """A split of samples in tar files. Arrays, not objects: there may be many millions.
+    """A split of samples in tar files. Kept in arrays instead of objects, because there may be many millions.
 
-    `least` may be set to the pixels that both sides of an image need to have.
+    `least` may be set to the number of pixels that both sides of an image need to have.
     """
 
     def __init__(self, shards: list[Path], places: list[tuple[int, Place]], num_classes: int, task: Task) -> None:
@@ -58,6 +73,7 @@ class ShardSamples:
         self.shard = np.array([shard for shard, _ in places], np.int32)
         self.parts = np.array([(*place.image, *place.target) for _, place in places], np.int64).reshape(-1, 4)
         self.names = np.array([place.name.encode() for _, place in places], np.bytes_)
+        self.labels = np.array([place.label for _, place in places], np.int64)
         self.num_classes = num_classes
         self.task = task
         self.least: int | None = None
@@ -66,48 +82,69 @@ class ShardSamples:
         return len(self.parts)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | int, str]:
-        shard = self.shards[self.shard[index]]
-        name = f"{shard.stem}/{self.names[index].decode()}"
-        data, target = self.read(index)
+        target = self.label(index) if self.task == "classification" else self.mask(index)
+        data, what = self.read(index, 0), self.described(index)
         image = decode_plain(data, self.least)
         if image is None:
-            image = np.array(ImageOps.exif_transpose(decode(data, f"{name} in {shard}")).convert("RGB"))
-        if self.task == "classification":
-            label = class_of(target, f"{name} in {shard}")
-            if label >= self.num_classes:
-                raise DataError(f"{name} in {shard} is of class {label}; classes.txt ends at {self.num_classes - 1}")
-            return image, label, name
-        stored = np.array(decode(target, f"the mask of {name} in {shard}"))
-        if stored.shape != image.shape[:2]:
-            raise DataError(f"the mask of {name} in {shard} is {stored.shape}, its image {image.shape[:2]}")
+            image = to_rgb(ImageOps.exif_transpose(decode(data, what)), what)
+        if isinstance(target, np.ndarray) and target.shape != image.shape[:2]:
+            raise DataError(f"the mask of {what} is {target.shape}, its image {image.shape[:2]}")
+        return image, target, self.name(index)
+
+    def name(self, index: int) -> str:
+        """The shard and the name in it."""
+        return f"{self.shards[self.shard[index]].stem}/{self.names[index].decode()}"
+
+    def described(self, index: int) -> str:
+        """The sample, for error messages."""
+        return f"{self.name(index)} in {self.shards[self.shard[index]]}"
+
+    def label(self, index: int) -> int:
+        """The class of an image."""
+        label = int(self.labels[index])
+        if label == NO_CLASS:
+            text = self.read(index, 2)[:20]
+            raise DataError(
+                f"{self.described(index)} has the class {text!r}; a .cls file must hold a number of at least 0"
+            )
+        if label >= self.num_classes:
+            raise DataError(f"{self.described(index)} is of class {label}; classes.txt ends at {self.num_classes - 1}")
+        return label
+
+    def mask(self, index: int) -> np.ndarray:
+        """Classes uint8 `(H, W)`, 255 = ignore."""
+        what = f"the mask of {self.described(index)}"
+        stored = np.array(decode(self.read(index, 2), what))
         wrong = ((stored < 0) | (stored >= self.num_classes)) & (stored != IGNORE_INDEX)
         if wrong.any():
             raise DataError(
-                f"the mask of {name} in {shard} has the label value {stored[wrong].min()}; allowed are 0 to "
-                f"{self.num_classes - 1} and {IGNORE_INDEX} (ignored); correct it, or complete classes.txt"
+                f"{what} has the label value {stored[wrong].min()}; allowed are 0 to {self.num_classes - 1} and "
+                f"{IGNORE_INDEX} (ignored); correct it, or complete classes.txt"
             )
-        return image, stored.astype(np.uint8), name
+        return stored.astype(np.uint8)
 
-    def read(self, index: int) -> tuple[bytes, bytes]:
-        """The content of image and target file."""
+    def read(self, index: int, part: int) -> bytes:
+        """The content of the image file (`part` 0) or the target file (`part` 2)."""
+        start, size = (int(number) for number in self.parts[index, part : part + 2])
         with self.shards[self.shard[index]].open("rb") as file:
-            start, size, target_start, target_size = (int(number) for number in self.parts[index])
             file.seek(start)
-            image = file.read(size)
-            file.seek(target_start)
-            return image, file.read(target_size)
+            return file.read(size)
 
     def paths(self, index: int) -> tuple[Path, ...]:
         """The shard."""
         return (self.shards[self.shard[index]],)
 
     def recipe(self, index: int) -> tuple[Any, ...]:
-        """Where in the shard, and how it is read."""
+        """The position in the shard, and how it is read."""
         return tuple(self.parts[index].tolist()), self.num_classes, self.task, self.least
+
+    def class_labels(self) -> np.ndarray | None:
+        """The class of each sample, without reading an image; None for segmentation."""
+        return self.labels[self.labels != NO_CLASS] if self.task == "classification" else None
 
 
 class Shards(GraftDataModule):
-    """Tar files of images with a class or a mask, at `image_size` (224x224 and 256x256 unless told)."""
+    """Tar files of images with a class or a mask; `image_size` is 224x224 or 256x256 by default."""
 
     tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation")
 
@@ -126,7 +163,8 @@ class Shards(GraftDataModule):
         if table:
             self.class_names = tuple(table.names)
         elif self.task == "classification":
-            self.class_names = tuple(map(str, range(1 + self._largest_class(shards["train"], places["train"]))))
+            largest = max(place.label for _, place in places["train"])
+            self.class_names = tuple(map(str, range(max(1, 1 + largest))))
         else:
             raise DataError(f"{root / 'classes.txt'} is missing; write the names of the masks' classes into it")
         if "val" not in places:
@@ -136,90 +174,96 @@ class Shards(GraftDataModule):
         sources: dict[str, Source] = {}
         for split in [split for split in SPLITS if split in places]:
             samples = ShardSamples(shards[split], places[split], self.num_classes, self.task)
-            samples.least = ENOUGH * max(self.image_size) if self.task == "classification" else None
+            samples.least = MIN_DECODED_SIZE_FACTOR * max(self.image_size) if self.task == "classification" else None
             sources[split] = samples
         return sources
 
     def _places(self, shards: list[Path]) -> list[tuple[int, Place]]:
-        contents = in_threads("Reading tables of contents", [partial(contents_of, path) for path in shards])
+        """The samples of a split, each with the number of its shard."""
+        tables = in_threads("Reading tables of contents", [partial(contents_of, path) for path in shards])
         places = []
-        for number, (path, members) in enumerate(zip(shards, contents, strict=True)):
-            found = [place for name, files in members.items() if (place := self._place(name, files))]
+        for number, (path, contents) in enumerate(zip(shards, tables, strict=True)):
+            found = [place for name in contents.files if (place := self._place(name, contents))]
             if not found:
                 target = ".cls" if self.task == "classification" else ".png mask"
                 raise DataError(f"{path} holds no image with a {target} of the same name; write it as webdataset does")
             places += [(number, place) for place in found]
         return places
 
-    def _place(self, name: str, files: dict[str, tuple[int, int]]) -> Place | None:
+    def _place(self, name: str, contents: Contents) -> Place | None:
+        """A sample; None if it has no image or no target for the task."""
+        files = contents.files[name]
         image = next((suffix for suffix in IMAGES if suffix in files), None)
         mask = "mask.png" if "mask.png" in files else "png" if image != "png" else None
         target = "cls" if self.task == "classification" else mask
         if image is None or target not in files:
             return None
-        return Place(name, files[image], files[target])
-
-    def _largest_class(self, shards: list[Path], places: list[tuple[int, Place]]) -> int:
-        source = ShardSamples(shards, places, 0, self.task)
-        return max(class_of(source.read(i)[1], f"{places[i][1].name}.cls") for i in range(len(source)))
+        return Place(name, files[image], files[target], contents.classes[name] if target == "cls" else NO_CLASS)
 
     def preparation(self) -> list[A.BasicTransform]:
         return [A.Resize(*self.image_size, area_for_downscale="image")] if self.task == "segmentation" else []
 
 
-def contents_of(shard: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """Name -> suffix -> (first byte, bytes) of all files in a tar file, from the cache where they are there.
+def contents_of(shard: Path) -> Contents:
+    """The table of contents of a tar file, from the cache if it is there.
 
     Raises:
         ValueError: it is no tar file, or a compressed one.
     """
-    state = shard.stat()
-    key = sha1(f"{shard.resolve()} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()
-    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "graft" / f"shard-{key}.json"
+    state, folder = shard.stat(), cache_folder()
+    if folder is None:
+        return read_contents(shard)
+    key = sha1(f"{FORMAT} {shard.resolve()} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()
+    file = folder / f"shard-{key}.json"
+    kept = read_json(file)
+    if kept is None:
+        contents = read_contents(shard)
+        write_json(file, contents)
+        return contents
+    files, classes = kept
+    spans = {name: {suffix: (start, size) for suffix, (start, size) in one.items()} for name, one in files.items()}
+    return Contents(spans, classes)
+
+
+def read_contents(shard: Path) -> Contents:
+    """Read the headers of all files in a tar file and the content of its .cls files."""
+    contents = Contents({}, {})
     try:
-        return {
-            name: {suffix: (start, size) for suffix, (start, size) in files.items()}
-            for name, files in json.loads(kept.read_text(encoding="utf-8")).items()
-        }
-    except (OSError, ValueError):
-        members: dict[str, dict[str, tuple[int, int]]] = {}
-    try:
-        with tarfile.open(shard, "r:") as tar:
+        with tarfile.open(shard, "r:") as tar, shard.open("rb") as file:
             for member in tar:
-                if member.isfile():
-                    folder, _, file = member.name.rpartition("/")
-                    stem, _, suffix = file.partition(".")
-                    name = f"{folder}/{stem}" if folder else stem
-                    members.setdefault(name, {})[suffix.lower()] = (member.offset_data, member.size)
+                if not member.isfile():
+                    continue
+                folder, _, rest = member.name.rpartition("/")
+                stem, _, suffix = rest.partition(".")
+                name = f"{folder}/{stem}" if folder else stem
+                contents.files.setdefault(name, {})[suffix.lower()] = (member.offset_data, member.size)
+                if suffix.lower() == "cls":
+                    file.seek(member.offset_data)
+                    contents.classes[name] = class_of(file.read(member.size))
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"{shard} cannot be read as an uncompressed tar file ({error}); write it again") from None
-    try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        part = kept.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(members), encoding="utf-8")
-        part.replace(kept)
-    except OSError:  # it is read again next time
-        pass
-    return members
+    return contents
 
 
-def class_of(text: bytes, what: str) -> int:
-    """Raises ValueError where the text is no class number."""
+def class_of(text: bytes) -> int:
+    """The class number in a .cls file; `NO_CLASS` if it is no number of at least 0."""
     try:
         label = int(text)
     except ValueError:
-        label = -1
-    if label < 0:
-        raise DataError(f"{what} has the class {text[:20]!r}; a .cls file must hold a number of at least 0")
-    return label
+        return NO_CLASS
+    return label if 0 <= label < 1 << 31 else NO_CLASS
 
 
 def decode(data: bytes, what: str) -> Image.Image:
-    """Raises ValueError where it is no image."""
+    """The whole image, in the mode of the file.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
         return image
-    except Exception as error:  # decoders raise what they like
+    except Exception as error:  # decoders raise all kinds of exceptions
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{what} cannot be read ({reason}); write the shard again", "unreadable") from None

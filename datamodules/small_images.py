@@ -4,8 +4,9 @@ CIFAR: Learning Multiple Layers of Features from Tiny Images. Krizhevsky 2009. M
 Document Recognition. LeCun, Bottou, Bengio, Haffner 1998. Fashion-MNIST: Xiao, Rasul, Vollgraf 2017, arXiv:1708.07747.
 
 Layouts are torchvision's: `cifar-10-batches-py/`, `cifar-100-python/`, `MNIST/raw/*-ubyte` and `FashionMNIST/raw/`, the
-last two gzipped or not. The 28x28 digits and clothes get a black border, as LeNet-5's had. Validation is the last 5,000
-training images (He et al. 2015 hold out as many of CIFAR-10; a fifth, where there are few), test the published test.
+last two gzipped or not. The 28x28 images of MNIST and Fashion-MNIST get a black border, as for LeNet-5. Validation
+uses the last 5,000 training images, as many as He et al. 2015 hold out of CIFAR-10 (at most a fifth of the images);
+test uses the published test images.
 """
 
 import gzip
@@ -24,6 +25,7 @@ SIDE = 32
 MOST_HELD_OUT = 5_000
 FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 MNIST_ADDRESS = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+# The publishers' server has no HTTPS; the checksums of the files are compared.
 FASHION_ADDRESS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 
 
@@ -41,9 +43,17 @@ class Arrays:
     def __getitem__(self, index: int) -> tuple[np.ndarray, int, str]:
         return self.images[index], int(self.labels[index]), f"{self.name}-{index:05d}"
 
+    def class_labels(self) -> np.ndarray:
+        """The class of each image."""
+        return self.labels
+
 
 class SmallImages(GraftDataModule):
-    """What the four share. Trains on images shifted by up to 1 / `shift` of a side, and mirrored where `mirrors`."""
+    """Base class of the four data sets.
+
+    Training images are shifted randomly by up to 1 / `shift` of a side and, if `mirrors` is set, flipped horizontally
+    at random.
+    """
 
     tasks: ClassVar[tuple[Task, ...]] = ("classification",)
     mirrors: ClassVar[bool] = True
@@ -53,7 +63,7 @@ class SmallImages(GraftDataModule):
         return SIDE, SIDE
 
     def arrays(self, root: Path) -> tuple[Arrays, Arrays]:
-        """The published training and test images. May set `class_names`."""
+        """Read the published training and test images; may set `class_names`."""
         raise NotImplementedError
 
     def sources(self) -> dict[str, Source]:
@@ -112,7 +122,7 @@ class Mnist(SmallImages):
     """Handwritten digits, 60,000 training and 10,000 test images."""
 
     class_names = tuple(map(str, range(10)))
-    mirrors: ClassVar[bool] = False  # it makes other digits, or none
+    mirrors: ClassVar[bool] = False  # a flipped digit is another digit or none
     shift: ClassVar[int] = 16  # no further than the border
     folder: ClassVar[str] = "MNIST/raw"
     archives: ClassVar[tuple[Archive, ...]] = tuple(
@@ -166,7 +176,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def in_colour(images: np.ndarray, labels: np.ndarray, name: str) -> Arrays:
-    """Grey `(N, 28, 28)` on black 32x32, thrice."""
+    """Grey images `(N, 28, 28)` with a black border, as RGB `(N, 32, 32, 3)`."""
     if len(images) != len(labels):
         raise DataError(f"there are {len(images)} {name} images but {len(labels)} labels; delete the files, --download")
     border = [(0, 0), *(((SIDE - side) // 2, SIDE - side - (SIDE - side) // 2) for side in images.shape[1:])]

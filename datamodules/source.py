@@ -20,12 +20,21 @@ class Source(Protocol):
 
 @runtime_checkable
 class FileSource(Source, Protocol):
-    """Samples that are decoded from files of their own; `datamodules/store.py` keeps what comes of it."""
+    """Samples that are decoded from files, so that caching the result saves time; see `datamodules/store.py`."""
 
     def paths(self, index: int) -> Sequence[Path]:
-        """What is read for a sample."""
+        """The files that a sample is read from."""
         ...
 
     def recipe(self, index: int) -> Any:
-        """What else the sample depends on, to be pickled: how the files are read, and the class."""
+        """Everything else that the sample depends on, as picklable values: how its files are read, and its class."""
+        ...
+
+
+@runtime_checkable
+class SourceWithClasses(Protocol):
+    """Samples whose classes are known without decoding their images."""
+
+    def class_labels(self) -> np.ndarray | None:
+        """The class of each sample, int64 `(N,)`; None if the samples have masks instead."""
         ...

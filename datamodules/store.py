@@ -1,50 +1,62 @@
-"""Decoded samples, kept as raw pixels: a file is decoded once, not once an epoch.
+"""Cache of decoded samples as raw pixels, so that a file is decoded once instead of once per epoch.
 
-Each sample is a file of its own, memory-mapped when it is asked for. So all workers, and all processes of a machine,
-share one copy, whatever way they were started; a crop reads only the pages it covers; and nothing needs a lock.
+Each sample is a file of its own, memory-mapped when it is asked for. So all workers and all ranks of a machine share
+one copy, however they were started; a crop reads only the pages it covers; and nothing needs a lock.
 
-`memory` keeps the files in shared memory (/dev/shm; a temporary folder where there is none) until the run ends. Its
-budget is a quarter of the machine's or container's memory, and at most half of what is free there. `disk` keeps them
-in `~/.cache/graft` (or `$XDG_CACHE_HOME/graft`) for later runs; its budget is half of the free space, and the folder
-may be deleted at any time. Samples beyond the budget are decoded whenever they are asked for.
+`memory` keeps the files in shared memory (/dev/shm, or the folder for temporary files if there is none) until the run
+ends. Its budget is a quarter of the memory limit (of the machine, the container or the job) and at most half of what is
+free there; 256 MiB of it always stay free, because the workers pass their batches through the same memory. `disk` keeps
+the files in `~/.cache/graft` (or `$XDG_CACHE_HOME/graft`) for later runs. Its budget is half of the disk space that is
+free or already taken by this cache. Nothing is removed from it automatically, but the folder may be deleted at any
+time. Samples beyond the budget are decoded each time they are asked for.
 """
 
-import atexit
 import mmap
 import os
 import pickle
 import shutil
 import struct
-import tempfile
-import threading
+import sys
+from collections.abc import Iterator
 from hashlib import sha1
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from datamodules.cache_folder import cache_folder, read_json, temporary_suffix, write_json
+from datamodules.download import readable_size
+from datamodules.errors import DataError
+from datamodules.memory_limit import memory_limit
+from datamodules.node_folder import memory_root, node_folder
 from datamodules.source import FileSource, Sample
 
 Cache = Literal["none", "memory", "disk"]
 FORMAT = 1
-"""Part of every key: to be raised when decoding or the layout of the files changes."""
+"""Part of every key; to be raised when decoding or the layout of the files changes."""
 HEADER = struct.Struct("<4q")
 """Height, width, the class (-1: a mask follows the image), bytes of the name."""
-MEMORY_SHARE = 0.25
-FREE_SHARE = 0.5
-# Processes started for DDP run the whole program again; they must find the memory of the first.
-OPENED = "GRAFT_STORE"
+MEMORY_FRACTION = 0.25
+FREE_FRACTION = 0.5
+ROOM_FOR_BATCHES = 256 << 20
+"""Bytes of shared memory that are left to the workers' batches."""
 
 
 class Store:
-    """Samples by key in `folder`, while `floor` bytes remain free on its file system."""
+    """Cache of samples in `folder`; adds no more once less than `min_free_bytes` would remain free on its file system.
 
-    def __init__(self, folder: Path, floor: int) -> None:
+    A `durable` cache survives a power cut without damaged samples.
+    """
+
+    def __init__(self, folder: Path, min_free_bytes: int, *, durable: bool = False) -> None:
         self.folder = folder
-        self.floor = floor
+        self.min_free_bytes = min_free_bytes
+        self.durable = durable
 
     def key(self, source: FileSource, index: int, preparation: str) -> str:
-        """What the sample is a function of: its files, by path, size and date, and what is done to them.
+        """Cache key of a sample: a hash of everything it depends on.
+
+        That is the path, size and modification time of its files, and how they are decoded and prepared.
 
         Raises:
             OSError: there is no such file.
@@ -56,14 +68,16 @@ class Store:
         return self.folder / key[:2] / key[2:]
 
     def get(self, key: str) -> Sample | None:
-        """The sample, as arrays over private pages: writing to them changes no file."""
+        """The sample, or None. Its arrays lie over private pages: writing to them changes no file."""
         try:
             with self.path(key).open("rb") as file:
                 pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except OSError:
+            height, width, label, letters = HEADER.unpack_from(pages)
+        except (OSError, ValueError, struct.error):  # missing, empty or cut off
             return None
-        height, width, label, letters = HEADER.unpack_from(pages)
         start, area = HEADER.size + letters, height * width
+        if len(pages) != start + (3 if label >= 0 else 4) * area:
+            return None
         image = np.frombuffer(pages, np.uint8, 3 * area, start).reshape(height, width, 3)
         name = pages[HEADER.size : start].decode()
         if label >= 0:
@@ -71,7 +85,10 @@ class Store:
         return image, np.frombuffer(pages, np.uint8, area, start + 3 * area).reshape(height, width), name
 
     def put(self, key: str, sample: Sample) -> None:
-        """Keep it, if there is room. Written beside and moved into place: no reader sees half a file."""
+        """Store a sample if there is room.
+
+        It is written to a temporary file and renamed, so that no reader sees a partial file.
+        """
         image, target, name = sample
         letters = name.encode()
         masked = isinstance(target, np.ndarray)
@@ -79,68 +96,76 @@ class Store:
         parts: list[Any] = [HEADER.pack(*image.shape[:2], label, len(letters)), letters, np.ascontiguousarray(image)]
         parts += [np.ascontiguousarray(target)] if masked else []
         path = self.path(key)
-        part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+        part = path.with_suffix(temporary_suffix())
         try:
-            if shutil.disk_usage(self.folder).free - image.nbytes * 2 < self.floor:
+            if shutil.disk_usage(self.folder).free - image.nbytes * 2 < self.min_free_bytes:
                 return
             path.parent.mkdir(exist_ok=True)
             with part.open("wb") as file:
                 for one in parts:
                     file.write(one)
+                if self.durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             part.replace(path)
-        except OSError:  # full after all, or deleted: the sample is decoded again when it is asked for
+        except OSError:  # full after all, or deleted: the sample will be decoded again
             part.unlink(missing_ok=True)
 
 
 def open_store(cache: Cache) -> Store | None:
-    """The store that `--cache` names, made if need be; None for "none"."""
+    """The cache that `--cache` names, made if need be; None for "none".
+
+    Raises:
+        ValueError: the folder for "disk" cannot be made.
+    """
     if cache == "none":
         return None
-    if cache == "disk":
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "graft"
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-        return Store(folder, free - int(free * FREE_SHARE))
-    if OPENED not in os.environ:
-        os.environ[OPENED] = open_memory()
-    floor, path = os.environ[OPENED].split(":", 1)
-    return Store(Path(path), int(floor))
+    return open_disk() if cache == "disk" else open_memory()
 
 
-def open_memory() -> str:
-    """A new folder in memory, removed when this process ends, as "floor:path"."""
-    shared = Path("/dev/shm")
-    root = shared if shared.is_dir() and os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
-    remove_orphans(root)
-    folder = Path(tempfile.mkdtemp(prefix=f"graft-{os.getpid()}-", dir=root))
-    owner = os.getpid()
-
-    def remove() -> None:
-        if os.getpid() == owner:  # forked workers inherit this
-            shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(remove)
-    free = shutil.disk_usage(root).free
-    return f"{free - min(int(free * FREE_SHARE), int(total_memory() * MEMORY_SHARE))}:{folder}"
-
-
-def remove_orphans(root: Path) -> None:
-    """Free what processes that were killed have left."""
-    for folder in root.glob("graft-*-*"):
-        pid = folder.name.split("-")[1]
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            shutil.rmtree(folder, ignore_errors=True)
-        except (OSError, ValueError):  # someone else's
-            continue
-
-
-def total_memory() -> int:
-    """Bytes of the machine, or of the container where that has less."""
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def open_disk() -> Store:
+    folder = cache_folder()
+    instead = "set XDG_CACHE_HOME to a folder that can be written, or use --cache memory"
+    if folder is None:
+        raise DataError(f"--cache disk: this user has no home directory; {instead}")
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-    except OSError:
-        return machine
-    return min(machine, int(limit)) if limit.isdigit() else machine
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(13, "Permission denied")
+        taken = sum(sizes(folder))
+    except OSError as error:
+        raise DataError(f"--cache disk: {folder} cannot be written ({error.strerror}); {instead}") from None
+    # What is free or taken by the cache is the same at every start, so that the budget does not grow from run to run.
+    return Store(folder, int((shutil.disk_usage(folder).free + taken) * FREE_FRACTION), durable=True)
+
+
+def sizes(folder: Path) -> Iterator[int]:
+    """Bytes of each cached sample in a folder."""
+    for group in os.scandir(folder):
+        if group.is_dir() and len(group.name) == 2:
+            for entry in os.scandir(group.path):
+                yield entry.stat().st_size
+
+
+def open_memory() -> Store:
+    """The cache in this run's folder in shared memory. All ranks of a machine have the limit of the first."""
+    folder = node_folder()
+    limit = folder / "min_free_bytes.json"
+    kept = read_json(limit)
+    if not isinstance(kept, int):
+        kept = memory_floor(folder)
+        write_json(limit, kept)
+    return Store(folder, kept)
+
+
+def memory_floor(folder: Path) -> int:
+    """Bytes that the cache in shared memory leaves free; tells the user if that is all there is."""
+    usage = shutil.disk_usage(folder)
+    budget = min(int(usage.free * FREE_FRACTION), int(memory_limit() * MEMORY_FRACTION), usage.free - ROOM_FOR_BATCHES)
+    if budget <= 0:
+        print(
+            f"decoded samples are not cached, because {memory_root()} has only {readable_size(usage.free)} free; with "
+            "Docker, --shm-size=8g gives it more; --cache disk caches on the disk",
+            file=sys.stderr,
+        )
+    return usage.free - max(0, budget)

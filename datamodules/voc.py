@@ -5,7 +5,7 @@ torchvision unpacks it: `VOCdevkit/VOC2012/` with `JPEGImages/`, `SegmentationCl
 `ImageSets/Segmentation/{train,val}.txt`; 1,464 training and 1,449 validation images. The test labels are not public.
 
 The 10,582 training images that most papers report ("trainaug") add those of SBD: Semantic Contours from Inverse
-Detectors. Hariharan, Arbelaez, Bourdev, Maji, Malik 2011, ICCV. They are used where they lie: as PNGs in
+Detectors. Hariharan, Arbelaez, Bourdev, Maji, Malik 2011, ICCV. They are read, if they are there, as PNGs in
 `VOC2012/SegmentationClassAug/`, or as published, in `cls/*.mat` of `sbd/` or `benchmark_RELEASE/dataset/` beside
 `VOCdevkit/`. Images of VOC's validation split are left out, and VOC's own masks win for VOC's own training images.
 """
@@ -69,7 +69,8 @@ class Voc(GraftDataModule):
         root = Path(self.data_dir or "data/voc")
         voc = root / "VOCdevkit" / "VOC2012"
         if (root / LISTS).is_dir():  # the folder itself, without VOCdevkit around it
-            root, voc = root.parent.parent, root
+            voc = root.resolve()  # a relative path may have no parents to look for SBD in
+            root = voc.parent.parent
         else:
             lists = [f"VOCdevkit/VOC2012/{LISTS}/{split}.txt" for split in ("train", "val")]
             provide(root, lists, [ARCHIVE], download=self.download)
@@ -84,7 +85,7 @@ class Voc(GraftDataModule):
 
 
 def more_pairs(root: Path, voc: Path, known: list[Pair]) -> list[Pair]:
-    """SBD's images, in the order of their names, but for those of VOC's own lists."""
+    """The images of SBD that are not in VOC's own lists, sorted by name."""
     masks = sorted((voc / "SegmentationClassAug").glob("*.png"))
     for folder in SBD_FOLDERS:
         masks = masks or sorted((root / folder / "cls").glob("*.mat"))
@@ -98,6 +99,6 @@ def read_mask_or_mat(path: Path) -> np.ndarray:
         return read_mask(path)
     try:
         return np.asarray(loadmat(path)["GTcls"]["Segmentation"][0, 0])
-    except Exception as error:  # scipy raises what it likes for a broken file
+    except Exception as error:  # scipy raises what it likes
         message = f"{path} cannot be read ({' '.join(str(error).split())}); unpack SBD's benchmark.tgz again"
         raise DataError(message, "unreadable") from None

@@ -14,6 +14,7 @@ from lightning_modules.blocks import recompute_activations
 from lightning_modules.losses import SEGMENTATION_ONLY, WeightedSum, terms
 from lightning_modules.metrics import ClassificationScores, EpochLoss, SegmentationScores
 from lightning_modules.network import Network
+from lightning_modules.own_size import at_own_sizes
 from lightning_modules.parameter_groups import parameter_groups
 from lightning_modules.schedules import learning_rate_factor
 from lightning_modules.seeding import SeedSteps
@@ -233,8 +234,9 @@ class GraftModule(pl.LightningModule):
     def _score(self, batch: Batch, split: str) -> None:
         if len(batch["image"]):  # a batch is empty if --on-bad-sample skip has left out all of it
             logits = self(batch["image"])
-            self.split_loss(split).update(*self.loss.sums(logits, batch["target"]))
-            self.split_scores(split).update(logits, batch["target"])
+            for one, target in at_own_sizes(logits, batch["target"], batch.get("target_sizes")):
+                self.split_loss(split).update(*self.loss.sums(one, target))
+                self.split_scores(split).update(one, target)
 
     # Cleared where a pass begins, so that the counts stay readable after it, for pictures and logs.
     def on_validation_epoch_start(self) -> None:

@@ -84,6 +84,27 @@ def make_cityscapes(root: Path) -> None:
             (truth / f"{name}_gtFine_polygons.json").write_text(json.dumps(polygon))
 
 
+def make_coco(root: Path) -> None:
+    """In COCO's own layout: polygons, both kinds of run lengths, a crowd, ids with gaps; sizes differ."""
+    for split, count in (("train", TRAIN), ("val", VAL)):
+        images, annotations = [], []
+        for index in range(count):
+            height, width = SIDE + 2 * index, SIDE + index
+            save(root / f"{split}2017" / f"{index:012d}.jpg", photo(index, height, width))
+            images.append({"id": 7 * index, "file_name": f"{index:012d}.jpg", "height": height, "width": width})
+            square = [[2.0, 2.0, 20.0, 2.0, 20.0, 20.0, 2.0, 20.0]]
+            runs = {"size": [height, width], "counts": [height, height, height * (width - 2)]}
+            shapes = [(1, 0, square), (90, 0, [[4.0, 4.0, 10.0, 4.0, 10.0, 10.0, 4.0, 10.0]]), (90, 1, runs)]
+            for category, crowd, shape in shapes:
+                one = {"id": len(annotations), "image_id": 7 * index, "category_id": category, "iscrowd": crowd}
+                annotations.append(one | {"segmentation": shape})
+        categories = [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}, {"id": 44, "name": "bottle"}]
+        path = root / "annotations" / f"instances_{split}2017.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+        (path.parent / f"captions_{split}2017.json").write_text('{"images": [], "annotations": []}')
+
+
 def make_ade20k(root: Path) -> None:
     folder = root / "ADEChallengeData2016"
     for split, short, count in (("training", "train", TRAIN), ("validation", "val", VAL)):
@@ -240,6 +261,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "voc": make_voc,
     "cityscapes": make_cityscapes,
     "ade20k": make_ade20k,
+    "coco": make_coco,
     "camvid": make_camvid,
     "camvid32": make_camvid32,
     "pet": make_pet,

@@ -1,6 +1,7 @@
 """Augmentation: labels stay labels, places stay places, names and files choose, classes mix."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import albumentations as A
 import cv2
@@ -11,6 +12,7 @@ import torch
 from backbones.backbone import IMAGENET_MEAN
 from datamodules import DATAMODULES
 from datamodules.augmentation import AUGMENTATIONS, compose, find_augmentation
+from datamodules.colour_noise import EIGENVALUES, EIGENVECTORS, ImageNetColourNoise
 from datamodules.digits import Digits
 from datamodules.scale_crop import ScaleCrop
 from experiments.run import main
@@ -102,6 +104,77 @@ def test_a_crop_is_the_part_of_the_scaled_image() -> None:
     expected = whole[2 * rows.start : 2 * rows.stop, 2 * columns.start : 2 * columns.stop]
     inner = slice(1, -1)  # at the border of the part, linear interpolation has no neighbours beyond it
     np.testing.assert_array_equal(crop.apply(image, **params)[inner, inner], expected[inner, inner])
+
+
+def test_colour_noise_adds_the_papers_offset_to_every_pixel() -> None:
+    """Krizhevsky et al. 2012, section 4.1: the sum of p_i alpha_i lambda_i, here with alphas that are known."""
+    noise = ImageNetColourNoise()
+    image = np.random.default_rng(0).integers(60, 190, (40, 50, 3), np.uint8)
+    alphas = np.array([0.2, -0.1, 0.3])
+    noise.random_generator = SimpleNamespace(normal=lambda mean, std, count: alphas if std == 0.1 else None)
+    moved = noise.apply(image, **noise.get_params())
+    expected = 255 * sum(EIGENVECTORS[:, i] * alphas[i] * EIGENVALUES[i] for i in range(3))
+    assert np.abs(expected).max() > 5
+    assert np.abs(moved.astype(float) - image - expected).max() <= 0.5 + 1e-9
+    assert (noise.apply(np.full((2, 2, 3), 254, np.uint8), np.array([9.0, -300, 0])) == [255, 0, 254]).all()
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg"])
+def test_the_mean_colour_varies_as_the_paper_says(name: str) -> None:
+    """The standard deviation of an image's mean colour over many draws, by the formula."""
+    pipeline = compose(
+        [one for one in find_augmentation(name, (8, 8), (0, 0, 0)) if isinstance(one, A.ImageOnlyTransform)]
+    )
+    means = []
+    for seed in range(400):
+        pipeline.set_random_seed(seed)
+        means.append(pipeline(image=np.full((8, 8, 3), 128, np.uint8))["image"].mean((0, 1)))
+    expected = 0.1 * 255 * np.sqrt((np.square(EIGENVECTORS) * np.square(EIGENVALUES)).sum(1))
+    np.testing.assert_allclose(np.std(means, axis=0), expected, rtol=0.12)
+    np.testing.assert_allclose(np.mean(means, axis=0), 128, atol=0.5)
+
+
+def shown(name: str, image: np.ndarray, count: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    """First row and column of each crop of 56x56, and whether it is flipped, `(count, 3)`; last ones `(count, 2)`.
+
+    Rows and columns are the levels of red and green.
+    """
+    pipeline = compose(
+        [t for t in find_augmentation(name, (56, 56), (0, 0, 0)) if not isinstance(t, A.ImageOnlyTransform)]
+    )
+    first, last = [], []
+    for seed in range(count):
+        pipeline.set_random_seed(seed)
+        out = pipeline(image=image)["image"].astype(float)
+        flipped = out[0, 0, 1] > out[0, -1, 1]
+        out = out[:, ::-1] if flipped else out
+        first.append((*out[0, 0, :2], flipped))
+        last.append(out[-1, -1, :2])
+    return np.array(first), np.array(last)
+
+
+def test_alexnet_crops_7_of_8_of_the_central_square() -> None:
+    """An image of 80x160 whose red and green are row and column, 0 to 200: 256 -> 224, here 64 -> 56."""
+    first, last = shown("alexnet", ramp(80, 160))
+    rows, columns = (last - first[:, :2]).mean(0)
+    assert rows == pytest.approx(200 * 7 / 8, rel=0.02)
+    assert columns == pytest.approx(200 * 7 / 8 / 2, rel=0.02)
+    assert first[:, 1].min() == pytest.approx(50, abs=3), "the square begins at a quarter of the width"
+    assert last[:, 1].max() == pytest.approx(150, abs=3)
+    assert first[:, 0].min() == pytest.approx(0, abs=3)
+    assert last[:, 0].max() == pytest.approx(200, abs=3)
+    assert first[:, 2].mean() == pytest.approx(0.5, abs=0.1), "every other crop is flipped"
+
+
+def test_vgg_draws_the_shorter_side_uniformly_from_8_to_16_sevenths_of_the_crop() -> None:
+    """S of 256 to 512 for a crop of 224: the crop shows 56 / S of the shorter side, S in 64 to 128."""
+    first, last = shown("vgg", ramp(200, 260), 600)
+    sides = 56 / ((last[:, 0] - first[:, 0]) / 200 + 1 / 128)  # from centre to centre of the outer pixels
+    assert sides.min() == pytest.approx(64, rel=0.03)
+    assert sides.max() == pytest.approx(128, rel=0.06)
+    counts = np.histogram(sides, np.linspace(64, 128, 9))[0]
+    assert counts.min() > 600 / 8 / 2, "no gaps, as between fixed scales"
+    assert len(np.unique(sides.round(1))) > 60
 
 
 def test_a_file_chooses_the_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

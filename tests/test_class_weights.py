@@ -83,6 +83,26 @@ def test_images_with_one_class_each_count_as_pixels(tmp_path: Path) -> None:
     assert inverse_log(counts) == pytest.approx([1 / math.log(1.02 + 2 / 3), 1 / math.log(1.02 + 1 / 3)])
 
 
+def test_classes_of_digits_are_counted_without_drawing_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = DATAMODULES["digits"]("classification", batch_size=1, workers=0)
+    data.setup()
+    expected = [sum(data.train.source[i][1] == label for i in range(len(data.train))) for label in range(10)]
+    monkeypatch.setattr(type(data.train.source), "__getitem__", lambda *_: pytest.fail("a digit was drawn"))
+    assert count(data.train.source, data).pixels.tolist() == expected
+
+
+def test_one_rank_of_a_machine_counts_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make(tmp_path)
+    monkeypatch.setenv("GRAFT_NODE_FOLDER", str(tmp_path / "node"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    hashed = []
+    original = class_weights.content_hash
+    monkeypatch.setattr(class_weights, "content_hash", lambda *of: hashed.append(1) or original(*of))
+    first, second = (count(data.train.source, data) for _ in range(2))
+    assert len(hashed) == 1
+    assert [one.tolist() for one in first] == [one.tolist() for one in second]
+
+
 def test_generated_scenes_are_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DATAMODULES["digits"], "SCENES", {"train": 24, "val": 2, "test": 2})
     data = DATAMODULES["digits"]("segmentation", batch_size=1, workers=0)

@@ -91,6 +91,13 @@ def test_voc_adds_the_images_of_sbd_but_for_those_of_its_lists(tmp_path: Path) -
     assert (len(data.train), data.train.source[TRAIN][1].max()) == (TRAIN + 1, 7)
 
 
+def test_voc_finds_sbd_from_a_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_fake("voc", "segmentation", tmp_path)
+    for folder in ("VOCdevkit", "VOCdevkit/VOC2012"):
+        monkeypatch.chdir(tmp_path / folder)
+        assert len(build("voc", Path("." if folder.endswith("2012") else "VOC2012")).train) == TRAIN + 2
+
+
 def test_label_ids_become_classes(tmp_path: Path) -> None:
     for name, expected in {
         "cityscapes": {0, 13, 255},

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 import datamodules
-from datamodules import DATAMODULES, files
+from datamodules import DATAMODULES, checking
 from datamodules.base import GraftDataModule
 from datamodules.digits import Digits
 from datamodules.errors import DataError
@@ -128,6 +128,9 @@ def test_contract(name: str, task: str, tmp_path: Path) -> None:
             torch.testing.assert_close((pixels / 255 - mean) / std, batch["image"], atol=1e-5, rtol=0)
             assert batch["target"].dtype == torch.int64
             expected = batch["image"].shape[2:] if task == "segmentation" else ()
+            if "target_sizes" in batch:
+                assert split != "train"
+                expected = tuple(np.max(batch["target_sizes"], axis=0))
             assert batch["target"].shape == (len(batch["name"]), *expected)
             assert set(batch["target"].unique().tolist()) <= {*range(data.num_classes), 255}
         if split != "train":
@@ -399,18 +402,26 @@ BAD: list[tuple[tuple[str, str], Callable[[Path], Any], str]] = [
     (SEGMENTATION, small_mask, r"masks/03\.png is 40x20 but .*images/03\.png is 43x30; both must be of one size$"),
     (SEGMENTATION, colour_mask, r"masks/03\.png has pixels of mode RGB; save it as a grey or palette PNG"),
     (SEGMENTATION, large_label, r"masks/03\.png has the label value 11; allowed are 0 to 10 and 255 \(ignored\); "),
-    (SEGMENTATION, one_label, "hold no label but 0 and 255, which is ignored; write 1, 2, "),
+    (
+        SEGMENTATION,
+        one_label,
+        "hold no label but 0 and 255, and 255 is ignored; write 1, 2, ",
+    ),
     (SEGMENTATION, no_images, "images holds no images .*; check --data-dir"),
     (SEGMENTATION, lambda root: truncate(root / "images" / "05.png"), r"images/05\.png cannot be read .*; replace"),
     (SEGMENTATION, lambda root: truncate(root / "masks" / "05.png"), r"masks/05\.png cannot be read .*; replace"),
-    (SEGMENTATION, lambda root: (root / "classes.csv").write_text("a,b\n1,2\n"), r"classes\.csv must begin with the "),
+    (
+        SEGMENTATION,
+        lambda root: (root / "classes.csv").write_text("a,b\n1,2\n"),
+        r"classes\.csv, line 1: 'a,b'; the file must begin with the ",
+    ),
     (SEGMENTATION, lambda root: (root / "classes.txt").write_text("a\na\n"), r"names 1 different classes; write 2 to"),
     (CLASSIFICATION, lambda root: truncate(root / "bees" / "3.jpg"), r"bees/3\.jpg cannot be read .*; replace"),
     (CLASSIFICATION, lambda root: (root / "flies").mkdir(), "flies holds no images .*; check --data-dir"),
     (
         CLASSIFICATION,
         one_class,
-        "holds 1 class folders, not 2; --data-dir must name a folder with a folder of images per",
+        "holds ants/: 1 class folders, but at least 2 are needed; --data-dir must name a folder with a folder",
     ),
     (CLASSIFICATION, unknown_class, "val/flies is no class of .*train; add it there or remove it"),
     (CAMVID, large_camvid_label, r"valannot/val2\.png has the label value 12; allowed are 0 to 10 and 11 and 255"),
@@ -466,7 +477,7 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 def test_a_broken_file_beyond_the_check_is_one_line_from_a_worker(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(files, "MOST_CHECKED", 1)
+    monkeypatch.setattr(checking, "MOST_CHECKED", 1)
     make_tree("camvid", "segmentation", tmp_path)
     broken = tmp_path / "val" / "val3.png"
     truncate(broken)

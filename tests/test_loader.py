@@ -1,4 +1,4 @@
-"""The loader: the same numbers as the plain way, whatever is cached, and files decoded once."""
+"""The loader: the same numbers as the plain way, whatever is cached; files decoded once; no waiting for the device."""
 
 import os
 import pickle
@@ -13,15 +13,16 @@ import pytest
 import torch
 from albumentations.pytorch import ToTensorV2
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
-from datamodules import DATAMODULES, base, memory, store
+from datamodules import DATAMODULES, base, memory
 from datamodules.collate import collate
 from datamodules.decoding import decode, read_image, read_plain
 from datamodules.files import LabelledImages, MaskedImages
-from datamodules.loader import Normalise
+from datamodules.loader import EqualBatches, Normalise
+from datamodules.node_folder import NODE_FOLDER
 from datamodules.samples import Samples
-from datamodules.store import OPENED, Store, open_memory, open_store
 from experiments.show_data import main as show_data
 
 
@@ -50,8 +51,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(OPENED, f"0:{tmp_path / 'memory'}")
-    (tmp_path / "memory").mkdir()
+    monkeypatch.setenv(NODE_FOLDER, str(tmp_path / "memory"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
 
 
@@ -120,6 +120,81 @@ def test_cached_samples_are_the_same(folder: Path, cache: str) -> None:
                 assert torch.equal(sample["target"], expected["target"])
 
 
+class Transfers(TorchDispatchMode):
+    """Records copies to another device: True for those that wait for the device. Reading a number waits, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[bool] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if function is torch.ops.aten._to_copy.default and kwargs.get("device", args[0].device) != args[0].device:
+            self.waits.append(not kwargs.get("non_blocking", False))
+        if function is torch.ops.aten._local_scalar_dense.default:
+            self.waits.append(True)
+        return function(*args, **kwargs)
+
+
+@pytest.mark.parametrize("sizes", [((4, 6), (4, 6)), ((4, 6), (5, 3))], ids=["one size", "padded"])
+def test_the_program_never_waits_for_the_device(sizes: tuple[tuple[int, int], ...]) -> None:
+    """PyTorch's meta device stands for a GPU: what crosses over to it are the batch's two tensors, without waiting."""
+    data = DATAMODULES["digits"]("segmentation")
+    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    samples = [
+        {"image": torch.ones(*size, 3, dtype=torch.uint8), "target": torch.ones(size, dtype=torch.uint8), "name": "a"}
+        for size in sizes
+    ]
+    data.finish(collate(samples))  # brings the constants over
+    with Transfers() as transfers:
+        batch = data.finish(collate(samples))
+    assert batch["image"].device.type == "meta"
+    assert transfers.waits == [False, False]
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True), ("mps", False)])
+def test_only_batches_for_a_cuda_device_are_pinned(device: str, pinned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a machine with a GPU that the run does not use."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    data = DATAMODULES["digits"]("classification", workers=0)
+    data.setup()
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, strategy=strategy)
+    assert data.val_dataloader().pin_memory is pinned
+    assert data.train_dataloader().pin_memory is pinned
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch_size", "processes"), [(5, 2, 2), (9, 2, 4), (7, 3, 3), (8, 4, 2), (4, 1, 4)]
+)
+def test_every_rank_has_equally_many_batches(samples: int, batch_size: int, processes: int) -> None:
+    ranks = [EqualBatches(samples, batch_size, rank, processes) for rank in range(processes)]
+    assert len({len(list(batches)) for batches in ranks}) == 1
+    assert all(len(list(batches)) == len(batches) for batches in ranks)
+    assert sorted(index for batches in ranks for batch in batches for index in batch) == list(range(samples))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("task", ["segmentation", "classification"])
+def test_a_rank_without_samples_yields_an_empty_batch(task: str, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five samples for two ranks and a batch size of 1: rank 1 has two, and a third batch without any."""
+    monkeypatch.setattr(DATAMODULES["digits"], "SCENES", {"train": 4, "val": 5, "test": 5})
+    data = DATAMODULES["digits"](task, image_size=(24, 16), batch_size=1, workers=workers)
+    data.setup()
+    if task == "classification":
+        data.val.source.ids = data.val.source.ids[:5]
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    shapes = []
+    for rank in range(2):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2, strategy=strategy)
+        batches = list(data.val_dataloader())
+        shapes.append([tuple(batch["image"].shape) for batch in batches])
+    assert shapes == [[(1, 3, 24, 16)] * 3, [(1, 3, 24, 16)] * 2 + [(0, 3, 24, 16)]]
+    empty = batches[-1]
+    assert empty["target"].shape == ((0, 24, 16) if task == "segmentation" else (0,))
+    assert (empty["image"].dtype, empty["target"].dtype, empty["name"]) == (torch.float32, torch.int64, [])
+
+
 def test_files_are_decoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     original = MaskedImages.__getitem__
@@ -147,11 +222,11 @@ def test_checked_samples_do_not_pile_up(folder: Path, monkeypatch: pytest.Monkey
 
 
 def test_workers_keep_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the main process's settings they know nothing where they are not forked."""
+    """A worker that is not forked does not inherit the settings of the main process."""
     told: dict[int, int] = {}
     library = SimpleNamespace(mallopt=told.__setitem__)
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: library)
-    monkeypatch.setattr(base, "heed_parent_only", lambda: None)  # it would change this process's signals
+    monkeypatch.setattr(base, "ignore_signals_except_parents", lambda: None)  # it would change this process's signals
     threads = cv2.getNumThreads()
     try:
         base.prepare_worker(0)
@@ -177,34 +252,6 @@ def test_what_a_pipeline_writes_into_a_sample_is_not_kept(folder: Path) -> None:
     before = data.train.load(0)[0].copy()
     data.train.load(0)[0][:] = 0
     assert np.array_equal(data.train.load(0)[0], before)
-
-
-def test_a_store_leaves_free_what_it_must(tmp_path: Path) -> None:
-    sample = (np.zeros((8, 9, 3), np.uint8), 4, "ä b/c")
-    full = Store(tmp_path, floor=10**18)
-    full.put("a" * 40, sample)
-    assert full.get("a" * 40) is None
-    roomy = Store(tmp_path, floor=0)
-    roomy.put("a" * 40, sample)
-    image, label, name = roomy.get("a" * 40)
-    assert (image.shape, label, name) == ((8, 9, 3), 4, "ä b/c")
-    gone = Store(tmp_path / "deleted", floor=0)
-    gone.put("a" * 40, sample)
-    assert gone.get("a" * 40) is None
-
-
-def test_memory_of_killed_processes_is_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(store.os, "access", lambda *_: False)
-    orphan, living = tmp_path / "graft-999999999-x", tmp_path / f"graft-{os.getpid()}-x"
-    orphan.mkdir()
-    living.mkdir()
-    floor, path = open_memory().split(":", 1)
-    assert not orphan.exists()
-    assert living.exists()
-    assert Path(path).is_dir()
-    assert int(floor) > 0
-    assert open_store("none") is None
 
 
 def test_samples_with_a_store_can_be_sent_to_other_processes(folder: Path) -> None:

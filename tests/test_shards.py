@@ -13,6 +13,9 @@ from PIL import Image
 
 from datamodules import DATAMODULES, shards
 from datamodules.base import GraftDataModule
+from datamodules.class_weights import count
+from datamodules.files import read_image
+from datamodules.shards import ShardSamples
 
 
 def encoded(pixels: np.ndarray, suffix: str) -> bytes:
@@ -48,8 +51,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_shards(root: Path, task: str, counts: tuple[int, ...] = (7, 12, 5), val: int = 6) -> Path:
     numbers = iter(range(100))
-    for shard, count in enumerate(counts):
-        files = {name: content for _ in range(count) for name, content in sample(task, next(numbers)).items()}
+    for shard, members in enumerate(counts):
+        files = {name: content for _ in range(members) for name, content in sample(task, next(numbers)).items()}
         write_shard(root / f"train-{shard:03d}.tar", files)
     if val:
         files = {name: content for i in range(30, 30 + val) for name, content in sample(task, i).items()}
@@ -131,6 +134,69 @@ def test_tables_of_contents_are_read_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert np.array_equal(first.train.source.parts, again.train.source.parts)
     write_shard(root / "train-000.tar", sample("classification", 50))
     assert len(build(root, "classification").train) == 18
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("I;16", "png"), ("1", "png"), ("LA", "png"), ("P", "png"), ("CMYK", "jpg")]
+)
+def test_images_are_converted_as_those_in_files_of_their_own(mode: str, kind: str, tmp_path: Path) -> None:
+    """A grey level of 16 bits is divided by 257, so that 65,535 is white."""
+    levels = np.array([[0, 257, 4096], [32_896, 65_000, 65_535]], np.uint16).repeat(8, 0).repeat(8, 1)
+    picture = Image.fromarray(levels if mode == "I;16" else (levels // 257).astype(np.uint8))
+    path = tmp_path / f"0000.{kind}"
+    (picture if mode == "I;16" else picture.convert(mode)).save(path)
+    root = make_shards(tmp_path / "shards", "classification")
+    write_shard(root / "train-000.tar", {path.name: path.read_bytes(), "0000.cls": b"1"})
+    image, label, _ = build(root, "classification", batch_size=1).train.source[0]
+    np.testing.assert_array_equal(image, read_image(path))
+    assert label == 1
+    if mode == "I;16":
+        assert (image[::8, ::8] == np.array([[0, 1, 16], [128, 253, 255]])[..., None]).all()
+
+
+def test_no_image_is_read_for_the_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither to find the number of classes nor to weight them: .cls files are read with the table of contents."""
+    root = make_shards(tmp_path, "classification")
+    (root / "classes.txt").unlink()
+    monkeypatch.setattr(ShardSamples, "read", lambda *_: pytest.fail("a sample was read"))
+    data = build(root, "classification", on_bad_sample="skip")
+    assert data.class_names == ("0", "1", "2")
+    assert count(data.train.source, data).pixels.tolist() == [8, 8, 8]
+
+
+def test_a_bad_class_is_skipped_or_named(tmp_path: Path) -> None:
+    root = make_shards(tmp_path, "classification")
+    files = (
+        sample("classification", 0) | sample("classification", 1) | {"0001.cls": b"ant"} | sample("classification", 2)
+    )
+    write_shard(root / "train-000.tar", files)
+    (root / "classes.txt").unlink()
+    with pytest.raises(ValueError, match=r"train-000/0001 in .*train-000\.tar has the class b'ant'; a \.cls file must"):
+        build(root, "classification")
+    data = build(root, "classification", on_bad_sample="skip")
+    assert data.class_names == ("0", "1", "2")
+    assert data.train[1]["name"] == "train-000/0002"
+    assert count(data.train.source, data).pixels.sum() == 19
+
+
+def test_masks_in_shards_are_counted_without_their_images_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_shards(tmp_path, "segmentation")
+    data = build(root, "segmentation")
+    expected = np.bincount(np.concatenate([data.train.source[i][1].ravel() for i in range(24)]), minlength=256)[:3]
+    monkeypatch.setattr(shards, "decode_plain", lambda *_: pytest.fail("an image was decoded"))
+    assert count(data.train.source, data).pixels.tolist() == expected.tolist()
+    monkeypatch.setattr(ShardSamples, "mask", lambda *_: pytest.fail("a mask was read again"))
+    assert count(data.train.source, data).pixels.tolist() == expected.tolist()
+
+
+def test_without_a_home_directory_tables_of_contents_are_read_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_shards(tmp_path, "classification")
+    monkeypatch.setattr(shards, "cache_folder", lambda: None)
+    assert len(build(root, "classification").train) == 24
 
 
 def test_classes_are_counted_and_a_fifth_held_out_where_nothing_says_otherwise(tmp_path: Path) -> None:

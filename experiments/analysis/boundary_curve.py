@@ -12,6 +12,7 @@ from rich.table import Table
 from experiments.command_line.crf_settings import read_crf_settings
 from experiments.command_line.progress import with_progress
 from experiments.training.load_run import load_segmentation
+from lightning_modules.own_size import at_own_sizes
 from lightning_modules.trimap import TrimapScores
 
 Curve = Mapping[int | None, float]
@@ -30,8 +31,9 @@ def boundary_curves(run: str, data_dir: str | None, crf_settings: str | None) ->
         images, target = batch["image"].to(module.device), batch["target"].to(module.device)
         with torch.inference_mode():
             logits = module.network(images)
-            without.update(logits, target)
-            refined.update(module.refine(logits, images), target)
+            for scores, output in ((without, logits), (refined, module.refine(logits, images))):
+                for one, labels in at_own_sizes(output, target, batch.get("target_sizes")):
+                    scores.update(one, labels)
     first, second = ({width: score.item() for width, score in one.compute().items()} for one in (without, refined))
     return first, second
 

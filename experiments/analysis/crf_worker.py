@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from heads.crf import CRFSettings, DenseCRF
@@ -14,7 +15,8 @@ from heads.crf import CRFSettings, DenseCRF
 class Job:
     """One image under settings that differ in w1 only.
 
-    `sample` is a file of `probabilities` float16 `(C, H, W)`, `pixels` uint8 `(3, H, W)` and `target` uint8 `(H, W)`.
+    `sample` is a file of `probabilities` float16 `(C, H, W)`, `pixels` uint8 `(3, H, W)` and `target`, uint8,
+    `(H, W)` or another size, at which it is scored.
     """
 
     sample: Path
@@ -35,7 +37,10 @@ def count_labels(job: Job) -> dict[CRFSettings, Tensor]:
         # The lattice depends on the image and the two sigmas alone.
         kernels = DenseCRF(job.settings[0]).build(pixels)
         for settings in job.settings:
-            refined = DenseCRF(settings)(probabilities, kernels, from_logits=False).argmax(1)
+            refined = DenseCRF(settings)(probabilities, kernels, from_logits=False)
+            if refined.shape[2:] != target.shape[1:]:  # masks are scored at their own size
+                refined = F.interpolate(refined, target.shape[1:], mode="bilinear")
+            refined = refined.argmax(1)
             cells = target[valid] * classes + refined[valid]
             counts[settings] = torch.bincount(cells, minlength=classes**2).view(classes, classes)
     return counts

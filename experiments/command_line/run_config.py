@@ -28,6 +28,9 @@ class RunConfig:
     download: bool = flag(False, "fetch the data set if it may be fetched and is not there")
     on_bad_sample: Literal["error", "skip"] = flag("error", "what a sample that cannot be read does to the run")
     cache: Literal["none", "memory", "disk"] = flag("memory", "where decoded samples are kept, within a budget")
+    mask_suffix: str | None = flag(
+        None, "what names of masks add to those of their images, such as _mask; default: found out, if it is one thing"
+    )
     augmentation: str | None = flag(None, "of training images: a name, or a YAML file; default: the data set's")
     mixup: NonNegativeFloat = flag(0.0, "mix training images with a share from Beta(this, this); classification only")
     cutmix: NonNegativeFloat = flag(0.0, "the same by pasting a part; with both, either is drawn for each batch")

@@ -85,6 +85,7 @@ def build_data(config: RunConfig) -> GraftDataModule:
         on_bad_sample=config.on_bad_sample,
         cache=config.cache,
         augmentation=config.augmentation,
+        mask_suffix=config.mask_suffix,
     )
 
 
