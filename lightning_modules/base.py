@@ -107,7 +107,7 @@ class GraftModule(pl.LightningModule):
             in_channels=in_channels,
             backbone_options=backbone_options,
             head_options=head_options,
-            aux=None if aux_weight is None else bool(aux_weight),
+            aux=None if aux_weight is None else aux_weight != 0,
         )
         if freeze_backbone:
             self.network.backbone.requires_grad_(False)
@@ -179,13 +179,15 @@ class GraftModule(pl.LightningModule):
         return load_matching_weights(self.network, checkpoint)
 
     def compile_network(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Compile the network with torch.compile: what evaluation calls, and what training with auxiliary losses calls.
+        """Compile the network with torch.compile, both for evaluation and for training with auxiliary losses.
 
         Raises:
-            ValueError: activations are recomputed, which torch.compile cannot trace.
+            ValueError: the backbone's option `memory_efficient` is on, whose recomputation cannot be traced.
         """
-        if self.hparams["checkpoint_activations"]:
-            raise ValueError("--compile does not work with --checkpoint-activations; leave one of them out")
+        if (self.hparams["backbone_options"] or {}).get("memory_efficient"):
+            raise ValueError(
+                "--compile does not work with the backbone's option memory_efficient; use --checkpoint-activations"
+            )
         self.network.compile(backend=backend)
         # Looked up when it is called, because FSDP2 replaces the method.
         self.compiled_with_aux = torch.compile(lambda images: self.network.forward_with_aux(images), backend=backend)

@@ -78,6 +78,8 @@ def recompute_activations(backbone: nn.Module) -> None:
 def recomputed(forward: Callable[..., Any], block: nn.Module, *inputs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*inputs)
+    if torch.compiler.is_compiling():  # a compiled block updates its statistics once, whatever it recomputes
+        return checkpoint(forward, *inputs, use_reentrant=False)
     contexts = partial(first_and_second_pass, block)
     return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
 

@@ -40,8 +40,8 @@ class EpochLoss(Metric):
         """Move the totals with the module, but keep their precision when a module is cast to bfloat16."""
         super()._apply(fn, ("totals", *exclude_state))
         exact = exact_dtype(self.device)
-        self._defaults["totals"] = self._defaults["totals"].to(self.device, exact)  # what `reset` starts from
         self.totals = self.totals.to(self.device, exact)
+        self._defaults["totals"] = torch.zeros_like(self.totals)  # what `reset` starts from
         return self
 
     def update(self, losses: Tensor, weights: Tensor | float) -> None:

@@ -17,14 +17,12 @@ from backbones.backbone import to_pixels
 from heads.crf import CRFSettings, DenseCRF
 
 TRAINING_ITERATIONS = 5
-LEAST = 1e-12
-"""Least probability; its logarithm, and the gradient, are finite."""
 
 
 class CRFRefinement(nn.Module):
     """Logits `(B, C, H, W)` and the network's input images, normalised by `mean` and `std` -> log-probabilities.
 
-    Log-probabilities are logits: their softmax is the CRF's answer, so every loss and score takes them unchanged.
+    Log-probabilities are logits: their softmax is the CRF's result, so every loss and score accepts them unchanged.
     `mean` and `std` are buffers, so a checkpoint contains the normalisation that its CRF must undo to get pixel values.
     """
 
@@ -53,4 +51,4 @@ class CRFRefinement(nn.Module):
         self.crf.settings = dataclasses.replace(self.settings, iterations=iterations)
         with torch.autocast(images.device.type, enabled=False):  # half precision rounds small probabilities to zero
             pixels = to_pixels(images.float(), self.mean, self.std)
-            return self.crf(logits.float(), pixels).clamp(min=LEAST).log()
+            return self.crf(logits.float(), pixels, log=True)

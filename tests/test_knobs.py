@@ -173,9 +173,39 @@ def test_training_and_evaluation_are_compiled_with_auxiliary_losses_too(aux_weig
         assert compiled_graphs(module, lambda: module(data["image"])) > 0
 
 
-def test_recomputed_activations_cannot_be_compiled() -> None:
-    module = build("resnet18", "fcn32s", checkpoint_activations=True)
-    with pytest.raises(ValueError, match="--compile does not work with --checkpoint-activations"):
+def test_recomputed_activations_are_recomputed_when_compiled_too() -> None:
+    torch.manual_seed(0)
+    plain = build("resnet18", "fcn32s").train()
+    start = copy.deepcopy(plain.state_dict())
+    data = batch()
+    plain.training_step(data, 0).backward()
+    saved = []
+    for recompute in (False, True):
+        module = build("resnet18", "fcn32s", checkpoint_activations=recompute).train()
+        module.load_state_dict(start)
+        torch._dynamo.reset()
+        module.compile_network(backend="aot_eager_decomp_partition")
+        count = 0
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal count
+            count += tensor.numel() if tensor.ndim == 4 and len(tensor) == 2 else 0  # maps of the two images
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = module.training_step(data, 0)
+        loss.backward()
+        saved.append(count)
+        for (key, one), other in zip(plain.named_parameters(), module.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, other.grad, msg=key, rtol=1e-4, atol=1e-6)
+        for (key, one), other in zip(plain.named_buffers(), module.buffers(), strict=True):
+            torch.testing.assert_close(one, other, msg=key, rtol=1e-5, atol=1e-5)
+    assert saved[1] < 0.6 * saved[0]
+
+
+def test_recomputation_that_cannot_be_traced_is_refused() -> None:
+    module = build("densenet121", "fcn32s", backbone_options={"memory_efficient": True})
+    with pytest.raises(ValueError, match="--compile does not work with the backbone's option memory_efficient"):
         module.compile_network()
 
 
