@@ -66,7 +66,7 @@ def sharded(data: Path, out: Path) -> dict:
     # Batch norms over two images magnify rounding; dropout draws in the order of memory, which differs here. No
     # gradient is clipped and the rate is high, so that gradients that are not averaged over the ranks show.
     common = (*NO_BATCH_NORMS, "--optimizer", "sgd", "--image-size", "32", "--lr", "0.5", "--warmup", "0")
-    common += ("--schedule", "constant", "--momentum", "0")
+    common += ("--schedule", "constant")
     three = (*common, "--max-steps", "3")
     pids = start(arguments(data, out, "ddp", *three), out / "ddp.log", 2)
     codes = finish(pids)

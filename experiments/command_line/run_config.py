@@ -172,6 +172,8 @@ def usage_problem(config: RunConfig) -> str | None:
     for name in ("ema", "compile", "sync_batchnorm"):
         if config.strategy == "fsdp2" and getattr(config, name):
             return f"--strategy fsdp2 cannot be combined with {dashed(name)}; leave one of them out"
+    if config.strategy == "fsdp2" and config.optimizer == "sgd" and not config.momentum:
+        return "--strategy fsdp2: Lightning cannot resume sgd without momentum; give a --momentum above 0, or use ddp"
     if config.strategy.startswith(("deepspeed", "fsdp")) and config.strategy != "fsdp2":
         return (
             f"--strategy {config.strategy}: its checkpoints are no single files; use ddp, or fsdp2 to shard the weights"
