@@ -13,7 +13,9 @@ import socket
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +51,8 @@ def arguments(data: Path, out: Path, name: str, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def start(flags: list[str], log: Path, processes: int = 1, prepare: Callable[[], Any] | None = None) -> list[int]:
-    """run.py with these flags in forked processes, one a rank; `prepare` is called in the first."""
+def start(flags: list[str], log: Path, processes: int = 1, prepare: Callable[[int], Any] | None = None) -> list[int]:
+    """Start run.py with these flags in forked processes, one per rank; `prepare` is called with the rank in each."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
@@ -73,10 +75,12 @@ def start(flags: list[str], log: Path, processes: int = 1, prepare: Callable[[],
 
                 rank_zero_only.rank = rank
                 flags = ["--devices", str(processes), "--strategy", "ddp", *flags]
-            if prepare is not None and rank == 0:
-                prepare()
+            if prepare is not None:
+                prepare(rank)
             try:
                 code = run(flags)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -111,9 +115,10 @@ def finish(pids: list[int], within: float = 120.0) -> list[int]:
     return [codes[pid] for pid in pids]
 
 
-def die_while_writing(moment: int) -> None:
-    """Kill this process at the so-many-th of these moments: half of a checkpoint written, whole but not yet moved into
-    place, just moved."""
+def die_while_writing(rank: int, moment: int) -> None:
+    """Kill rank 0 at the moment of this number: a checkpoint half written, written but not renamed, just renamed."""
+    if rank:
+        return
     seen = 0
     save, replace = torch.save, Path.replace
 
@@ -181,7 +186,7 @@ def trial(
         prepare = None
         if chance.random() < 0.5:
             moment = chance.randrange(1, 25)
-            prepare = lambda moment=moment: die_while_writing(moment)  # noqa: E731
+            prepare = partial(die_while_writing, moment=moment)
             ways.append(f"writing {moment}")
         pids = start(arguments(data, out, name, *flags), log, processes, prepare)
         if prepare is None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from datamodules import DATAMODULES
 from experiments.run_files.read_run import read_pictures, read_run
-from experiments.training.predictions import LONGEST_SIDE, samples, smaller, write_predictions
+from experiments.training.predictions import LONGEST_SIDE, samples, samples_by_index, smaller, write_predictions
 from lightning_modules.classification import ClassificationModule
 
 
@@ -32,7 +32,7 @@ def test_classifications_are_left_by_name(tmp_path: Path) -> None:
     data = DATAMODULES["digits"]("classification", batch_size=4, workers=0)
     data.setup()
     module = ClassificationModule("lenet5", "classifier", data.class_names)
-    write_predictions(module, data, tmp_path / "predictions.png")
+    write_predictions(samples_by_index(module, data), data, tmp_path / "predictions.png")
     pictures, colours = read_pictures(tmp_path / "predictions" / "index.json")
     for picture, (image, truth, prediction) in zip(pictures, samples(module, data), strict=True):
         assert np.array_equal(np.asarray(Image.open(picture.image)), image)

@@ -2,9 +2,12 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import cv2
@@ -13,7 +16,11 @@ import pytest
 import torch
 import yaml
 
+from experiments.command_line.run_config import RunConfig
 from experiments.run import main
+from experiments.run_files import launch, run_folder
+from experiments.training import write_results
+from experiments.training.write_results import own_version
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = [sys.executable, str(ROOT / "experiments" / "run.py")]
@@ -93,10 +100,120 @@ def test_resume_continues_where_it_stopped(finished: Path, folder: Path, tmp_pat
     assert not (tmp_path / "part-2").exists()
 
 
+def test_the_weights_at_the_end_of_the_schedule_count(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """They are validated, kept if they are best, in metrics.csv and in the costs, also within an epoch of 4 steps."""
+    from experiments.callbacks.checkpoints import Checkpoints
+
+    scores = iter([0.25, 0.5, 0.75, 0.125])
+    original = Checkpoints.epoch_end
+
+    def scored(self, trainer, module) -> None:
+        trainer.callback_metrics[self.monitor].fill_(next(scores))
+        original(self, trainer, module)
+
+    monkeypatch.setattr(Checkpoints, "epoch_end", scored)
+    command = small(folder, tmp_path, "--name", "a", "--logger", "tensorboard")
+    assert main([*command, "--max-steps", "6"]) == 0
+    rows = list(csv.DictReader((tmp_path / "a" / "metrics.csv").open()))
+    assert [(row["epoch"], row["step"]) for row in rows] == [("1", "4"), ("1.5", "6")]
+    assert all(float(row["train/loss_epoch"]) > 0 for row in rows)
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert (results["best_epoch"], results["best_step"]) == (2, 6)
+    assert results["train_images_per_s"] > 0
+    best, last = (tmp_path / "a" / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    assert torch.load(best, weights_only=True)["global_step"] == 6
+    assert main([*command, "--max-steps", "7", "--resume"]) == 0  # goes on within the epoch, and knows the best score
+    rows = list(csv.DictReader((tmp_path / "a" / "metrics.csv").open()))
+    assert [(row["epoch"], row["step"]) for row in rows] == [("1", "4"), ("1.5", "6"), ("1.75", "7")]
+    assert torch.load(best, weights_only=True)["global_step"] == 7
+    assert main([*command, "--max-steps", "8", "--resume"]) == 0
+    rows = list(csv.DictReader((tmp_path / "a" / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "1.5", "1.75", "2"]
+    assert (torch.load(best, weights_only=True)["global_step"], torch.load(last, weights_only=True)["global_step"]) == (
+        7,
+        8,
+    )
+
+
 def test_max_steps_may_end_it_before_the_first_validation(folder: Path, tmp_path: Path) -> None:
     assert main(small(folder, tmp_path, "--name", "short", "--max-steps", "2")) == 0
-    assert json.loads((tmp_path / "short" / "results.json").read_text())["scores"]["val"]["miou"] > 0
+    results = json.loads((tmp_path / "short" / "results.json").read_text())
+    assert results["scores"]["val"]["miou"] > 0
     assert (tmp_path / "short" / "checkpoints" / "last.ckpt").is_file()
+    (row,) = csv.DictReader((tmp_path / "short" / "metrics.csv").open())
+    assert (row["epoch"], row["step"]) == ("0.5", "2")
+    assert float(row["val/miou"]) == pytest.approx(results["scores"]["val"]["miou"], abs=1e-7)
+
+
+def test_results_say_how_the_run_was_trained(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    assert results["training"] == {
+        "processes": 1, "nodes": 1, "accelerator": "cpu", "device": results["training"]["device"],
+        "precision": "32-true", "global_batch": 2, "strategy": "single_device",
+        "matmul_precision": torch.get_float32_matmul_precision(), "cudnn_benchmark": False, "deterministic": False,
+    }  # fmt: skip
+    assert "train:8:" in results["protocol"]["data_fingerprint"]
+    assert results["versions"]["graft"] == own_version() != "unknown"
+
+
+def test_the_version_is_that_of_the_code_that_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also if the package is not installed, which must not cost a run its results."""
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(write_results, "version", missing)
+    assert own_version() == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    monkeypatch.setattr(write_results, "ROOT", tmp_path)
+    assert own_version() == "unknown"
+
+
+@pytest.mark.parametrize("left_over", [{"RANK": "1"}, {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_ID": "0"}])
+def test_a_run_of_one_process_is_rank_0(left_over: dict[str, str], folder: Path, tmp_path: Path) -> None:
+    """Several runs in one SLURM job, or variables that something else has left."""
+    job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "sweep", "SLURM_LOCALID": "1", "SLURM_NODEID": "0"}
+    environment = {**os.environ, **left_over} | (job if "SLURM_PROCID" in left_over else {})
+    done = call(
+        *small(folder, tmp_path, "--backbone", "lenet5", "--head", "hypercolumn", "--epochs", "1"), env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    files = {path.name for path in (tmp_path / "lenet5-hypercolumn-folders").iterdir()}
+    assert files >= {"config.yaml", "metrics.csv", "results.json", "predictions.png"}
+
+
+@pytest.mark.parametrize(("step", "said"), [(None, "it was started once, without srun"), ("0", "srun started 3")])
+def test_a_slurm_job_that_would_wait_for_ever_says_so(
+    step: str | None, said: str, folder: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("JOB_ID", "NTASKS", "PROCID", "LOCALID", "NODEID"):
+        monkeypatch.setenv(f"SLURM_{name}", {"JOB_ID": "4242", "NTASKS": "3"}.get(name, "0"))
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    if step is not None:
+        monkeypatch.setenv("SLURM_STEP_ID", step)
+    assert main(small(folder, tmp_path / "runs", "--devices", "2", "--strategy", "ddp")) == 2
+    error = capsys.readouterr().err
+    assert f"this run has 2 processes, but in this SLURM job {said}; put srun" in error
+    assert not (tmp_path / "runs").exists()
+    with monkeypatch.context() as patched:
+        patched.setenv("SLURM_NTASKS", "2")
+        patched.setenv("SLURM_STEP_ID", "0")
+        assert launch.slurm_problem(2) is None
+        patched.setenv("SLURM_JOB_NAME", "bash")  # salloc and the like, where Lightning starts the processes
+        assert launch.slurm_problem(4) is None
+
+
+def test_runs_that_start_at_the_same_moment_have_folders_of_their_own(tmp_path: Path, monkeypatch) -> None:
+    config = RunConfig(out=str(tmp_path), devices="1")
+    found = run_folder.choose_path(config)
+    answers = iter([found, found])  # both have looked before either has made its folder
+    with monkeypatch.context() as patched:
+        original = run_folder.choose_path
+        patched.setattr(run_folder, "choose_path", lambda config: next(answers, None) or original(config))
+        first = run_folder.claim_path(config)
+        monkeypatch.setattr(Path, "exists", lambda self, real=Path.exists: real(self) and next(answers, None) != self)
+        second = run_folder.claim_path(config)
+    assert (first.name, second.name) == ("resnet50-deeplab-digits", "resnet50-deeplab-digits-2")
+    assert second.is_dir()
 
 
 def test_ctrl_c_says_how_to_go_on_and_that_works(folder: Path, tmp_path: Path, capsys, monkeypatch) -> None:
@@ -158,6 +275,13 @@ MISTAKES = {
     "--batch-size": "--batch-size: expected one argument",
     "--loss cross_entropy+0.5*dise": "no loss 'dise'; nearest: dice",
     "--start-from nowhere.ckpt": "--start-from nowhere.ckpt: no such file",
+    "--precision fp16": "--precision: fp16 is not one of 32-true, 16-mixed, bf16-mixed",
+    "--precision bf16-true": "--precision: bf16-true is not one of 32-true, 16-mixed, bf16-mixed",
+    "--matmul-precision exact": "--matmul-precision: exact is not one of highest, high, medium",
+    "--strategy deepspeed_stage_2": "--strategy deepspeed_stage_2: its checkpoints are no single files; use ddp, or fsdp2",
+    "--strategy fsdp": "--strategy fsdp: its checkpoints are no single files; use ddp, or fsdp2",
+    "--strategy fsdp2 --sync-batchnorm": "--strategy fsdp2 cannot be combined with --sync-batchnorm",
+    "--strategy fsdp2 --optimizer sgd --momentum 0": "Lightning cannot resume sgd without momentum",
 }
 
 
@@ -255,6 +379,8 @@ def test_more_mistakes_leave_nothing(folder: Path, tmp_path: Path, capsys) -> No
         (["--head-options", "{depth: 3}"], "unet has no option 'depth'"),
         (["--accelerator", "tpu"], "--accelerator tpu --devices auto --strategy auto: "),
         (["--strategy", "dpp"], "invalid strategy name: `strategy='dpp'`"),
+        (["--sync-batchnorm"], "--sync-batchnorm: PyTorch synchronises batch norms on GPUs only"),
+        (["--batch-size", "1"], "--batch-size 1 --image-size 32 32: a batch norm of resnet18 or unet has one value"),
     ):
         assert main(small(folder, tmp_path / "runs", *more)) == 2
         error = capsys.readouterr().err.strip().splitlines()

@@ -40,14 +40,27 @@ def test_a_killed_process_ends_the_other(found: dict, victim: int) -> None:
     assert one["codes"][victim] == -9
     assert one["codes"][1 - victim] == 1
     assert one["seconds"] < 60
-    assert f"rank {1 - victim} lost another process of this run" in one["last_line"]
+    assert f"rank {1 - victim} lost the connection to another rank" in one["last_line"]
     assert "last.ckpt is whole, and the same command goes on from there" in one["last_line"]
 
 
 def test_sharded_weights_learn_what_whole_ones_do(found: dict) -> None:
-    assert found["sharded"]["codes"] == [0, 0, 0, 0]
-    assert found["sharded"]["names"]
-    assert found["sharded"]["difference"] < 1e-3
+    """Three steps at a high rate: each rank alone would have gone elsewhere."""
+    sharded = found["sharded"]
+    assert sharded["codes"] == [0] * 8
+    assert sharded["names"]
+    assert sharded["difference"] < 1e-3
+    one, two = sharded["shards"]
+    assert one["sums"] == two["sums"]
+    assert one["share"] < 0.7
+    assert two["share"] < 0.7
+    assert sharded["predictions"]
+    ddp, fsdp2 = sharded["scores"]
+    assert fsdp2["loss"] == pytest.approx(ddp["loss"], rel=1e-2)
+
+
+def test_sharded_weights_resume_to_the_same_bits(found: dict) -> None:
+    assert found["sharded"]["resumed"] == []
 
 
 def test_killed_and_resumed_they_end_with_the_same_bits(found: dict) -> None:

@@ -91,7 +91,7 @@ def test_a_server_that_dies_meanwhile_costs_nothing(crf_folder: Path, tmp_path: 
     said = capsys.readouterr().out
     assert "the server takes too long; upload the rest with: wandb sync" in said
     assert "without the confusion matrix" in said
-    assert "given up" not in said
+    assert "switched off" not in said
     wandb.teardown()
     folder = tmp_path / "w"
     assert {one.name for one in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
@@ -117,6 +117,9 @@ def test_a_log_that_fails_is_given_up(tmp_path: Path, capsys) -> None:
 
     curves = LogRows([Full()], MetricsFile(tmp_path / "metrics.csv"))  # type: ignore[list-item]
     curves.each(lambda log: log.row({}, 1))
-    assert "--logger full: given up, metrics.csv goes on (OSError: [Errno 28]" in capsys.readouterr().out
+    assert (
+        "--logger full failed and is switched off; training and metrics.csv go on (OSError: [Errno 28]"
+        in capsys.readouterr().out
+    )
     curves.close(0)
     assert closed == [1]

@@ -9,10 +9,13 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from experiments.callbacks.checkpoints import Checkpoints
 from tests.kill_trials import arguments, differences, finish, make_data, start, trial, whole_run
 
 NO_NORMS = ("--backbone", "lenet5", "--head", "hypercolumn", "--optimizer", "sgd", "--lr", "0.1", "--aux-weight", "0")
@@ -54,18 +57,57 @@ def killed_rank(data: Path, out: Path, victim: int) -> dict:
 
 
 def sharded(data: Path, out: Path) -> dict:
-    """A step of FSDP2 against one of DDP: exit codes, and the largest difference relative to the largest weight."""
-    # Batch norms over two images magnify rounding; dropout draws in the order of memory, which is another here.
-    common = (*NO_BATCH_NORMS, "--max-steps", "1", "--optimizer", "sgd", "--image-size", "32", "--clip-gradient", "1")
-    pids = start(arguments(data, out, "ddp", *common), out / "ddp.log", 2)
-    pids += start(arguments(data, out, "fsdp2", *common, "--strategy", "fsdp2"), out / "fsdp2.log", 2)
+    """Three steps of FSDP2 against DDP and against a resumed run of it.
+
+    Returns exit codes, the largest difference from DDP relative to the largest weight, how far DDP moved a weight in
+    that measure, each rank's hash of its full weights and its share of the parameters, and whether resuming two steps
+    gives the same bits.
+    """
+    # Batch norms over two images magnify rounding; dropout draws in the order of memory, which differs here. No
+    # gradient is clipped and the rate is high, so that gradients that are not averaged over the ranks show.
+    common = (*NO_BATCH_NORMS, "--optimizer", "sgd", "--image-size", "32", "--lr", "0.5", "--warmup", "0")
+    common += ("--schedule", "constant")
+    three = (*common, "--max-steps", "3")
+    pids = start(arguments(data, out, "ddp", *three), out / "ddp.log", 2)
     codes = finish(pids)
+    pids = start(arguments(data, out, "fsdp2", *three, "--strategy", "fsdp2"), out / "fsdp2.log", 2, note_shards(out))
+    codes += finish(pids)
+    two = ("--strategy", "fsdp2", *common)
+    for name, more in (("part", ("--max-steps", "2")), ("part", ("--max-steps", "3", "--resume"))):
+        codes += finish(start(arguments(data, out, name, *two, *more), out / "part.log", 2))
     ddp, fsdp2 = (
         torch.load(out / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for name in ("ddp", "fsdp2")
     )
     far = {name: float((value - fsdp2[name]).abs().max() / value.abs().max().clamp(1)) for name, value in ddp.items()}
-    return {"codes": codes, "difference": max(far.values()), "names": sorted(fsdp2) == sorted(ddp)}
+    part = torch.load(out / "part" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return {
+        "codes": codes,
+        "difference": max(far.values()),
+        "names": sorted(fsdp2) == sorted(ddp),
+        "shards": [json.loads((out / f"shards{rank}.json").read_text()) for rank in (0, 1)],
+        "resumed": [name for name, value in fsdp2.items() if not torch.equal(value, part[name])],
+        "scores": [results(out / name) for name in ("ddp", "fsdp2")],
+        "predictions": (out / "fsdp2" / "predictions.png").is_file(),
+    }
+
+
+def note_shards(out: Path) -> Callable[[int], None]:
+    """Have every rank write down, at the end of training, its share of the parameters and the sum of all weights."""
+
+    def prepare(rank: int) -> None:
+        finished = Checkpoints.epoch_end
+
+        def noting(self: Checkpoints, trainer: Any, module: Any) -> None:
+            finished(self, trainer, module)
+            local = sum(parameter.to_local().numel() for parameter in module.network.parameters())
+            full = [parameter.full_tensor() for parameter in module.network.parameters()]
+            found = {"share": local / sum(one.numel() for one in full), "sums": [float(one.sum()) for one in full]}
+            (out / f"shards{trainer.global_rank}.json").write_text(json.dumps(found))
+
+        Checkpoints.epoch_end = noting  # type: ignore[method-assign]
+
+    return prepare
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
-"""best.ckpt and last.ckpt: when they are written, and that each is written whole or not at all."""
+"""best.ckpt and last.ckpt: when they are written, and that each is written completely or not at all."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from experiments.callbacks.epoch_end import EpochEnd, is_last_batch
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the checkpoint and moves into place: killed at any moment, a reader finds the old or the new one.
+    """Writes a checkpoint to a temporary file next to it and renames that.
 
-    Lightning writes into the system's temporary folder, from which a move to another disk is a copy.
+    A reader therefore finds the complete old or new checkpoint, even if the process is killed. Lightning writes into
+    the system's temporary folder, from which a move to another disk is a copy.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -34,14 +38,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         part.replace(path)
 
 
-class Checkpoints(Checkpoint):
-    """Saves last.ckpt after every epoch, before it best.ckpt where the score is higher than any before.
+class Checkpoints(EpochEnd, Checkpoint):
+    """Saves last.ckpt after every epoch, and before it best.ckpt if the score is higher than any before.
 
     Lightning's own callback writes last.ckpt only together with a new best.ckpt, and both before the epoch is over.
 
     Args:
-        monitor: the score, as logged; larger is better.
-        every: also save last.ckpt after so many optimiser steps; 0 for epochs only.
+        monitor: name of the score, as logged; larger is better.
+        every: also save last.ckpt after this many optimiser steps; 0: after each epoch only.
     """
 
     def __init__(self, folder: Path, monitor: str, every: int = 0) -> None:
@@ -53,24 +57,24 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
-        ends = trainer.global_step == trainer.max_steps
-        due = ends or (self.every and trainer.global_step % self.every == 0)
-        # After an epoch's last batch the epoch's own checkpoint follows: from one of the batch, Lightning goes on with
-        # a wrong count of epochs. And gradients that are still being summed are in no checkpoint.
-        if not due or is_last_batch(trainer) or (index + 1) % trainer.accumulate_grad_batches:
+        # Not after an epoch's last batch: the epoch's checkpoint follows, and Lightning would resume from one of the
+        # batch with a wrong count of epochs. Not while gradients accumulate: they are not part of a checkpoint.
+        if is_last_batch(trainer) or (index + 1) % trainer.accumulate_grad_batches:
             return
-        if ends and self.score is None:  # --max-steps ended it before the first validation
-            trainer.save_checkpoint(self.best)
-        trainer.save_checkpoint(self.last)
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True  # Lightning then validates now, and `epoch_end` is called
+        elif self.every and trainer.global_step % self.every == 0:
+            trainer.save_checkpoint(self.last)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if not is_last_batch(trainer):
-            return
+    def epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         score = float(trainer.callback_metrics[self.monitor])
         if self.score is None or score > self.score or self.score != self.score:  # anything is better than NaN
             self.score = score
             trainer.save_checkpoint(self.best)
-        trainer.save_checkpoint(self.last)
+            if trainer.is_global_zero:
+                link(self.best, self.last)
+        else:
+            trainer.save_checkpoint(self.last)
 
     def state_dict(self) -> dict[str, Any]:
         return {"score": self.score}
@@ -79,6 +83,15 @@ class Checkpoints(Checkpoint):
         self.score = state_dict["score"]
 
 
-def is_last_batch(trainer: pl.Trainer) -> bool:
-    """Whether the batch that is being or was just trained on ends its epoch."""
-    return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+def link(source: Path, target: Path) -> None:
+    """Make `target` a second name of the file `source`, or a copy if the file system has no hard links.
+
+    Neither is ever changed in place, so they may share their bytes: a checkpoint is replaced by renaming another.
+    """
+    part = target.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    try:
+        os.link(source, part)
+    except OSError:
+        shutil.copyfile(source, part)
+    part.replace(target)

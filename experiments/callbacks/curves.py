@@ -1,4 +1,4 @@
-"""Where curves go besides metrics.csv: Weights & Biases and TensorBoard get the same rows, pictures and results."""
+"""Curves besides metrics.csv: sends Weights & Biases and TensorBoard the same rows, pictures and results."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from experiments.callbacks.checkpoints import is_last_batch
+from experiments.callbacks.epoch_end import EpochEnd
 from experiments.callbacks.log import Ending, Log, settings
 from experiments.callbacks.metrics_csv import MetricsFile
 from experiments.command_line.run_config import RunConfig
@@ -20,10 +20,10 @@ from lightning_modules.base import GraftModule
 STEPS_BETWEEN_ROWS = 5
 
 
-class LogRows(pl.Callback):
-    """Hands the logs the rows of metrics.csv and, every few steps, the training loss.
+class LogRows(EpochEnd):
+    """Passes the rows of metrics.csv and, every few steps, the training loss to the logs.
 
-    A log that fails is given up with one line: training, checkpoints and metrics.csv do not depend on it.
+    A log that fails is switched off with one line, because training, checkpoints and metrics.csv do not depend on it.
     """
 
     def __init__(self, logs: list[Log], table: MetricsFile) -> None:
@@ -43,11 +43,11 @@ class LogRows(pl.Callback):
             loss = float(trainer.callback_metrics["train/loss_step"])
             self.each(lambda log: log.row({"train/loss_step": loss}, step))
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if is_last_batch(trainer):  # --max-steps may end within an epoch, which leaves no row
-            self.each(lambda log: log.row(self.table.rows[-1], trainer.global_step))
+    def epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.each(lambda log: log.row(self.table.rows[-1], trainer.global_step))
 
     def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        super().on_validation_end(trainer, module)
         # The first after training is the best checkpoint's own; a CRF's may follow.
         if trainer.state.fn == "validate" and self.matrix is None:
             assert isinstance(module, GraftModule)
@@ -58,7 +58,7 @@ class LogRows(pl.Callback):
         self.close(exit_code=1)
 
     def finish(self, folder: RunFolder, costs: Mapping[str, float], step: int) -> None:
-        """Log what the run ends with, and close the logs. Called when results.json is written."""
+        """Log the results and close the logs. Called when results.json is written."""
         if not self.logs:
             return
         results = json.loads(folder.results.read_text(encoding="utf-8"))
@@ -77,12 +77,12 @@ class LogRows(pl.Callback):
             except Exception as error:
                 self.logs.remove(log)
                 given_up(log.name, error)
-                with contextlib.suppress(Exception):  # what it has so far is better than nothing
+                with contextlib.suppress(Exception):  # keep what it has so far
                     log.close(exit_code=1)
 
 
 def make_logs(config: RunConfig, folder: RunFolder, costs: Mapping[str, float], monitor: str) -> list[Log]:
-    """The logs asked for by name, on the first process only. metrics.csv is written in any case."""
+    """Make the logs that `--logger` names, on rank 0 only. metrics.csv is written in any case."""
     if rank_zero_only.rank:  # type: ignore[attr-defined]
         return []
 
@@ -92,7 +92,7 @@ def make_logs(config: RunConfig, folder: RunFolder, costs: Mapping[str, float], 
         return TensorBoardLog(folder.path / "tensorboard")
 
     def wandb() -> Log:
-        # What the client tells its server about itself holds up the end of a run where that server hangs.
+        # The client's error reports to its own server delay the end of a run if that server hangs.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         from experiments.callbacks.wandb_log import WandbLog
 
@@ -109,6 +109,10 @@ def make_logs(config: RunConfig, folder: RunFolder, costs: Mapping[str, float], 
 
 
 def given_up(name: str, error: Exception) -> None:
-    """Say that a log has failed: whatever it is, it must not end a training that works without it."""
+    """Say that a log has failed. No error of a log may end training, which works without it."""
     said = str(error).splitlines() or [""]
-    print(f"--logger {name}: given up, metrics.csv goes on ({type(error).__name__}: {said[0]})", flush=True)
+    print(
+        f"--logger {name} failed and is switched off; training and metrics.csv go on "
+        f"({type(error).__name__}: {said[0]})",
+        flush=True,
+    )

@@ -9,18 +9,22 @@ from torch import Tensor
 from experiments.command_line.process import RunError
 from experiments.run_files.run_folder import RunFolder
 
+GPU_STEPS = 10
+"""Steps between checks on a GPU."""
+
 
 def resume_hint(folder: RunFolder) -> str:
-    """Where the run can go on."""
+    """Say where the run can be resumed."""
     if folder.last_checkpoint.is_file():
         return f"{folder.last_checkpoint} is whole, and the same command goes on from there"
     return "there is no checkpoint yet, and the same command starts anew"
 
 
 class FiniteLoss(pl.Callback):
-    """Ends training at a loss that is no number, before a checkpoint can be made of what it does to the weights.
+    """Ends training at a loss that is NaN or infinite, before weights that it has changed are saved.
 
-    On a GPU losses are looked at every ten steps: a look waits for all that was asked of it.
+    On a GPU, losses are checked only every ten steps, because reading them waits for all queued GPU work. They are
+    always checked before a checkpoint, by all ranks together: the gradients of one rank reach the weights of all.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -31,19 +35,33 @@ class FiniteLoss(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
         self.waiting.append((trainer.global_step, list(batch["name"]), outputs["loss"].detach()))
-        if len(self.waiting) >= (1 if module.device.type == "cpu" else 10):
-            self.look()
+        if len(self.waiting) >= (1 if module.device.type == "cpu" else GPU_STEPS):
+            self.check()
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: Any) -> None:
-        self.look()
+        bad = self.first_bad()
+        if trainer.strategy.reduce_boolean_decision(bad is not None, all=False):
+            self.fail(bad, trainer)
 
-    def look(self) -> None:
-        """Raises RunError if one of the losses since the last look is not finite."""
+    def check(self) -> None:
+        """Raise RunError if one of the losses since the last check is not finite."""
+        bad = self.first_bad()
+        if bad is not None:
+            self.fail(bad)
+
+    def first_bad(self) -> tuple[int, list[str], Tensor] | None:
+        """Return the first loss since the last check that is not finite, with its step and the names of its samples."""
         waiting, self.waiting = self.waiting, []
         if not waiting or torch.stack([loss for *_, loss in waiting]).isfinite().all():
-            return
-        step, names, loss = next(one for one in waiting if not one[2].isfinite())
+            return None
+        return next(one for one in waiting if not one[2].isfinite())
+
+    def fail(self, bad: tuple[int, list[str], Tensor] | None, trainer: pl.Trainer | None = None) -> None:
+        advice = f"lower --lr, raise --warmup or set --clip-gradient; {resume_hint(self.folder)}"
+        if bad is None:
+            assert trainer is not None
+            raise RunError(f"the loss is not finite on another rank, up to step {trainer.global_step}; {advice}")
+        step, names, loss = bad
         raise RunError(
-            f"the loss is {float(loss)} at step {step}, on the samples {', '.join(names)}; look at these, or lower "
-            f"--lr, raise --warmup or set --clip-gradient; {resume_hint(self.folder)}"
+            f"the loss is {float(loss)} at step {step}, on the samples {', '.join(names)}; look at these, or {advice}"
         )

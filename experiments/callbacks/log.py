@@ -1,4 +1,4 @@
-"""What a log is: one place besides metrics.csv that gets the rows, pictures and results of a run."""
+"""The interface of a log: a place besides metrics.csv that gets the rows, pictures and results of a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,10 @@ class Log(Protocol):
     name: str
 
     def start(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Training begins after `step`; the rows of metrics.csv until then are given for a log that has lost some."""
+        """Called when training begins after `step`.
+
+        `rows` are the rows of metrics.csv up to that step, so that a log can add those that it has lost.
+        """
 
     def row(self, values: LogRow, step: int) -> None: ...
 
@@ -42,5 +45,5 @@ class Log(Protocol):
 
 
 def settings(folder: RunFolder, costs: Mapping[str, float]) -> dict[str, Any]:
-    """Those of config.yaml, and the costs."""
+    """Return the settings in config.yaml, and the costs."""
     return {**yaml.safe_load(folder.config.read_text(encoding="utf-8")), **costs}

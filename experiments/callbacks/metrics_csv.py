@@ -7,12 +7,16 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from experiments.callbacks.checkpoints import is_last_batch
+from experiments.callbacks.epoch_end import EpochEnd, epochs_trained
 from experiments.run_files.atomic_file import write_atomically
+from lightning_modules.base import GraftModule
 
 
-class MetricsFile(pl.Callback):
-    """metrics.csv: one row an epoch, rewritten whole, so a run that resumes leaves neither gaps nor repeats."""
+class MetricsFile(EpochEnd):
+    """Writes metrics.csv: one row per epoch, and one for the end of the schedule if that lies within an epoch.
+
+    The file is rewritten as a whole each time, so a run that resumes leaves neither gaps nor repeated rows.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -23,15 +27,17 @@ class MetricsFile(pl.Callback):
             with self.path.open(encoding="utf-8", newline="") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= trainer.global_step]
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero or not is_last_batch(trainer):  # --max-steps may end within an epoch
+    def epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, GraftModule)
+        loss = module.train_loss.compute().item()  # sums over all ranks, so all must call it
+        if not trainer.is_global_zero:
             return
-        row: dict[str, Any] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step}
+        row: dict[str, Any] = {"epoch": epochs_trained(trainer), "step": trainer.global_step}
         row["lr"] = trainer.optimizers[0].param_groups[-1]["lr"]
         row |= {name: value.item() for name, value in trainer.callback_metrics.items() if name != "train/loss_step"}
-        self.rows.append(row)
+        self.rows.append(row | {"train/loss_epoch": loss})
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n", extrasaction="ignore")
+        writer = csv.DictWriter(text, fieldnames=list(self.rows[-1]), lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(self.rows)
         write_atomically(self.path, text.getvalue())

@@ -1,7 +1,7 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C end training between two optimiser steps, with a checkpoint it goes on from exactly.
+"""SIGTERM, SIGUSR1 and Ctrl-C end training between two optimiser steps, with a checkpoint to resume from exactly.
 
-SIGUSR1 is what SLURM sends ahead of the end of a job's time (`sbatch --signal=USR1@120`): there, the job is queued
-again once the checkpoint is written.
+SLURM sends SIGUSR1 before the end of a job's time limit (`sbatch --signal=USR1@120`). In a SLURM job, that signal also
+queues the job again once the checkpoint is written.
 """
 
 import os
@@ -21,15 +21,17 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from experiments.command_line.process import SIGNALS, Stopped
 
 SAME_PRESS_S = 1.0
-"""A terminal and a launcher such as torchrun both pass one Ctrl-C on; a second one within this time is the first."""
+"""A second SIGINT within this time is the same Ctrl-C: the terminal and a launcher such as torchrun both send it."""
+LIGHTNING = "install a version that Graft was tested with: pip install 'lightning>=2.6,<2.7'"
 
 
 class Preemption(Checkpoint):
-    """Saves and stops where all processes agree that a signal has come; signals reach them at different times, or one.
+    """Saves and stops at a step that all ranks agree on.
 
-    The last batch of an epoch is no place to stop (see `WithinEpoch`), and validation has none: there the epoch is
-    finished with its own checkpoint. A second Ctrl-C stops at once. A `Checkpoint`, since Lightning calls these last:
-    what other callbacks do with the step is then part of what is saved.
+    A signal may reach the ranks at different times, or only one of them. Training cannot stop at an epoch's last batch
+    (see `Checkpoints.on_train_batch_end`) or during validation; then the epoch is finished and its own checkpoint is
+    used. A second Ctrl-C stops at once. The class is a `Checkpoint` because Lightning calls these last, so that what
+    is saved includes what the other callbacks do at the step.
     """
 
     def __init__(self, checkpoint: Path) -> None:
@@ -43,11 +45,17 @@ class Preemption(Checkpoint):
         self.agreed = 0
 
     def listen(self, trainer: pl.Trainer) -> None:
-        """Handle signals instead of Lightning from now on, until `run_program` restores the earlier handlers."""
+        """Handle signals instead of Lightning from now on, until `run_program` restores the earlier handlers.
+
+        Raises:
+            ValueError: this version of Lightning has none of the private methods that are switched off here.
+        """
         # Lightning's handlers broadcast within a signal handler, and save in the middle of a step.
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-        # It asks before each batch whether rank 0 has got SIGTERM, and waits for the GPU to hear it.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        switch_off(trainer._signal_connector, "register_signal_handlers")
+        # Before each batch Lightning broadcasts whether rank 0 has got SIGTERM, and waits for the GPU to do so.
+        switch_off(trainer.fit_loop.epoch_loop, "_broadcast_sigterm_tensor")
+        for name in ("_should_accumulate", "_is_training_done"):
+            require(trainer.fit_loop.epoch_loop, name)
         self.trainer = trainer
         for one in SIGNALS:
             signal.signal(one, self.handle)
@@ -65,7 +73,8 @@ class Preemption(Checkpoint):
             self.stop(number, "outside of training", code=128 + number)
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        # Of its own, and on the CPU whatever the network is on: no wait for a GPU, no mixing with gradients.
+        # A separate process group on the CPU (Gloo), so that agreeing neither waits for the GPU nor mixes with gradient
+        # communication.
         if trainer.world_size > 1:
             self.group = cast("dist.ProcessGroup", dist.new_group(backend="gloo"))
 
@@ -87,7 +96,7 @@ class Preemption(Checkpoint):
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.ask()
-        if self.ask():  # in several processes the second answers the first
+        if self.ask():  # with several ranks the second call returns the answer to the first
             self.stop(self.agreed, "after the last epoch, before the final scores")
         self.training = False
 
@@ -95,9 +104,10 @@ class Preemption(Checkpoint):
         self.training = False
 
     def ask(self) -> int:
-        """The signal that some process has got; with several processes, as of the call before this one.
+        """Return the signal that a rank has received, or 0; with several ranks, as of the previous call.
 
-        They so learn it at the same step, and none waits for the others: what is asked now is answered meanwhile.
+        So all ranks learn of it at the same step and none waits: the all-reduce that is started now completes in the
+        background before the next call.
         """
         if self.group is None:
             self.agreed = self.received
@@ -111,9 +121,11 @@ class Preemption(Checkpoint):
         return self.agreed
 
     def stop(self, number: int, where: str, code: int | None = None) -> NoReturn:
-        """Leave the Trainer; `code` is the process's exit code, if not that of rank 0 alone.
+        """Leave the Trainer by raising Stopped.
 
-        The others end with 0 where all have agreed: their launcher would take anything else for a failure, and kill.
+        Args:
+            code: exit code of this process. By default 128 + number on rank 0 and 0 on the others, because all ranks
+                have agreed and a launcher would take any other code for a failure and kill the remaining processes.
         """
         self.stopping, self.training = True, False
         first = self.trainer.is_global_zero
@@ -125,10 +137,25 @@ class Preemption(Checkpoint):
         raise Stopped(line if first else None, code)
 
 
+def require(owner: object, name: str) -> None:
+    """Raise ValueError if `owner`, a part of Lightning, has no private attribute `name`."""
+    if not hasattr(owner, name):
+        raise ValueError(
+            f"Lightning {pl.__version__} has no {type(owner).__name__}.{name}, which stopping at a step needs; "
+            f"{LIGHTNING}"
+        )
+
+
+def switch_off(owner: object, name: str) -> None:
+    """Replace a private method of Lightning by one that does nothing."""
+    require(owner, name)
+    setattr(owner, name, lambda: None)
+
+
 def requeue() -> str:
-    """Ask SLURM to run this job once more; says how that went."""
+    """Queue this SLURM job again. Returns what came of it."""
     job = os.environ["SLURM_JOB_ID"]
-    if "SLURM_ARRAY_JOB_ID" in os.environ:  # the number of one task may be that of the whole array
+    if "SLURM_ARRAY_JOB_ID" in os.environ:  # the job id of a task may be that of the whole array
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)

@@ -7,13 +7,19 @@ import lightning.pytorch as pl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from experiments.callbacks.epoch_end import EpochEnd, epochs_trained
 from experiments.command_line.progress import SECONDS_BETWEEN_LINES, duration
+from lightning_modules.base import GraftModule
+
+SECONDS_BETWEEN_UPDATES = 0.2
+"""Of the bar."""
 
 
-class ProgressLines(pl.Callback):
-    """Loss, score and time left: a bar where the output is a terminal, else a line every ten seconds.
+class ProgressLines(EpochEnd):
+    """Shows loss, score and time left: as a bar on a terminal, else as a line every ten seconds.
 
-    Either way each finished epoch leaves a line.
+    Either way each finished epoch leaves a line. The loss is read only when it is shown, because reading it waits for
+    all queued GPU work.
     """
 
     def __init__(self, monitor: str) -> None:
@@ -41,20 +47,23 @@ class ProgressLines(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         if not trainer.is_global_zero:
             return
+        if time.monotonic() - self.last_line < (SECONDS_BETWEEN_LINES if self.bar is None else SECONDS_BETWEEN_UPDATES):
+            return
+        self.last_line = time.monotonic()
         line = self.line(trainer)
         if self.bar is not None:
             self.bar.update(self.bar.tasks[0].id, completed=trainer.global_step, description=line)
-        elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
-            self.last_line = time.monotonic()
+        else:
             self.console.print(f"step {trainer.global_step}/{self.total}  {line}", highlight=False)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.score = float(trainer.callback_metrics.get(self.monitor, float("nan")))
+    def epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        assert isinstance(module, GraftModule)
+        self.score = float(trainer.callback_metrics[self.monitor])
+        loss = float(module.train_loss.compute())  # sums over all ranks, so all must call it
         if trainer.is_global_zero:
             seconds = time.monotonic() - self.epoch_started
-            loss = float(trainer.callback_metrics["train/loss_epoch"])
             self.console.print(
-                f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {loss:.3f}  "
+                f"epoch {epochs_trained(trainer):g}/{trainer.max_epochs}  loss {loss:.3f}  "
                 f"{self.monitor} {self.score:.3f}  took {seconds:.0f} s",
                 highlight=False,
             )

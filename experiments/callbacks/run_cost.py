@@ -1,6 +1,6 @@
-"""What a run costs: seconds, images a second, memory. Kept in checkpoints, so that a run that resumes counts on."""
+"""What a run costs: seconds, images a second, memory. Kept in checkpoints, so that a resumed run adds to them."""
 
-import resource
+import sys
 import time
 from typing import Any
 
@@ -22,7 +22,7 @@ class RunCost(pl.Callback):
         self.epoch_started = time.monotonic()
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.epoch_started = time.monotonic()  # also where it starts within an epoch
+        self.epoch_started = time.monotonic()  # also if it starts within an epoch
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int
@@ -42,14 +42,24 @@ class RunCost(pl.Callback):
     def seconds(self) -> float:
         return self.before + time.monotonic() - self.started
 
-    def figures(self) -> dict[str, float | None]:
-        """Seconds of all sessions; of this one, images that all processes trained on in a second and peak memory."""
-        if torch.cuda.is_available():
-            peak = torch.cuda.max_memory_allocated() / 2**20
-        else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts in KiB
+    def figures(self, device: torch.device) -> dict[str, float | None]:
+        """Wall time in seconds over all sessions; images per second over all ranks and peak memory of this session.
+
+        Args:
+            device: what the network is on; on a GPU its memory is counted, elsewhere that of this process.
+        """
         return {
             "wall_time_s": round(self.seconds(), 1),
             "train_images_per_s": round(self.images / self.training, 2) if self.training else None,
-            "peak_memory_mib": round(peak),
+            "peak_memory_mib": round(peak_memory_mib(device)),
         }
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Peak memory in MiB: allocated on a GPU, else resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource  # not on Windows, where importing this file must not fail
+
+    unit = 1 if sys.platform == "darwin" else 2**10  # macOS counts in bytes, Linux in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

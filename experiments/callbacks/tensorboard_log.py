@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from experiments.callbacks.log import Ending, LogRow
 
 NAMED_CLASSES = 40
-"""Above this many, a matrix has no names: they would not be readable."""
+"""A matrix of more classes has no names, because they would not be readable."""
 
 
 class TensorBoardLog:
@@ -23,7 +23,7 @@ class TensorBoardLog:
         self.writer: SummaryWriter | None = None
 
     def start(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        # What a killed process logged after its last checkpoint is logged again: readers drop the first of the two.
+        # Steps that a killed process logged after its last checkpoint are logged again; readers drop the first ones.
         self.writer = SummaryWriter(self.path, purge_step=step + 1 if step else None)
 
     def row(self, values: LogRow, step: int) -> None:
@@ -31,12 +31,13 @@ class TensorBoardLog:
         for name, value in values.items():
             if name != "step":
                 writer.add_scalar(name, value, step)
-        writer.flush()  # a kill would lose what is held back, which metrics.csv has
+        writer.flush()  # a killed process would lose what is buffered, though metrics.csv has it
 
     def end(self, ending: Ending) -> None:
         writer = self.opened()
-        picture = np.asarray(Image.open(ending.folder.predictions).convert("RGB"))
-        writer.add_image("predictions", picture, ending.step, dataformats="HWC")
+        if ending.folder.predictions.is_file():  # there is none if drawing failed
+            picture = np.asarray(Image.open(ending.folder.predictions).convert("RGB"))
+            writer.add_image("predictions", picture, ending.step, dataformats="HWC")
         classes = ending.results["protocol"]["classes"]
         if ending.matrix is not None:
             writer.add_figure("confusion_matrix", draw_matrix(ending.matrix, classes), ending.step)

@@ -1,4 +1,4 @@
-"""What is known about the W&B server before it is relied on: whether it answers, and whether there is a key for it."""
+"""Checks of the W&B server before it is used: whether it answers, and whether there is a key for it."""
 
 import json
 import netrc
@@ -13,11 +13,11 @@ FIRST_SERVER_FAULT = 500
 
 
 def server_problem(url: str) -> str | None:
-    """Why the server at `url` cannot be used now, within `PROBE_SECONDS`; None where it answers at all.
+    """Return why the server at `url` cannot be used now, within `PROBE_SECONDS`, or None if it answers at all.
 
-    The W&B client would find out too, after ten seconds for the user's name and its `init_timeout`.
+    The W&B client would find out too, but only after ten seconds for the user's name and its `init_timeout`.
     """
-    if any(name in os.environ for name in OWN_PROXY):  # only the client knows this way
+    if any(name in os.environ for name in OWN_PROXY):  # only the client can use these proxies
         return None
     body = json.dumps({"query": "{__typename}"}).encode()
     request = urllib.request.Request(f"{url.rstrip('/')}/graphql", body, {"Content-Type": "application/json"})
@@ -29,7 +29,7 @@ def server_problem(url: str) -> str | None:
     except TimeoutError:
         return f"has not answered within {PROBE_SECONDS:g} s"
     except urllib.error.URLError as error:
-        if isinstance(error.reason, ssl.SSLError):  # the client has certificates of its own
+        if isinstance(error.reason, ssl.SSLError):  # the client has its own certificates
             return None
         if isinstance(error.reason, TimeoutError):
             return f"has not answered within {PROBE_SECONDS:g} s"
@@ -39,7 +39,7 @@ def server_problem(url: str) -> str | None:
 
 
 def has_key(url: str) -> bool:
-    """Whether the W&B client would find an API key for the server without asking for one."""
+    """Return whether the W&B client would find an API key for the server without asking for one."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     try:

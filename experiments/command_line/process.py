@@ -1,18 +1,27 @@
-"""How a program ends: exit codes, one-line errors, signals, and dying with the parent process."""
+"""How a program ends: exit codes, one-line errors, signals, and ending together with the parent process."""
 
 import ctypes
+import importlib.util
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 USAGE_ERROR = 2
 PR_SET_PDEATHSIG = 1
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("backbones", "heads", "lightning_modules", "datamodules", "experiments")
+"""The folders of this project's code below ROOT."""
 
 
 class Stopped(BaseException):
-    """A signal has ended the work where it can be gone on with; says where that is, in one of several processes."""
+    """Raised when a signal ends the work at a point from which it can be resumed.
+
+    `where` describes that point on rank 0 and is None on other ranks.
+    """
 
     def __init__(self, where: str | None, code: int) -> None:
         super().__init__(where)
@@ -21,22 +30,32 @@ class Stopped(BaseException):
 
 
 class RunError(Exception):
-    """What ended the work and is nobody's usage error: one line with the reason and what to do."""
+    """Raised for a failure that is not a usage error; the message is one line with the reason and what to do."""
 
 
 def run_program(program: str, work: Callable[[], int | None], stopped: str) -> int:
-    """The exit code of `work`, which imports torch itself. After a signal, `stopped` says where things stand."""
-    # Threads that spin while they wait steal the processor from the loader: several-fold slower on a busy machine.
+    """Run `work`, which imports torch itself, and return its exit code, or 0 if it returns None.
+
+    Errors that this project raises for its users become one line. Other errors are bugs and keep their traceback; the
+    environment variable GRAFT_TRACEBACK=1 shows the traceback of every error. `stopped` is what to say about resuming
+    after a signal.
+    """
+    if importlib.util.find_spec("fcntl") is None:
+        print(f"{program}: error: Graft runs on Linux and macOS; on Windows, use it within WSL", file=sys.stderr)
+        return USAGE_ERROR
+    # Threads that spin while they wait take CPU time from the data-loader workers: several times slower on a busy
+    # machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     handlers = {one: signal.getsignal(one) for one in SIGNALS}
     try:
         return work() or 0
-    except ValueError as error:
-        print(f"{program}: error: {str(error).splitlines()[-1]}", file=sys.stderr)
-        return USAGE_ERROR
-    except RunError as fault:
-        print(f"{program}: error: {fault}", file=sys.stderr)
-        return 1
+    except (ValueError, RunError) as error:
+        if not raised_here(error):
+            raise
+        if os.environ.get("GRAFT_TRACEBACK") == "1":
+            traceback.print_exception(error)
+        print(f"{program}: error: {last_line(error)}", file=sys.stderr)
+        return 1 if isinstance(error, RunError) else USAGE_ERROR
     except KeyboardInterrupt:
         print(f"{program}: stopped; {stopped}", file=sys.stderr)
         return 130
@@ -47,6 +66,24 @@ def run_program(program: str, work: Callable[[], int | None], stopped: str) -> i
     finally:
         for one, handler in handlers.items():
             signal.signal(one, handler)
+
+
+def raised_here(error: BaseException) -> bool:
+    """Return whether a `raise` statement of this project raised the error, rather than a library that it called.
+
+    torch raises errors of data-loader workers again itself, so errors of this project's own classes count too.
+    """
+    if type(error).__module__.split(".")[0] in PACKAGES:
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames or "raise" not in (frames[-1].line or "").split():  # functions in C have no frame of their own
+        return False
+    return any(Path(frames[-1].filename).is_relative_to(ROOT / package) for package in PACKAGES)
+
+
+def last_line(error: BaseException) -> str:
+    """Return the last line of an error's message, or the name of its class if the message is empty."""
+    return (str(error).splitlines() or [type(error).__name__])[-1]
 
 
 def end_with_parent(number: int = signal.SIGTERM) -> None:

@@ -75,8 +75,16 @@ class RunConfig:
     accelerator: str = flag("auto", "auto, cpu, gpu, mps ...")
     devices: str = flag("auto", "processes on this machine: a number, or auto")
     nodes: PositiveInt = flag(1, "machines")
-    strategy: str = flag("auto", "auto, ddp, fsdp2 or another of Lightning's, such as deepspeed_stage_2")
-    precision: str = flag("32-true", "32-true, 16-mixed, bf16-mixed ...")
+    strategy: str = flag(
+        "auto", "how ranks share the work: auto, ddp, fsdp2 (shards the weights) or another of Lightning's"
+    )
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = flag(
+        "32-true", "float32, or automatic mixed precision with float16 or bfloat16"
+    )
+    matmul_precision: Literal["highest", "high", "medium"] | None = flag(
+        None,
+        "float32 matrix products on GPUs: highest is exact, high uses TF32; default: high, --deterministic: highest",
+    )
     sync_batchnorm: bool = flag(False, "batch norm over all processes")
     compile: bool = flag(False, "torch.compile the network")
     checkpoint_activations: bool = flag(False, "compute blocks again for their gradients: a third slower, less memory")
@@ -161,8 +169,15 @@ def usage_problem(config: RunConfig) -> str | None:
         return f"--ema is a decay below 1, such as 0.999, not {config.ema:g}"
     if config.layer_decay > 1:
         return f"--layer-decay is at most 1, such as 0.75, not {config.layer_decay:g}"
-    if config.strategy == "fsdp2" and (config.ema or config.compile):
-        return f"--strategy fsdp2 works without --{'ema' if config.ema else 'compile'}"
+    for name in ("ema", "compile", "sync_batchnorm"):
+        if config.strategy == "fsdp2" and getattr(config, name):
+            return f"--strategy fsdp2 cannot be combined with {dashed(name)}; leave one of them out"
+    if config.strategy == "fsdp2" and config.optimizer == "sgd" and not config.momentum:
+        return "--strategy fsdp2: Lightning cannot resume sgd without momentum; give a --momentum above 0, or use ddp"
+    if config.strategy.startswith(("deepspeed", "fsdp")) and config.strategy != "fsdp2":
+        return (
+            f"--strategy {config.strategy}: its checkpoints are no single files; use ddp, or fsdp2 to shard the weights"
+        )
     if config.crf_settings is not None and config.crf == "none":
         return "--crf-settings does nothing with --crf none; add --crf test or --crf train"
     if config.crf_settings is not None and crf_settings_problem(config.crf_settings):

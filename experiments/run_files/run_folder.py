@@ -1,4 +1,4 @@
-"""The folder a run leaves behind, and the rules for making or continuing one.
+"""The folder of a run, and the rules for making or continuing one.
 
 runs/NAME/  config.yaml  metrics.csv  results.json  predictions.png  predictions/  checkpoints/best.ckpt  .../last.ckpt
 """
@@ -7,7 +7,7 @@ import dataclasses
 import errno
 import fcntl
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,16 @@ import yaml
 from experiments.command_line.parser import builtin_value, dashed
 from experiments.command_line.run_config import RunConfig, to_yaml
 from experiments.run_files.atomic_file import write_atomically
+from experiments.run_files.launch import started_together
 
-# Settings that may differ when a run goes on: they change where and how long it trains, not what is trained.
+# Settings that may differ when a run is continued: they change where and how long it trains, not what is trained.
 MAY_DIFFER = {
     "resume", "name", "out", "epochs", "max_steps", "devices", "nodes", "accelerator", "strategy", "workers", "logger",
     "data_dir", "download", "on_bad_sample", "cache", "checkpoint_every",
     "wandb_project", "wandb_group", "wandb_tags", "wandb_checkpoint",
 }  # fmt: skip
-LONGER = ("epochs", "max_steps")  # with --resume only: the schedule then is another one
-# Processes that Lightning starts for DDP run the whole program again; they must land in the folder of the first.
+LONGER = ("epochs", "max_steps")  # may differ with --resume only, because they change the schedule
+# Processes that Lightning starts for DDP run the whole program again; they must use the folder of the first one.
 RUN_FOLDER_VARIABLE = "GRAFT_RUN_FOLDER"
 
 
@@ -62,22 +63,26 @@ class RunFolder:
         return self.path / "wandb_id"
 
 
-def open_run_folder(config: RunConfig) -> RunFolder:
-    """Make the run's folder, or take the one to continue: that of `--resume`, or of the same command, unfinished.
+def open_run_folder(
+    config: RunConfig, rank: int, check: Callable[[RunFolder], None] = lambda folder: None
+) -> RunFolder:
+    """Make the run's folder, or take the one to continue: that of `--resume`, or that of the same unfinished command.
+
+    Args:
+        rank: of this process; only rank 0 makes or changes anything.
+        check: called with the folder of a run that is continued, before anything in it is changed; may raise.
 
     Raises:
         ValueError: the folder belongs to something else, is finished or in use, or there is nothing to continue.
     """
-    from lightning.pytorch.utilities.rank_zero import rank_zero_only  # imports torch, which grids do without
-
     if RUN_FOLDER_VARIABLE in os.environ:
         return RunFolder(Path(os.environ[RUN_FOLDER_VARIABLE]))
-    folder = RunFolder(choose_path(config))
-    # The first process of those that srun or torchrun starts is making the folder.
-    if rank_zero_only.rank:  # type: ignore[attr-defined]
-        return folder
+    if rank:  # of processes that srun or torchrun started together
+        return RunFolder(choose_path(config))
+    folder = RunFolder(claim_path(config))
     if config.resume or folder.config.is_file():
         check_continues(config, folder)
+        check(folder)
     else:
         check_free(folder.path)
     prepare(folder, config)
@@ -85,11 +90,30 @@ def open_run_folder(config: RunConfig) -> RunFolder:
     return folder
 
 
+def claim_path(config: RunConfig) -> Path:
+    """Choose the folder's path. A new numbered folder is made here, so that runs that start together get one each."""
+    while True:
+        path = choose_path(config)
+        if config.resume or config.name is not None or started_together(config) or path.exists():
+            return path
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:  # another run has just taken the number
+            continue
+        except OSError as error:
+            raise ValueError(f"--out {config.out}: cannot make a run folder there ({error.strerror})") from error
+
+
 def choose_path(config: RunConfig) -> Path:
-    """`out/name`; without `--name` the default one, numbered, or the last number where that run is to go on."""
+    """Return `out/name`.
+
+    Without `--name`: the default name, numbered if it is taken, or the highest number in use if that run is to be
+    continued.
+    """
     out = Path(config.out)
     path = out / config.run_name
-    if config.name is not None or started_together():
+    if config.name is not None or started_together(config):
         return path
     number, last = 1, path
     while path.exists():
@@ -99,11 +123,6 @@ def choose_path(config: RunConfig) -> Path:
     if config.resume or (goes_on and not changed_setting(config, unfinished, LONGER) and not in_use(unfinished)):
         return last
     return path
-
-
-def started_together() -> bool:
-    """Whether torchrun or srun starts all processes of the run: each must find the same folder by itself."""
-    return any(int(os.environ.get(name, "1")) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
 
 
 def check_free(path: Path) -> None:
@@ -129,11 +148,14 @@ def check_continues(config: RunConfig, folder: RunFolder) -> None:
 
 
 def changed_setting(config: RunConfig, folder: RunFolder, matters: Collection[str]) -> tuple[str, Any, Any] | None:
-    """The first setting in which the folder's run is another: its name, the value there and here."""
+    """Return the first setting that differs from the existing run's, as (name, its value, our value), or None.
+
+    Settings in MAY_DIFFER count only if they are in `matters`.
+    """
     there = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
     if not isinstance(there, dict):
         raise ValueError(f"{folder.config} holds no settings; delete {folder.path} or choose another --name")
-    defaults = dataclasses.asdict(RunConfig())  # for flags that are younger than the folder
+    defaults = dataclasses.asdict(RunConfig())  # for flags that did not exist when the folder was made
     for name, value in yaml.safe_load(to_yaml(config)).items():
         before = there.get(name, builtin_value(defaults[name]))
         if before != value and (name not in MAY_DIFFER or name in matters):
@@ -142,10 +164,11 @@ def changed_setting(config: RunConfig, folder: RunFolder, matters: Collection[st
 
 
 def prepare(folder: RunFolder, config: RunConfig) -> None:
-    """Write config.yaml, keep other processes out until this one ends, and take away results that no longer hold."""
+    """Write config.yaml, lock the folder until this process ends, and remove results of an earlier end of the run."""
     try:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        lock(folder)
+        if not lock(folder):
+            print(f"{folder.path}: this file system has no locks; do not start a second run in it", flush=True)
         write_atomically(folder.config, to_yaml(dataclasses.replace(config, resume=False)))
         folder.results.unlink(missing_ok=True)
     except OSError as error:
@@ -153,39 +176,41 @@ def prepare(folder: RunFolder, config: RunConfig) -> None:
 
 
 HELD: dict[Path, int] = {}
-"""Open lock files, by folder. The system lets go of them when the process ends, however it does."""
+"""Descriptors of the lock files that this process holds. The system releases them when the process ends."""
 
 
-def lock(folder: RunFolder) -> None:
-    """Keep other processes out of the folder.
+def lock(folder: RunFolder) -> bool:
+    """Lock the folder, so that no other process trains in it. Returns False if the file system has no locks.
 
     Raises:
-        ValueError: another process is at work in it.
+        ValueError: another process holds the lock.
     """
     lock = folder.path.resolve() / ".lock"
     if lock in HELD:
-        return
+        return True
     file = os.open(lock, os.O_RDWR | os.O_CREAT)
     try:
-        # Of the process, not of the open file: loader processes that outlive a killed run hold nothing.
+        # lockf locks belong to the process, not to the open file, so data-loader workers that outlive a killed run do
+        # not keep the lock.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(file)
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise ValueError(f"--name: another process is training in {folder.path}; wait or choose another") from None
-        return  # a file system without locks
+        return False
     HELD[lock] = file
+    return True
 
 
 def unlock(folder: RunFolder) -> None:
-    """Let others in again, and this process choose another folder."""
+    """Release the lock, if this process holds it."""
     file = HELD.pop(folder.path.resolve() / ".lock", None)
     if file is not None:
         os.close(file)
 
 
 def in_use(folder: RunFolder) -> bool:
-    """Whether another process is at work in the folder."""
+    """Return whether another process holds the folder's lock."""
     try:
         lock(folder)
     except ValueError:
@@ -195,7 +220,7 @@ def in_use(folder: RunFolder) -> bool:
 
 
 def finished_run_problem(path: str, data_dir: str | None, out: Path) -> str | None:
-    """What can be known to be wrong with a run folder, or the file to write, before torch is imported, in one line."""
+    """Return the first problem with a run folder or the file to write, in one line, or None. Imports no torch."""
     if not (Path(path) / "config.yaml").is_file():
         return f"{path} is no run folder (it has no config.yaml); give one that run.py made"
     if not (Path(path) / "checkpoints" / "best.ckpt").is_file():

@@ -1,8 +1,6 @@
-"""Builds data and network from the settings of a run."""
+"""Builds the data and the network from the settings of a run."""
 
 import dataclasses
-import logging
-import warnings
 from typing import Any
 
 import lightning.pytorch as pl
@@ -29,20 +27,11 @@ NO_CLASS = -100
 
 
 def prepare(config: RunConfig) -> tuple[GraftDataModule, GraftModule]:
-    """Data and module as the settings ask for them, checked.
+    """Build and check the data and the module.
 
     Raises:
         ValueError: the settings or the data cannot work; one line says why.
     """
-    # Lightning's chatter about hardware it did not find, and products; its warnings stay.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for not_for_users in (
-        "`isinstance\\(treespec",
-        ".*sync_dist=True",
-        "The `srun` command is available",
-        "You're using the WeightAveraging",
-    ):
-        warnings.filterwarnings("ignore", not_for_users, module="lightning")  # scores are of all processes already
     pl.seed_everything(config.seed, workers=True, verbose=False)
     crf = crf_settings(config)
     data = build_data(config)
@@ -52,7 +41,10 @@ def prepare(config: RunConfig) -> tuple[GraftDataModule, GraftModule]:
     module = build_module(config, data, crf if config.crf == "train" else None)
     if config.start_from is not None:
         fresh = module.start_from(config.start_from)
-        rank_zero_only(print)(f"starts from {config.start_from}; as initialised stay: {', '.join(fresh) or 'none'}")
+        rank_zero_only(print)(
+            f"starting from {config.start_from}; tensors not found there keep their initial values: "
+            + (", ".join(fresh) or "none")
+        )
     if config.mixup or config.cutmix:
         if not isinstance(module, ClassificationModule):
             raise ValueError(f"--mixup and --cutmix mix the classes of whole images; {config.head} labels pixels")
@@ -61,7 +53,7 @@ def prepare(config: RunConfig) -> tuple[GraftDataModule, GraftModule]:
 
 
 def crf_settings(config: RunConfig) -> dict[str, Any] | None:
-    """What `--crf` asks for, as plain values.
+    """Return the settings of `--crf` as plain values, or None without a CRF.
 
     Raises:
         ValueError: the head does not segment, or a setting is out of its range.
@@ -76,7 +68,7 @@ def crf_settings(config: RunConfig) -> dict[str, Any] | None:
 
 
 def build_data(config: RunConfig) -> GraftDataModule:
-    """The data module, for the task of the head, with images normalised as the backbone's weights expect them."""
+    """Build the data module for the head's task, with images normalised as the backbone's weights expect them."""
     head = find_head(config.head)
     with torch.device("meta"):
         backbone = find_backbone(config.backbone)()
@@ -98,7 +90,7 @@ def build_data(config: RunConfig) -> GraftDataModule:
 
 
 def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] | None = None) -> GraftModule:
-    """The Lightning module for the data's classes, and with the CRF that is to be learned, if any."""
+    """Build the Lightning module for the data's classes, with the CRF that is to be learned, if any."""
     return MODULES[data.task](
         config.backbone,
         config.head,
@@ -112,7 +104,7 @@ def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] |
         class_weights=class_weights(config.class_weights, data),
         label_smoothing=config.label_smoothing,
         aux_weight=config.aux_weight,
-        # Images have no class that is ignored; 255 is one of ImageNet's.
+        # In classification no label is ignored: 255 is a class of ImageNet, so this is an index that never occurs.
         ignore_index=data.ignore_index if data.task == "segmentation" else NO_CLASS,
         optimizer=config.optimizer,
         lr=config.lr,

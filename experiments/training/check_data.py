@@ -1,4 +1,4 @@
-"""`run.py --check-data`: walk a data set and report every fault, as a table and as JSON, without training."""
+"""`run.py --check-data`: check a whole data set and report every fault, as a table and as JSON, without training."""
 
 import dataclasses
 import json
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from datamodules.base import IGNORE_INDEX, Source
@@ -19,7 +20,7 @@ from experiments.command_line.run_config import RunConfig
 from experiments.training.build import build_data
 
 MOST_ROWS = 50
-"""Faults that the table shows; the JSON file has all."""
+"""Number of faults in the table; the JSON file has all."""
 
 
 class Finding(NamedTuple):
@@ -30,7 +31,7 @@ class Finding(NamedTuple):
 
 
 class Inspected(NamedTuple):
-    """What is known of a sample that could be read, or its fault."""
+    """A sample's name, content and labels, or its fault if it cannot be read."""
 
     fault: Finding | None
     name: str = ""
@@ -39,7 +40,7 @@ class Inspected(NamedTuple):
 
 
 def check_data(config: RunConfig) -> int:
-    """Exit code 0 where all is well, 1 where there are faults.
+    """Check the data set that the settings name. Returns exit code 0, or 1 if there are faults.
 
     Kinds: layout (files missing or in the wrong place), unreadable, size mismatch, unknown label, empty mask (no pixel
     counts), duplicate (the same pixels in two splits).
@@ -83,7 +84,7 @@ def inspect(source: Source, split: str, index: int) -> Inspected:
 
 
 def duplicates(groups: list[list[tuple[str, str]]]) -> list[Finding]:
-    """Images of one content, of which some are in another split than others."""
+    """Find images that are in several splits; each group holds the samples of one content."""
     faults = []
     for group in groups:
         if len({split for split, _ in group}) > 1:
@@ -115,11 +116,13 @@ def print_report(path: Path, sizes: dict[str, int], faults: list[Finding], unuse
     if faults:
         table = Table("kind", "split", "what", title="faults")
         for fault in faults[:MOST_ROWS]:
-            table.add_row(fault.kind, fault.split, fault.message)
+            table.add_row(fault.kind, fault.split, escape(fault.message))
         console.print(table)
     if unused:
-        console.print(f"classes without a training sample: {', '.join(unused)}", highlight=False, soft_wrap=True)
+        console.print(
+            f"classes without a training sample: {', '.join(unused)}", highlight=False, soft_wrap=True, markup=False
+        )
     kinds = Counter(fault.kind for fault in faults)
     total = ", ".join(f"{number} {kind}" for kind, number in kinds.items()) or "no faults"
     checked = ", ".join(f"{number} {split}" for split, number in sizes.items()) or "nothing"
-    console.print(f"{checked} samples checked: {total}; all in {path}", highlight=False, soft_wrap=True)
+    console.print(f"{checked} samples checked: {total}; all in {path}", highlight=False, soft_wrap=True, markup=False)

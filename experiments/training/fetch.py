@@ -1,4 +1,4 @@
-"""Downloads what runs need before they start, on a machine that has a network."""
+"""Downloads what runs need, on a machine that has a network, before they start elsewhere."""
 
 from backbones import find_backbone
 from experiments.command_line.run_config import RunConfig

@@ -1,9 +1,10 @@
-"""What goes wrong during training, said in one line with what to do; the run folder stays one that can go on."""
+"""Trains, and turns errors that a person can do something about into one line; the run folder can still be resumed."""
 
 import errno
 import os
 import signal
 import traceback
+from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
@@ -19,22 +20,25 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def fit(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule, folder: RunFolder) -> None:
-    """Train, from last.ckpt where there is one.
+def fit(
+    trainer: pl.Trainer, module: GraftModule, data: GraftDataModule, folder: RunFolder, checkpoint: Path | None
+) -> None:
+    """Train, from the checkpoint if there is one.
 
     Raises:
-        RunError: it cannot go on, for a reason that a person can do something about.
+        RunError: training cannot go on, for a reason that a person can do something about.
         DataError: a sample cannot be read.
         KeyboardInterrupt: Ctrl-C.
     """
-    checkpoint = folder.last_checkpoint if folder.last_checkpoint.is_file() else None
     if checkpoint is not None:
         rank_zero_only(print)(f"goes on from {checkpoint}", flush=True)
     if RUN_FOLDER_VARIABLE in os.environ and trainer.global_rank > 0:
-        end_with_parent(signal.SIGKILL)  # NCCL would wait for it for half an hour, and SIGTERM for a step's end
+        # SIGKILL: without rank 0, this rank could hang in NCCL for half an hour, and SIGTERM takes effect only at the
+        # end of a step.
+        end_with_parent(signal.SIGKILL)
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit:  # what Lightning makes of Ctrl-C
+    except SystemExit:  # Lightning turns Ctrl-C into this
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
@@ -46,7 +50,7 @@ def fit(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule, folder:
 
 
 def user_message(error: BaseException, trainer: pl.Trainer) -> str | None:
-    """What a person would call the error, and what to do about it; None for a bug."""
+    """Say in a user's terms what the error is and what to do about it; None for a bug."""
     text = str(error)
     if isinstance(error, OSError) and error.errno in (*NO_ROOM, *NOT_WRITABLE):
         doing = "free some space" if error.errno in NO_ROOM else "make it writable"
@@ -56,14 +60,21 @@ def user_message(error: BaseException, trainer: pl.Trainer) -> str | None:
             "out of memory; lower --batch-size (and raise --accumulate as much) or --image-size, or use --precision "
             "bf16-mixed or --checkpoint-activations"
         )
+    if any(hint in text for hint in ("Bus error", "shared memory", "No space left on device")):
+        return "shared memory for batches is full; give the container more (docker: --shm-size 8g) or use --workers 0"
+    if "Too many open files" in text or "ancdata" in text:
+        return "too many open files; raise the limit with ulimit -n 65536 or use fewer --workers"
     if lost_worker(error):
         return "a loader process was killed, as the system does when memory runs out; use fewer --workers"
     if trainer.world_size > 1 and any(word in text for word in ("Connection closed", "Connection reset", "NCCL")):
-        return f"rank {trainer.global_rank} lost another process of this run; what that one said last is the reason"
+        return (
+            f"rank {trainer.global_rank} lost the connection to another rank; look for the reason in that rank's last "
+            "lines of output"
+        )
     return None
 
 
 def lost_worker(error: BaseException) -> bool:
-    """Whether a loader process died: the DataLoader says so, or a batch that it had made cannot be taken over."""
-    taking_over = any(frame.name.startswith("rebuild_storage") for frame in traceback.extract_tb(error.__traceback__))
-    return "DataLoader worker" in str(error) or taking_over
+    """Return whether a data-loader worker died: torch says so, or fails to receive a batch from it."""
+    receiving = any(frame.name.startswith("rebuild_storage") for frame in traceback.extract_tb(error.__traceback__))
+    return "DataLoader worker" in str(error) or receiving

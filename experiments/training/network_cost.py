@@ -1,4 +1,4 @@
-"""What a network costs: parameters and multiply-adds, counted without computing anything."""
+"""Counts the parameters and multiply-adds of a network without computing anything."""
 
 import copy
 
@@ -10,7 +10,11 @@ from lightning_modules.network import Network
 
 
 def network_cost(network: nn.Module, image_size: tuple[int, int], in_channels: int = 3) -> dict[str, float]:
-    """`params`, and `gmacs` (10^9 multiply-adds of one image at `image_size`; half of PyTorch's flop count)."""
+    """Count `params`, and `gmacs`: 10^9 multiply-adds for one image of `image_size`, half of PyTorch's count of flops.
+
+    Args:
+        image_size: height and width in pixels.
+    """
     ghost = copy.deepcopy(network).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         ghost(torch.empty(1, in_channels, *image_size, device="meta"))
@@ -21,7 +25,7 @@ def network_cost(network: nn.Module, image_size: tuple[int, int], in_channels: i
 
 
 def classifier_without_weights(backbone: str, classes: int = 1000, in_channels: int = 3) -> Network:
-    """A backbone under its classifier, on no device, as it runs: auxiliary classifiers exist in training only."""
+    """Build a backbone and its classifier on the meta device, without auxiliary classifiers, which only train."""
     with torch.device("meta"):
         network = Network(backbone, "classifier", classes, in_channels=in_channels)
         if network.has_aux:

@@ -1,15 +1,16 @@
-"""What the network makes of validation images: predictions.png to look at, and a folder of single PNGs to compare runs.
+"""Pictures of predictions for validation images: predictions.png to look at, and single PNGs to compare runs.
 
 predictions/  index.json  00000-image.png  00000-truth.png  00000-prediction.png  00025-image.png ...
 
-Label maps are PNGs with a palette: their values are the classes, shown in the classes' colours. In classification,
-index.json has the names in their place.
+Label maps are PNGs with a palette: their values are the classes, shown in the classes' colours. In classification
+there are none; index.json has the class names instead.
 """
 
 import json
 from pathlib import Path
 
 import cv2
+import lightning.pytorch as pl
 import matplotlib
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from PIL import Image
 
 from datamodules.base import GraftDataModule
 from lightning_modules.base import GraftModule
+from lightning_modules.sharding import is_sharded
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -24,18 +26,40 @@ from matplotlib.patches import Patch
 
 SAMPLES = 6
 LONGEST_SIDE = 384
-"""In pixels, of the single PNGs."""
+"""Of the single PNGs, in pixels."""
 Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Image uint8 `(H, W, 3)`, truth, prediction."""
 
 
+def draw_predictions(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule, path: Path) -> bool:
+    """Write the pictures of a finished run on rank 0. Returns False, with one line, if that fails or shows nothing.
+
+    Scores are written by then, so no error may end the run here. Pictures of an earlier end of the run are removed.
+    """
+    try:
+        if trainer.is_global_zero:
+            path.unlink(missing_ok=True)
+            (path.with_suffix("") / "index.json").unlink(missing_ok=True)
+        # All ranks compute sharded weights together.
+        drawn = samples_by_index(module, data) if trainer.is_global_zero or is_sharded(module.network) else {}
+        if trainer.is_global_zero:
+            if not drawn:
+                raise ValueError("none of the chosen validation images can be read")
+            write_predictions(drawn, data, path)
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        print(f"no predictions.png: {type(error).__name__}: {reason}; the scores are in results.json", flush=True)
+        return False
+    return True
+
+
 def samples(module: GraftModule, data: GraftDataModule) -> list[Sample]:
-    """(image uint8 `(H, W, 3)`, truth, prediction) of evenly spaced validation images."""
+    """Return (image uint8 `(H, W, 3)`, truth, prediction) of evenly spaced validation images."""
     return list(samples_by_index(module, data).values())
 
 
 def samples_by_index(module: GraftModule, data: GraftDataModule) -> dict[int, Sample]:
-    """The same by their index in the validation split."""
+    """Return the same by their index in the validation split, without images that cannot be read."""
     assert data.val is not None
     indices = np.linspace(0, len(data.val) - 1, min(SAMPLES, len(data.val))).astype(int).tolist()
     items = {index: item for index in indices if (item := data.val[index]) is not None}
@@ -49,20 +73,19 @@ def samples_by_index(module: GraftModule, data: GraftDataModule) -> dict[int, Sa
 
 
 def coloured(labels: np.ndarray, data: GraftDataModule) -> np.ndarray:
-    """Class colours of labels `(H, W)` as uint8 `(H, W, 3)`; ignored pixels black."""
+    """Return labels `(H, W)` in their class colours, as uint8 `(H, W, 3)`; ignored pixels are black."""
     return palette(data)[labels]
 
 
 def palette(data: GraftDataModule) -> np.ndarray:
-    """The colour of every label, uint8 `(256, 3)`."""
+    """Return the colour of every label, uint8 `(256, 3)`."""
     table = np.zeros((256, 3), np.uint8)
     table[: data.num_classes] = data.colours
     return table
 
 
-def write_predictions(module: GraftModule, data: GraftDataModule, path: Path) -> None:
-    """One row an image: the image, the truth, the prediction, and a legend of the classes; and beside it the folder."""
-    drawn = samples_by_index(module, data)
+def write_predictions(drawn: dict[int, Sample], data: GraftDataModule, path: Path) -> None:
+    """Write a figure with one row per image (image, truth, prediction) and a legend, and the folder of single PNGs."""
     draw = draw_segmentation if data.task == "segmentation" else draw_classification
     figure = draw(list(drawn.values()), data)
     figure.savefig(path, dpi=110, bbox_inches="tight")
@@ -71,7 +94,7 @@ def write_predictions(module: GraftModule, data: GraftDataModule, path: Path) ->
 
 
 def write_singly(drawn: dict[int, Sample], data: GraftDataModule, folder: Path) -> None:
-    """Each picture as a PNG of its own; the index comes last, so that it never names what is not there."""
+    """Write each picture as a PNG; the index is written last, so that it never names a missing file."""
     folder.mkdir(exist_ok=True)
     entries = []
     for index, (image, truth, prediction) in drawn.items():
@@ -92,7 +115,7 @@ def write_singly(drawn: dict[int, Sample], data: GraftDataModule, folder: Path) 
 
 
 def smaller(picture: np.ndarray, interpolation: int) -> np.ndarray:
-    """The picture with its longer side at most `LONGEST_SIDE`."""
+    """Shrink the picture so that its longer side is at most `LONGEST_SIDE`."""
     height, width = picture.shape[:2]
     scale = LONGEST_SIDE / max(height, width)
     if scale >= 1:

@@ -1,4 +1,4 @@
-"""Scores the best checkpoint and writes what a run leaves."""
+"""Scores the best checkpoint and writes the results and pictures of a run."""
 
 from typing import Any
 
@@ -11,8 +11,9 @@ from datamodules.errors import DataError
 from experiments.callbacks.run_cost import RunCost
 from experiments.command_line.run_config import RunConfig
 from experiments.run_files.run_folder import RunFolder
-from experiments.training.predictions import write_predictions
-from experiments.training.write_results import print_results, write_results
+from experiments.training.predictions import draw_predictions
+from experiments.training.resume import read_checkpoint
+from experiments.training.write_results import Results, print_results, training_record, write_results
 from lightning_modules.base import GraftModule
 
 
@@ -22,36 +23,57 @@ def finish(
     trainer: pl.Trainer,
     module: GraftModule,
     data: GraftDataModule,
+    *,
     crf: dict[str, Any] | None,
     costs: dict[str, float],
     clock: RunCost,
 ) -> None:
-    """Score the best checkpoint, then write results.json and predictions.png and print the table."""
-    best_epoch = 0
+    """Score the best checkpoint, write results.json, draw predictions.png and print the table.
+
+    The pictures come last, so that an error while drawing loses no score.
+
+    Args:
+        crf: settings of the CRF of `--crf`, or None.
+        costs: numbers for results.json.
+    """
+    best_epoch = best_step = 0
     if config.epochs:
-        state = torch.load(folder.checkpoints / "best.ckpt", map_location=module.device, weights_only=True)
-        # Also into weights that FSDP2 has spread over the processes.
+        state = read_checkpoint(folder.checkpoints / "best.ckpt")
+        # Also into weights that FSDP2 has sharded over the ranks.
         set_model_state_dict(module, state["state_dict"], options=StateDictOptions(full_state_dict=True))
-        best_epoch = int(state["epoch"]) + 1
+        best_epoch, best_step = int(state["epoch"]) + 1, int(state["global_step"])
     scores = evaluate(trainer, module, data)
     skipped = {split: skipped_samples(trainer, data, split) for split in data.splits}
-    if trainer.is_global_zero:
-        write_predictions(module, data, folder.predictions)
     if crf is not None and config.crf == "test":
         module.add_crf(crf, trainable=False)
-        refined = evaluate_apart(trainer, module, data)
-        both = scores | refined
+        both = scores | evaluate_apart(trainer, module, data)
         scores = {name: both[name] for split in scores for name in (split, f"{split}_crf")}
+        module.crf = None  # pictures show the network's own predictions
     if trainer.is_global_zero:
-        write_results(config, folder, data, crf, costs | clock.figures(), scores, best_epoch, skipped)
-        print_results(folder, scores)
+        write_results(
+            config,
+            folder,
+            data,
+            Results(
+                scores=scores,
+                best_epoch=best_epoch,
+                best_step=best_step,
+                skipped=skipped,
+                crf=crf,
+                costs=costs | clock.figures(trainer.strategy.root_device),
+                training=training_record(config, trainer),
+            ),
+        )
+    drawn = draw_predictions(trainer, module, data, folder.predictions)
+    if trainer.is_global_zero:
+        print_results(folder, scores, drawn)
         for split, samples in skipped.items():
             for message in samples:
                 print(f"skipped in {split}: {message}")
 
 
 def evaluate(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule) -> dict[str, dict[str, float]]:
-    """The scores of each split but the training images, by split and then as logged: "val/miou"."""
+    """Return the scores of each split except train, by split and then by their logged name, such as "val/miou"."""
     scores = {}
     for split in [split for split in data.splits if split != "train"]:
         loader = data.val_dataloader() if split == "val" else data.test_dataloader()
@@ -62,7 +84,7 @@ def evaluate(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule) ->
 
 
 def evaluate_apart(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule) -> dict[str, dict[str, float]]:
-    """The scores with the CRF, as "val_crf" and "val_crf/miou", so that no curve of the network's own is continued."""
+    """Return the scores with the CRF as "val_crf" and "val_crf/miou", so that they are not mixed with the network's."""
     return {
         f"{split}_crf": {name.replace(split, f"{split}_crf", 1): value for name, value in values.items()}
         for split, values in evaluate(trainer, module, data).items()
@@ -70,7 +92,7 @@ def evaluate_apart(trainer: pl.Trainer, module: GraftModule, data: GraftDataModu
 
 
 def skipped_samples(trainer: pl.Trainer, data: GraftDataModule, split: str) -> list[str]:
-    """What is wrong with each sample of a split that any process has skipped."""
+    """Return, for each sample of a split that a rank has skipped, what is wrong with it."""
     samples: Samples = getattr(data, split)
     if not len(samples.bad):
         return []

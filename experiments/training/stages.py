@@ -19,7 +19,7 @@ from heads import HEADS, find_head
 
 
 def stages(config: RunConfig) -> list[RunConfig]:
-    """The settings of each stage.
+    """Return the settings of each stage.
 
     Raises:
         ValueError: the head has no stages.
@@ -27,7 +27,10 @@ def stages(config: RunConfig) -> list[RunConfig]:
     changes = find_head(config.head).stages
     if not changes:
         having = ", ".join(name for name, head in HEADS.items() if head.stages)
-        raise ValueError(f"--staged: {config.head} trains at once; heads with stages: {having}")
+        raise ValueError(
+            f"--staged: {config.head} has no training stages; leave the flag out, or use one of the heads that have: "
+            f"{having}"
+        )
     last = choose_path(config)
     runs, start = [], config.start_from
     for number, changed in enumerate(changes, 1):
@@ -39,7 +42,7 @@ def stages(config: RunConfig) -> list[RunConfig]:
 
 
 def run_stages(config: RunConfig) -> int:
-    """Run one after the other, each in a process of its own; the exit code is that of the first that fails.
+    """Run all stages, each in a process of its own. Returns the exit code of the first that fails, or 0.
 
     Raises:
         ValueError: see `stages`.
@@ -60,15 +63,15 @@ def run_stages(config: RunConfig) -> int:
 
 
 def run_stage(config: RunConfig) -> int:
-    """run.py with these settings, in a process of its own."""
+    """Start run.py with these settings in a process of its own. Returns its exit code."""
     with tempfile.TemporaryDirectory() as scratch:
         settings = Path(scratch) / "stage.yaml"
         settings.write_text(to_yaml(config), encoding="utf-8")
         process = subprocess.Popen([sys.executable, str(RUN), "--config", str(settings)])
-        for one in (signal.SIGTERM, signal.SIGUSR1):
+        for one in (signal.SIGTERM, signal.SIGUSR1):  # SIGINT reaches it from the terminal
             signal.signal(one, lambda number, _: process.send_signal(number))
         while True:
             try:
                 return process.wait()
-            except KeyboardInterrupt:  # it got the signal too, and is saving where it stopped
+            except KeyboardInterrupt:  # the child got the signal too and is saving
                 continue

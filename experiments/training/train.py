@@ -1,9 +1,11 @@
-"""Build the data, the network and the Trainer from the settings; fit, test and leave a run folder."""
+"""One run: build the data, the network and the Trainer from the settings, train, score, and leave a run folder."""
 
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from datamodules.base import GraftDataModule
 from experiments.callbacks.checkpoints import Checkpoints
@@ -17,42 +19,45 @@ from experiments.command_line.run_config import RunConfig
 from experiments.run_files.run_folder import RunFolder, open_run_folder, unlock
 from experiments.training.build import crf_settings, prepare
 from experiments.training.fit import fit
-from experiments.training.make_trainer import build_trainer
+from experiments.training.make_trainer import build_trainer, set_matmul_precision
 from experiments.training.network_cost import network_cost
+from experiments.training.rehearse import check_deterministic, check_shapes
+from experiments.training.resume import SameStart, check_same_data
 from experiments.training.score import finish
 from lightning_modules.base import GraftModule
 
 
 def train(config: RunConfig) -> None:
-    """Run what the settings ask for. Nothing is written before data and network are known to work.
+    """Train and score as the settings say. Nothing is written before data and network are known to work.
 
     Raises:
         ValueError: the settings, the data or the run folder cannot work; one line says why.
     """
     clock = RunCost()
+    device = build_trainer(config, RunFolder(Path(config.out)), [], "").strategy.root_device  # refuses what is not here
     data, module = prepare(config)
-    build_trainer(config, RunFolder(Path(config.out)), [], module.monitor)  # refuses what cannot be had here
-    folder = open_run_folder(config)
+    if config.epochs:
+        check_shapes(config, module, data.image_size)
+        check_deterministic(config, module, data.image_size, device.type)
+    set_matmul_precision(config, device)
+    rank: int = rank_zero_only.rank  # type: ignore[attr-defined]
+    folder = open_run_folder(config, rank, partial(check_same_data, data=data))
     try:
         run(config, folder, data, module, clock)
     finally:
         unlock(folder)
 
 
-def run(
-    config: RunConfig,
-    folder: RunFolder,
-    data: GraftDataModule,
-    module: GraftModule,
-    clock: RunCost,
-) -> None:
+def run(config: RunConfig, folder: RunFolder, data: GraftDataModule, module: GraftModule, clock: RunCost) -> None:
     """Train in the folder, from where it stands, then score and write the results."""
     costs = network_cost(module.network, data.image_size)
+    checkpoint = folder.last_checkpoint if folder.last_checkpoint.is_file() else None
     table = MetricsFile(folder.metrics)
     curves = LogRows(make_logs(config, folder, costs, module.monitor), table)
     preemption = Preemption(folder.last_checkpoint)
     callbacks: list[pl.Callback] = [
         FiniteLoss(folder),
+        SameStart(checkpoint, data.fingerprint()),
         clock,
         table,
         ProgressLines(module.monitor),
@@ -64,10 +69,10 @@ def run(
     preemption.listen(trainer)
     if config.compile:
         module.compile_network()
-    if config.strategy != "fsdp2":  # which shards contiguous weights only
+    if config.strategy != "fsdp2":  # FSDP2 shards contiguous weights only
         # Convolutions on channels-last maps need no reordering on CPUs and tensor cores.
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.epochs:
-        fit(trainer, module, data, folder)
-    finish(config, folder, trainer, module, data, crf_settings(config), costs, clock)
+        fit(trainer, module, data, folder, checkpoint)
+    finish(config, folder, trainer, module, data, crf=crf_settings(config), costs=costs, clock=clock)
     curves.finish(folder, costs, trainer.global_step)
