@@ -17,7 +17,7 @@ from experiments.command_line.run_config import parse
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code."""
-    config, _ = parse(arguments)
+    config, _ = parse(arguments, "show_data.py")
 
     def work() -> None:
         from experiments.analysis.data_picture import draw

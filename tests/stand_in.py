@@ -21,6 +21,11 @@ def stopped(signum: int, frame: object) -> None:
     sys.exit(128 + signum)
 
 
+def ignored(out: str) -> None:
+    """Note that a signal came, and go on."""
+    (Path(out) / "asked-to-stop").touch()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     for name, default in (("backbone", "resnet50"), ("head", "deeplab"), ("name", None), ("out", "runs")):
@@ -29,12 +34,13 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--optimizer", default="adamw")
+    parser.add_argument("--devices", default="auto")
     parser.add_argument("--resume", action="store_true")
     asked = parser.parse_args()
     folder = Path(asked.out) / asked.name
     deaf = asked.name in os.environ.get("STAND_IN_DEAF", "").split(",")
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN if deaf else stopped)
+        signal.signal(signum, (lambda *_: ignored(asked.out)) if deaf else stopped)
     shown = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "GRAFT_RUN_FOLDER")}
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(json.dumps(vars(asked) | {"resume": False}))  # JSON is YAML

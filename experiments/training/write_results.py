@@ -8,10 +8,10 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from datamodules.base import GraftDataModule
+from experiments.command_line.console import make_console
 from experiments.command_line.run_config import RunConfig
 from experiments.run_files.atomic_file import write_atomically
 from experiments.run_files.run_folder import RunFolder
@@ -74,7 +74,7 @@ def print_results(folder: RunFolder, scores: dict[str, Any]) -> None:
     names = [name.split("/", 1)[1] for name in next(iter(scores.values()))]
     for name in names:
         table.add_row(name, *(f"{values[f'{split}/{name}']:.4f}" for split, values in scores.items()))
-    console = Console()
+    console = make_console()
     console.print(table)
     files = "config.yaml metrics.csv results.json predictions.png checkpoints/"
-    console.print(f"{folder.path}/: {files}", highlight=False, soft_wrap=True)
+    console.print(f"{folder.path}/: {files}", soft_wrap=True)
