@@ -1,4 +1,4 @@
-"""Backbones by name. Adding one: a file beside this one, an import, and a line in the dict."""
+"""Backbones by name. To add one: a file in this folder, an import, and a line in the dict."""
 
 import difflib
 from collections.abc import Callable
@@ -109,7 +109,7 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
 
 
 def find_backbone(name: str) -> Callable[..., Backbone]:
-    """The builder behind a name: one of `BACKBONES`, or timm/NAME for a timm model with `features_only`.
+    """Return the constructor for a backbone name: an entry of `BACKBONES`, or for timm/NAME a timm model.
 
     Raises:
         ValueError: no backbone has that name; the message lists the nearest.

@@ -1,44 +1,60 @@
 """ImageNet Classification with Deep Convolutional Neural Networks. Krizhevsky, Sutskever, Hinton 2012, NeurIPS 25.
 
-`alexnet_2gpu` is the paper's network: two towers that meet at the third and the fully connected layers (grouped
-convolutions here, on one device), local response normalisation inside each tower, 227 x 227 images; no weights in this
-form are published by torchvision or timm. `alexnet` is the single tower of Krizhevsky 2014 (arXiv:1404.5997), without
-normalisation and with dropout before fc6 and fc7, for 224 x 224 images; it loads torchvision's checkpoint.
+`alexnet_2gpu` is the paper's network: two towers that are joined only at the third convolution and at the fully
+connected layers (grouped convolutions here, on one device), local response normalisation inside each tower, and 227 x
+227 images. No weights in this form are published by torchvision or timm. `alexnet` is the single tower of One weird
+trick for parallelizing convolutional neural networks (Krizhevsky 2014, arXiv:1404.5997), without normalisation and with
+dropout before fc6 and fc7, for 224 x 224 images; it loads torchvision's checkpoint.
 
-Both start as the 2012 paper says: weights N(0, 0.01), biases 1 in convolutions 2, 4, 5 and in fc6 and fc7, else 0.
-Pools are 3x3 with stride 2, overlapping and unpadded, so maps are a little smaller than image / stride.
+Both are initialised as in the 2012 paper: weights from N(0, 0.01), biases 1 in convolutions 2, 4 and 5 and in fc6 and
+fc7, else 0. These values, and the constants of the response normalisation, are for pixels from 0 to 255 minus their
+mean, so `alexnet_2gpu` gets such images (`std` is 1 / 255); `alexnet` gets the scale of torchvision's weights. Pools
+are 3x3 with stride 2, overlapping and unpadded, so maps are a little smaller than image / stride.
 """
 
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.atrous import atrous_steps
+from backbones.backbone import IMAGENET_STD
 from backbones.fully_connected import FullyConnectedBackbone, init_normal
 
+PAPERS = {
+    "One weird trick for parallelizing convolutional neural networks. Krizhevsky 2014, arXiv:1404.5997.": ("alexnet",),
+}
+"""Papers of the variants that are not from the paper in the first line above."""
 
-class Layout(NamedTuple):
-    """What the two forms differ in."""
+PIXEL_STD = (1 / 255,) * 3
+"""Divides images in [0, 1] into pixels from 0 to 255."""
+
+
+class Variant(NamedTuple):
+    """A row of the table of networks."""
 
     widths: tuple[int, int, int, int, int]
     """Channels of the five convolutions, both towers together."""
     towers: int
     normalised: bool
+    """Whether there is local response normalisation."""
     padding: int
-    """Of the first convolution."""
+    """Padding of the first convolution."""
     dropout_first: bool
-    image: int
+    input_size: int
     min_size: int
+    std: tuple[float, ...]
 
 
-VARIANTS: dict[str, Layout] = {
-    "alexnet": Layout((64, 192, 384, 256, 256), 1, False, padding=2, dropout_first=True, image=224, min_size=63),
-    "alexnet_2gpu": Layout((96, 256, 384, 384, 256), 2, True, padding=0, dropout_first=False, image=227, min_size=67),
+VARIANTS = {
+    "alexnet": Variant((64, 192, 384, 256, 256), 1, False, 2, True, 224, 63, IMAGENET_STD),
+    "alexnet_2gpu": Variant((96, 256, 384, 384, 256), 2, True, 0, False, 227, 67, PIXEL_STD),
 }
 
 
 class AlexNet(FullyConnectedBackbone):
-    """AlexNet in one tower or two: what enters each pool at strides 4, 8 and 16, and the last pool's map at 32."""
+    """AlexNet with one or two towers; maps: each pool's input at strides 4, 8 and 16, the last pool's output at 32."""
 
     window = 6
     hidden_bias = 1.0
@@ -54,25 +70,26 @@ class AlexNet(FullyConnectedBackbone):
         fully_convolutional: bool = False,
     ) -> None:
         super().__init__(variant)
-        layout = VARIANTS[variant]
-        self.dropout_first, self.input_size, self.min_size = layout.dropout_first, layout.image, layout.min_size
+        row = VARIANTS[variant]
+        self.dropout_first, self.input_size, self.min_size = row.dropout_first, row.input_size, row.min_size
+        self.std = row.std
         first, pool1, pool2, pool5 = atrous_steps((4, 2, 2, 2), output_stride)
-        c1, c2, c3, c4, c5 = layout.widths
-        towers, rate = layout.towers, pool2.after
+        c1, c2, c3, c4, c5 = row.widths
+        towers, rate = row.towers, pool2.dilation_after
 
         def normalised() -> list[nn.Module]:
-            return [TowerNorm(towers)] if layout.normalised else []
+            return [TowerNorm(towers)] if row.normalised else []
 
         def conv3x3(before: int, after: int, groups: int) -> nn.Conv2d:
             return nn.Conv2d(before, after, 3, padding=rate, dilation=rate, groups=groups)
 
-        # Pools without padding may drop a border. Kept so where they lose their stride, they stay exact on any image.
+        # Unpadded pools may drop a border. They stay unpadded when dilated, which keeps them exact for any image size.
         self.features = nn.Sequential(
-            nn.Conv2d(in_channels, c1, 11, first.stride, padding=layout.padding),
+            nn.Conv2d(in_channels, c1, 11, first.stride, padding=row.padding),
             nn.ReLU(inplace=True),
             *normalised(),
             nn.MaxPool2d(3, pool1.stride, dilation=pool1.dilation),
-            nn.Conv2d(c1, c2, 5, padding=2 * pool1.after, dilation=pool1.after, groups=towers),
+            nn.Conv2d(c1, c2, 5, padding=2 * pool1.dilation_after, dilation=pool1.dilation_after, groups=towers),
             nn.ReLU(inplace=True),
             *normalised(),
             nn.MaxPool2d(3, pool2.stride, dilation=pool2.dilation),
@@ -89,7 +106,7 @@ class AlexNet(FullyConnectedBackbone):
             init_normal(convolution, bias)
         self.channels = (c1, c2, c5, c5)
         self.reductions = (first.reduction, pool1.reduction, pool2.reduction, pool5.reduction)
-        self.connect(fully_convolutional, pool5.after)
+        self.add_fully_connected(fully_convolutional, pool5.dilation_after)
         self.load(weights)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -102,21 +119,29 @@ class AlexNet(FullyConnectedBackbone):
 
 
 class TowerNorm(nn.Module):
-    """Local response normalisation (section 3.3), x / (2 + 1e-4 * sum of squares over five channels)^0.75.
+    """Local response normalisation (section 3.3) of `(B, C, H, W)`, over neighbouring channels of the same tower only.
 
-    A channel's neighbours are those of its own tower: the towers' devices do not exchange these maps.
+    The paper's two GPUs, one for each tower, do not exchange these maps.
     """
 
     def __init__(self, towers: int) -> None:
         super().__init__()
         self.towers = towers
-        self.norm = response_norm()
 
     def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        return self.norm(x.reshape(b * self.towers, c // self.towers, h, w)).reshape(b, c, h, w)
+        if self.towers == 1:
+            return response_norm(x)
+        return torch.cat([response_norm(tower) for tower in x.chunk(self.towers, 1)], 1)
 
 
-def response_norm() -> nn.LocalResponseNorm:
-    """The paper's constants. PyTorch multiplies alpha with the mean of the five squares, the paper with their sum."""
-    return nn.LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0)
+def response_norm(x: Tensor) -> Tensor:
+    """x / (2 + 1e-4 * sum of squares over five neighbouring channels)^0.75, with the paper's constants.
+
+    Unlike `nn.LocalResponseNorm`, it keeps the memory format and has a deterministic gradient on GPUs.
+    """
+    channels = x.shape[1]
+    squares = F.pad(x.square(), (0, 0, 0, 0, 2, 2))
+    total = squares[:, :channels]
+    for i in range(1, 5):
+        total = total + squares[:, i : i + channels]
+    return x * (2 + 1e-4 * total) ** -0.75

@@ -1,10 +1,10 @@
 """A ConvNet for the 2020s. Liu, Mao, Wu, Feichtenhofer, Darrell, Xie 2022, arXiv:2201.03545.
 
 A ResNet modernised step by step towards a Swin transformer: a 4x4 patch stem, 7x7 depthwise convolutions, inverted
-bottlenecks, layer norms and GELU. No differences from the paper. Convolutions and linear layers start from a truncated
-normal of standard deviation 0.02 with zero biases, layer scales at 1e-6; whole blocks are dropped in training at the
-published rates, growing linearly with depth. The maps are the stages' outputs; the norm behind the last belongs to
-the classifier. Loads torchvision's checkpoints.
+bottlenecks, layer norms and GELU. No differences from the paper. Convolutions and linear layers are drawn from a
+truncated normal of standard deviation 0.02 with zero biases, layer scales are 1e-6; residual branches are dropped in
+training at the published rates, growing linearly with depth. The maps are the outputs of the stages; the norm after the
+last belongs to the classifier. Loads torchvision's checkpoints.
 """
 
 from typing import NamedTuple
@@ -16,48 +16,26 @@ from torchvision.ops import Permute, StochasticDepth
 
 from backbones.atrous import Step, atrous_steps
 from backbones.backbone import Backbone
-
-
-class LayerNorm2d(nn.LayerNorm):
-    """Layer norm over the channels of each pixel of `(B, C, H, W)`."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=1e-6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-def blank_linear(in_features: int, out_features: int) -> nn.Linear:
-    """A linear layer still to be filled: PyTorch's own start before ours would double the time large networks take."""
-    return nn.utils.skip_init(nn.Linear, in_features, out_features, device=torch.get_default_device())
-
-
-def init_truncated_normal(module: nn.Module) -> None:
-    """Fill convolutions and linear layers from a normal of standard deviation 0.02, their biases with zeros.
-
-    The published code cuts the normal off at 2, a hundred standard deviations away.
-    """
-    for part in module.modules():
-        if isinstance(part, (nn.Conv2d, nn.Linear)):
-            nn.init.trunc_normal_(part.weight, std=0.02)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
+from backbones.classifiers import PooledClassifier
+from backbones.layer_norm import LayerNorm2d
+from backbones.transformer_init import init_truncated_normal, uninitialised_linear
 
 
 class PatchConv2d(nn.Conv2d):
-    """2x2 convolution of disjoint patches, or where its stride was traded, of a patch anchored at every pixel.
+    """2x2 convolution over disjoint patches or, if its stride was replaced by dilation, over a patch at every pixel.
 
-    An even kernel has no centre: its top left tap stays where the strided network had it, so the padding goes right
-    and below.
+    An even kernel has no centre: its top-left tap keeps its position in the strided network, so padding is added at
+    the right and bottom only.
     """
 
     def __init__(self, in_channels: int, out_channels: int, step: Step) -> None:
         super().__init__(in_channels, out_channels, 2, step.stride, dilation=step.dilation)
-        self.reach = step.dilation if step.stride == 1 else 0
+        self.padding_after = step.dilation if step.stride == 1 else 0
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.pad(x, (0, self.reach, 0, self.reach)))
+        if self.padding_after:
+            x = F.pad(x, (0, self.padding_after, 0, self.padding_after))
+        return super().forward(x)
 
 
 class Block(nn.Module):
@@ -69,9 +47,9 @@ class Block(nn.Module):
             nn.Conv2d(channels, channels, 7, padding=3 * dilation, dilation=dilation, groups=channels),
             Permute([0, 2, 3, 1]),
             nn.LayerNorm(channels, eps=1e-6),
-            blank_linear(channels, 4 * channels),
+            uninitialised_linear(channels, 4 * channels),
             nn.GELU(),
-            blank_linear(4 * channels, channels),
+            uninitialised_linear(4 * channels, channels),
             Permute([0, 3, 1, 2]),
         )
         self.layer_scale = nn.Parameter(torch.full((channels, 1, 1), 1e-6))
@@ -85,7 +63,7 @@ class Variant(NamedTuple):
     depths: tuple[int, ...]
     channels: tuple[int, ...]
     drop_rate: float
-    """Probability that the deepest block is left out for an image in training."""
+    """Probability with which the deepest block's branch is dropped for an image in training."""
 
 
 VARIANTS = {
@@ -117,7 +95,7 @@ class ConvNeXt(Backbone):
                 entry = nn.Sequential(nn.Conv2d(in_channels, width, 4, step.stride), LayerNorm2d(width))
             else:
                 entry = nn.Sequential(LayerNorm2d(channels[i - 1]), PatchConv2d(channels[i - 1], width, step))
-            stage = nn.Sequential(*(Block(width, step.after, next(drop_rates)) for _ in range(depth)))
+            stage = nn.Sequential(*(Block(width, step.dilation_after, next(drop_rates)) for _ in range(depth)))
             self.features.extend((entry, stage))
         self.channels = channels
         self.reductions = tuple(step.reduction for step in steps)
@@ -133,16 +111,8 @@ class ConvNeXt(Backbone):
         return maps
 
     def classifier(self, num_classes: int) -> nn.Module:
-        return NormedLinear(self.channels[-1], num_classes)
-
-
-class NormedLinear(nn.Module):
-    """Global average pooling, layer norm, one linear layer."""
-
-    def __init__(self, channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.classifier = nn.Sequential(LayerNorm2d(channels), nn.Flatten(), nn.Linear(channels, num_classes))
-        init_truncated_normal(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(x.mean((2, 3), keepdim=True))
+        """Global average pooling, layer norm, one linear layer."""
+        width = self.channels[-1]
+        layers = nn.Sequential(nn.LayerNorm(width, eps=1e-6), nn.Identity(), nn.Linear(width, num_classes))
+        init_truncated_normal(layers)
+        return PooledClassifier("classifier", layers)

@@ -1,46 +1,57 @@
 """Deformable Convolutional Networks. Dai, Qi, Xiong, Li, Zhang, Hu, Wei 2017, arXiv:1703.06211 (version 1), and
 Deformable ConvNets v2. Zhu, Hu, Lin, Dai 2018, arXiv:1811.11168 (version 2: every sample is modulated as well).
 
-A plain convolution beside the deformable one says, for each pixel, how far each of the kernel's samples moves. It
-starts at zero, so that the network starts as the plain one with the plain one's weights. Differences from the papers:
+A plain convolution predicts, for each output pixel, the offsets of the kernel's sampling points. It is initialised to
+zero, so the network initially computes the same as the plain network with the same weights. Differences from the
+papers:
 
-- Version 2 modulates by 2 * sigmoid(m), which starts at 1; the paper's sigmoid(m) starts at 0.5 and so halves what a
-  trained convolution said.
-- Offsets are counted in steps of the kernel, not in pixels of the map: where a stride was traded for dilation (see
-  `backbones.atrous`) a sample moves as far over the image as it did in the strided network. Whole steps are exact;
-  between them the dense map is interpolated at the finer pixels that it has.
-- The papers train the offsets with a learning rate of their own (version 2: a tenth); that is the optimiser's to set.
+- Version 2 modulates by 2 * sigmoid(m), which is initially 1; the paper's sigmoid(m) is initially 0.5, which halves the
+  output of a trained convolution.
+- Offsets are counted in dilation rates, not in pixels of the map, so that they cover the same distance in the image if
+  a stride was replaced by dilation (see `backbones.atrous`). Whole offsets are exact; between them the dense map is
+  interpolated from its own, finer pixels.
+- The papers train the offsets at a lower learning rate (version 2: a tenth); here it is that of the other layers.
+
+Offsets are computed, and the map is sampled, in float32 or finer whatever the precision of training: bfloat16 resolves
+an offset of 4 pixels to 1/32 of a pixel only, and torchvision's operator does not take it.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
 SAMPLES = 9
-"""Of a 3x3 kernel."""
+"""Sampling points of a 3x3 kernel."""
 
 
 class Offsets(nn.Conv2d):
-    """Says where the samples go: `(B, C, H, W)` -> `(B, 18, H', W')`, pairs (y, x); version 2 adds 9 logits behind.
+    """Predicts offsets: `(B, C, H, W)` -> `(B, 18, H', W')`, pairs (y, x); version 2 appends 9 modulation logits.
 
-    It has the kernel, stride and dilation of the convolution that it steers.
+    It has the kernel, stride and dilation of the convolution whose sampling points it moves.
     """
 
     def __init__(self, in_channels: int, stride: int, dilation: int, version: Literal[1, 2]) -> None:
         super().__init__(in_channels, (version + 1) * SAMPLES, 3, stride, padding=dilation, dilation=dilation)
-        self.start_plain()
+        self.initialise()
 
-    def start_plain(self) -> None:
-        """Nothing moves and, in version 2, nothing is weighed."""
+    def initialise(self) -> None:
+        """Initialise to zero: all offsets are 0 and, in version 2, all modulation factors are 1."""
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute in the precision of `x`, whatever that of the parameters."""
+        assert self.bias is not None
+        return self._conv_forward(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+
 
 class DeformableConv2d(nn.Conv2d):
-    """A 3x3 convolution without bias whose samples move; its weight has the name and shape of the plain one's.
+    """A 3x3 convolution without bias whose sampling points move; its weight has the plain one's name and shape.
 
-    `(B, C, H, W)` -> `(B, C', H / stride, W / stride)`. Beyond the borders it sees zeros, as the plain one does.
+    `(B, C, H, W)` -> `(B, C', H / stride, W / stride)`. Beyond the borders it reads zeros, as the plain one does.
     """
 
     def __init__(
@@ -53,7 +64,19 @@ class DeformableConv2d(nn.Conv2d):
         self.offsets = Offsets(in_channels, stride, dilation, version)
 
     def forward(self, x: Tensor) -> Tensor:
-        steered = self.offsets(x)
-        offsets = steered[:, : 2 * SAMPLES] * self.dilation[0]
-        mask = 2 * steered[:, 2 * SAMPLES :].sigmoid() if self.version == 2 else None
-        return deform_conv2d(x, offsets, self.weight, None, self.stride, self.padding, self.dilation, mask)
+        exact = torch.promote_types(x.dtype, torch.float32)
+        with no_autocast(x.device.type):
+            return self._sampled(x.to(exact), self.weight.to(exact)).to(x.dtype)
+
+    def _sampled(self, x: Tensor, weight: Tensor) -> Tensor:
+        predicted = self.offsets(x)
+        offsets = predicted[:, : 2 * SAMPLES] * self.dilation[0]
+        mask = 2 * predicted[:, 2 * SAMPLES :].sigmoid() if self.version == 2 else None
+        return deform_conv2d(x, offsets, weight, None, self.stride, self.padding, self.dilation, mask)
+
+
+def no_autocast(device: str) -> AbstractContextManager[None]:
+    """Switch autocast off; it does not exist on every device (not on meta, for one)."""
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()

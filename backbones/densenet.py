@@ -1,18 +1,17 @@
 """Densely Connected Convolutional Networks. Huang, Liu, van der Maaten, Weinberger 2016, arXiv:1608.06993.
 
 DenseNet-BC: in a dense block every layer reads the maps of all layers before it; a transition between blocks halves
-channels and resolution. Starts as the paper says, after He et al. 2015. Loads torchvision's checkpoints, whose older
+channels and resolution. Initialised by He et al. 2015, as in the paper. Loads torchvision's checkpoints, whose older
 names (`norm.1` for `norm1`) are renamed.
 
-The concatenations make memory in training grow with the square of a block's depth. `memory_efficient` drops them and
-concatenates again in the backward pass (Pleiss et al. 2017, arXiv:1707.06990): the same gradients and statistics from
-about half the kept memory, for about a quarter more time (densenet121).
+The stored concatenations make training memory grow with the square of a block's depth. `memory_efficient` does not
+store them and concatenates again in the backward pass (Pleiss et al. 2017, arXiv:1707.06990): gradients and statistics
+are the same, stored activations about half, the time about a quarter longer (densenet121).
 """
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,10 @@ from torch.utils.checkpoint import checkpoint
 
 from backbones.atrous import Step, atrous_steps
 from backbones.backbone import Backbone
+from backbones.classifiers import PooledClassifier
+from backbones.frozen_statistics import frozen_batch_norm_statistics
 from backbones.pooling import Pool2d
+from backbones.state_dicts import StateDict
 
 
 class DenseLayer(nn.Module):
@@ -37,7 +39,7 @@ class DenseLayer(nn.Module):
         self.memory_efficient = memory_efficient
 
     def bottleneck(self, *features: Tensor) -> Tensor:
-        """The part whose inputs are large: all earlier maps -> `(B, 4 * growth, H, W)`."""
+        """The layers that read the large concatenation: all earlier maps -> `(B, 4 * growth, H, W)`."""
         return self.conv1(self.relu(self.norm1(torch.cat(features, 1))))
 
     def forward(self, features: list[Tensor]) -> Tensor:
@@ -47,21 +49,11 @@ class DenseLayer(nn.Module):
                 *features,
                 use_reentrant=False,
                 preserve_rng_state=False,
-                context_fn=lambda: (nullcontext(), statistics_held(self.norm1)),
+                context_fn=lambda: (nullcontext(), frozen_batch_norm_statistics(self.norm1)),
             )
         else:
             y = self.bottleneck(*features)
         return self.conv2(self.relu(self.norm2(y)))
-
-
-@contextmanager
-def statistics_held(norm: nn.BatchNorm2d) -> Iterator[None]:
-    """Computing a batch a second time must not count it twice in the running statistics."""
-    momentum, norm.momentum = norm.momentum, 0.0
-    try:
-        yield
-    finally:
-        norm.momentum = momentum
 
 
 class DenseBlock(nn.Module):
@@ -81,7 +73,7 @@ class DenseBlock(nn.Module):
 
 
 def transition(in_channels: int, step: Step) -> nn.Sequential:
-    """Half the channels at half the resolution, or what is left of that at `step`."""
+    """Halves the channels and, unless `step` replaces the stride by dilation, the resolution."""
     return nn.Sequential(
         OrderedDict(
             norm=nn.BatchNorm2d(in_channels),
@@ -104,12 +96,10 @@ VARIANTS: dict[str, tuple[int, int, tuple[int, int, int, int]]] = {
 class DenseNet(Backbone):
     """DenseNet-121 / 161 / 169 / 201; maps at strides 2, 4, 8, 16, 32.
 
-    The first map is the activated first convolution. The next three are what blocks 1 to 3 make, before the transition
-    that halves them: raw concatenations, each transition's own norm not applied. The last is block 4's, normed and
-    activated, as the classifier takes it.
+    The first map is the activated first convolution. The next three are the outputs of blocks 1 to 3 before the
+    transition that halves them: concatenations without norm or activation, which belong to the transition. The last is
+    that of block 4, normalised and activated, as the classifier reads it.
     """
-
-    min_size = 29
 
     def __init__(
         self,
@@ -132,12 +122,15 @@ class DenseNet(Backbone):
             if i > 0:
                 self.features[f"transition{i}"] = transition(width, step)
                 width //= 2
-            self.features[f"denseblock{i + 1}"] = DenseBlock(width, depth, growth, step.after, memory_efficient)
+            self.features[f"denseblock{i + 1}"] = DenseBlock(
+                width, depth, growth, step.dilation_after, memory_efficient
+            )
             width += depth * growth
             channels.append(width)
         self.features["norm5"] = nn.BatchNorm2d(width)
         self.channels = tuple(channels)
         self.reductions = (stem.reduction, *(step.reduction for step in steps))
+        self.min_size = self.reductions[-1] - 3  # the stem's padding makes up for three pixels
         self.init_weights()
         self.load(weights)
 
@@ -153,9 +146,9 @@ class DenseNet(Backbone):
     def classifier(self, num_classes: int) -> nn.Module:
         linear = nn.Linear(self.channels[-1], num_classes)
         nn.init.zeros_(linear.bias)
-        return nn.Sequential(OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), classifier=linear))
+        return PooledClassifier("classifier", linear)
 
-    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: StateDict) -> StateDict:
         """`denselayerN.norm.1.weight`, as the published files have it -> `denselayerN.norm1.weight`."""
         return {
             re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)", r"\1", key): value for key, value in state.items()

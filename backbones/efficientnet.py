@@ -1,15 +1,18 @@
 """EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks. Tan, Le 2019, arXiv:1905.11946.
-EfficientNetV2: Smaller Models and Faster Training. Tan, Le 2021, arXiv:2104.00298.
 
-B1 to B7 are B0 scaled: channels times a width coefficient, to multiples of 8, and the blocks of a stage times a depth
-coefficient, rounded up. V2 is a new search, with full 3x3 convolutions in the early stages.
+Version 2: EfficientNetV2: Smaller Models and Faster Training. Tan, Le 2021, arXiv:2104.00298.
+
+B1 to B7 are B0 scaled: channels are multiplied by a width coefficient and rounded to multiples of 8, the blocks of a
+stage are multiplied by a depth coefficient and rounded up. The authors found B0 and the V2 networks by architecture
+search, which is not part of this framework. V2 has full 3x3 convolutions in its early stages.
 
 Differences from the papers: batch norms have the eps and momentum that the published weights were made with, and
 stochastic depth rises to 0.2 in all variants; both as in torchvision, whose checkpoints this loads. The input sizes are
-those its weights were scored at (B2: 288, in the paper 260). Weights start as in the authors' TensorFlow code: normal
-with variance 2 / fan out, counted within a group. (torchvision counts all groups at once, so that its depthwise filters
-start smaller by the root of their number.) The classifier starts uniform within 1 / sqrt(classes), as there, but never
-above the bound for 1000 classes: 0.7 for two classes would drown what a frozen backbone tells.
+those its weights were scored at (B2: 288, in the paper 260). Weights are initialised as in the authors' TensorFlow
+code: normal with variance 2 / fan out, counted within a group. (torchvision counts all groups together, which makes the
+initial values of depthwise filters smaller by the square root of the number of groups.) As in their code, the
+classifier is initialised uniformly within 1 / sqrt(classes), but the bound never exceeds that for 1000 classes: with
+two classes it would be 0.7, and such weights would swamp the features of a frozen backbone.
 """
 
 import math
@@ -20,23 +23,32 @@ from torch import nn
 
 from backbones.atrous import Step, atrous_steps
 from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
+from backbones.classifiers import PooledClassifier
 from backbones.inverted_residual import (
     ConvNorm,
     InvertedResidual,
     InvertedResidualNet,
-    PooledClassifier,
     Residual,
-    rounded,
+    make_divisible,
 )
 from backbones.squeeze_excitation import SqueezeExcitation
 
 IMAGENET_CLASSES = 1000
 LAST_DROP = 0.2
-"""What the probability of stochastic depth rises to, linearly from the first block's 0."""
+"""Probability of stochastic depth in the last block; it rises linearly from 0 in the first."""
+
+PAPERS = {
+    "EfficientNetV2: Smaller Models and Faster Training. Tan, Le 2021, arXiv:2104.00298.": (
+        "efficientnet_v2_s",
+        "efficientnet_v2_m",
+        "efficientnet_v2_l",
+    ),
+}
+"""Papers of the variants that are not from the paper in the first line above."""
 
 
 class FanOutConv2d(nn.Conv2d):
-    """Convolution padded alike on all sides that starts as the authors' code does, in one pass over the weights."""
+    """Convolution with equal padding on all sides, initialised as in the authors' code in one pass."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, step: Step, groups: int) -> None:
         padding = step.dilation * (kernel_size // 2)
@@ -50,7 +62,7 @@ class FanOutConv2d(nn.Conv2d):
 
 
 class FusedInvertedResidual(Residual):
-    """V2's block for early stages: the widening and the depthwise convolution as one full convolution, no gate."""
+    """V2's block for early stages: one full convolution replaces the widening and the depthwise one; no gate."""
 
     def __init__(
         self,
@@ -75,11 +87,11 @@ class FusedInvertedResidual(Residual):
 
 
 class Stage(NamedTuple):
-    """Blocks alike but for the first, which strides and changes the channels."""
+    """Blocks that are equal except the first, which has the stride and changes the channels."""
 
     fused: bool
     ratio: int
-    """Channels inside a block per channel at its entrance."""
+    """Channels inside a block per input channel."""
     kernel_size: int
     stride: int
     out_channels: int
@@ -87,12 +99,12 @@ class Stage(NamedTuple):
 
 
 class Design(NamedTuple):
-    """All that differs between variants."""
+    """A row of the table of networks."""
 
     stages: tuple[Stage, ...]
     stem: int
     head: int
-    """Channels behind the stem and behind the last 1x1 convolution."""
+    """Output channels of the stem and of the last 1x1 convolution."""
     input_size: int
     dropout: float
     eps: float = 1e-5
@@ -147,12 +159,12 @@ V2_L = (
 def scaled(
     width: float, depth: float, input_size: int, dropout: float, eps: float = 1e-5, momentum: float = 0.1
 ) -> Design:
-    """B0 by the paper's compound scaling: wider, deeper, on larger images."""
+    """B0 by the paper's compound scaling: wider, deeper, for larger images."""
     stages = tuple(
-        stage._replace(out_channels=rounded(stage.out_channels * width), depth=math.ceil(stage.depth * depth))
+        stage._replace(out_channels=make_divisible(stage.out_channels * width), depth=math.ceil(stage.depth * depth))
         for stage in B0
     )
-    return Design(stages, rounded(32 * width), 4 * stages[-1].out_channels, input_size, dropout, eps, momentum)
+    return Design(stages, make_divisible(32 * width), 4 * stages[-1].out_channels, input_size, dropout, eps, momentum)
 
 
 class EfficientNet(InvertedResidualNet):
@@ -178,7 +190,7 @@ class EfficientNet(InvertedResidualNet):
         super().__init__(variant)
         design = self.variants[variant]
         self.input_size, self.dropout = design.input_size, design.dropout
-        self.mean, self.std = design.mean, design.std  # type: ignore[misc]
+        self.mean, self.std = design.mean, design.std
         norm = partial(nn.BatchNorm2d, eps=design.eps, momentum=design.momentum)
         unit = partial(ConvNorm, norm=norm, conv=design.conv)
         steps = atrous_steps((2, *(stage.stride for stage in design.stages), 1), output_stride)
@@ -201,13 +213,13 @@ class EfficientNet(InvertedResidualNet):
         bound = 1 / math.sqrt(max(num_classes, IMAGENET_CLASSES))
         nn.init.uniform_(linear.weight, -bound, bound)
         nn.init.zeros_(linear.bias)
-        return PooledClassifier(nn.Sequential(nn.Dropout(self.dropout), linear))
+        return PooledClassifier("classifier", nn.Sequential(nn.Dropout(self.dropout), linear))
 
 
 def make_stage(
     design: Design, stage: Stage, in_channels: int, step: Step, unit: partial[ConvNorm], drops: list[float]
 ) -> nn.Sequential:
-    """One block per drop probability, the first of which strides (or dilates the rest)."""
+    """One block per drop probability; the first has the stage's stride."""
     blocks: list[nn.Module] = []
     for drop in drops:
         expanded = stage.ratio * in_channels
@@ -235,5 +247,5 @@ def make_stage(
                 drop=drop,
             )
         blocks.append(block)
-        in_channels, step = stage.out_channels, Step(1, step.after, step.after, step.reduction)
+        in_channels, step = stage.out_channels, step.rest
     return nn.Sequential(*blocks)

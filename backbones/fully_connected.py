@@ -2,16 +2,18 @@
 
 A linear layer over a whole map is a convolution with a kernel as large as the map (Long, Shelhamer, Darrell 2014,
 arXiv:1411.4038, section 3.1). With `fully_convolutional`, fc6 and fc7 become layers of the backbone and their map of
-4096 channels replaces its last one; the classifier that is left is one 1x1 layer of scores. Published weights fit both
-ways: they are reshaped.
+4096 channels replaces its last one; the classifier that is left is one 1x1 layer of scores. Weights of either form load
+into the other: they are reshaped.
 """
 
 from typing import ClassVar, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.backbone import Backbone
+from backbones.state_dicts import StateDict
 
 HIDDEN = 4096
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
@@ -20,25 +22,30 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 class FullyConnectedBackbone(Backbone):
     """Base of the backbones that end in fc6, fc7 and an output layer.
 
-    Subclasses call `connect` once their layers stand and are initialised, and `self.fully_connected` on the last map.
+    Subclasses call `add_fully_connected` after building and initialising their layers, and apply `self.fully_connected`
+    to the last map in `forward`.
     """
 
     window: ClassVar[int]
     """Side of the last map at the published image size, which is what fc6 covers."""
     hidden_bias: ClassVar[float] = 0.0
-    """What the biases of fc6 and fc7 start at."""
+    """Initial value of the biases of fc6 and fc7."""
     dropout_first: bool = False
-    """Dropout stands before fc6 and before fc7, not behind each."""
+    """Whether dropout precedes fc6 and fc7 instead of following each."""
 
-    def connect(self, fully_convolutional: bool, dilation: int) -> None:
-        """End in fc6 and fc7 as convolutions, `dilation` being what the last map is denser by; or leave the map."""
+    def add_fully_connected(self, fully_convolutional: bool, dilation: int) -> None:
+        """With `fully_convolutional`, append fc6 and fc7 as convolutions; otherwise leave the last map unchanged.
+
+        Args:
+            dilation: how many times denser the last map is than in the strided network.
+        """
         self.fully_convolutional = fully_convolutional
-        # The larger half of an even window's padding goes in front: unpadded pools and convolutions of even size have
-        # shifted the map's pixels towards the far side.
+        # If the window is even, the larger half of its padding goes at the top and left, because unpadded pools and
+        # even-sized convolutions have shifted the map towards the bottom and right.
         self.margins = (self.window // 2 * dilation, (self.window - 1) // 2 * dilation)
         self.fully_connected: nn.Module = nn.Identity()
         if fully_convolutional:
-            self.fully_connected = Convolutions(
+            self.fully_connected = ConvolutionalFc6Fc7(
                 self.channels[-1], self.window, dilation, self.margins, self.dropout_first, self.hidden_bias
             )
             self.channels = (*self.channels[:-1], HIDDEN)
@@ -48,24 +55,29 @@ class FullyConnectedBackbone(Backbone):
             return DenseScores(num_classes, self.margins)
         return FullyConnected(self.channels[-1], self.window, num_classes, self.dropout_first, self.hidden_bias)
 
-    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """With `fully_convolutional`, the published linear layers become convolutions."""
-        if not self.fully_convolutional:
-            return state
+    def convert_state_dict(self, state: StateDict) -> StateDict:
+        """Reshape linear layers to convolutions if this network has those, and convolutions to linear layers if not."""
         fc6, fc7, output = linear_positions(self.dropout_first)
-        renamed = dict(state)
-        for position, name, kernel in (
-            (fc6, "fully_connected.fc6", self.window),
-            (fc7, "fully_connected.fc7", 1),
-            (output, "score", 1),
+        converted = dict(state)
+        for linear, convolution, kernel in (
+            (f"classifier.{fc6}", "fully_connected.fc6", self.window),
+            (f"classifier.{fc7}", "fully_connected.fc7", 1),
+            (f"classifier.{output}", "score", 1),
         ):
-            weight = state.get(f"classifier.{position}.weight")
-            # Layers of another shape keep their names, and strict loading says so.
-            if weight is not None and weight.ndim == 2 and weight.shape[1] % kernel**2 == 0:
-                del renamed[f"classifier.{position}.weight"]
-                renamed[f"{name}.weight"] = weight.reshape(len(weight), -1, kernel, kernel)
-                renamed[f"{name}.bias"] = renamed.pop(f"classifier.{position}.bias")
-        return renamed
+            source, target = (linear, convolution) if self.fully_convolutional else (convolution, linear)
+            weight, bias = state.get(f"{source}.weight"), state.get(f"{source}.bias")
+            if weight is None or bias is None:
+                continue
+            if self.fully_convolutional:
+                # Layers of another shape keep their names, and strict loading reports them.
+                if weight.ndim != 2 or weight.shape[1] % kernel**2:
+                    continue
+                weight = weight.reshape(len(weight), -1, kernel, kernel)
+            else:
+                weight = weight.flatten(1)
+            del converted[f"{source}.weight"], converted[f"{source}.bias"]
+            converted |= {f"{target}.weight": weight, f"{target}.bias": bias}
+        return converted
 
 
 def linear_positions(dropout_first: bool) -> tuple[int, int, int]:
@@ -74,11 +86,11 @@ def linear_positions(dropout_first: bool) -> tuple[int, int, int]:
 
 
 class FullyConnected(nn.Module):
-    """`(B, C, H, W)` -> `(B, num_classes)`: pooled to the window's size where H and W differ from it, then linear."""
+    """`(B, C, H, W)` -> `(B, num_classes)`: averaged to the window's size unless it has that size, then linear."""
 
     def __init__(self, channels: int, window: int, num_classes: int, dropout_first: bool, hidden_bias: float) -> None:
         super().__init__()
-        self.pool = nn.AdaptiveAvgPool2d(window)
+        self.window = window
         fc6 = init_normal(nn.Linear(channels * window**2, HIDDEN), hidden_bias)
         fc7 = init_normal(nn.Linear(HIDDEN, HIDDEN), hidden_bias)
         if dropout_first:
@@ -88,10 +100,20 @@ class FullyConnected(nn.Module):
         self.classifier = nn.Sequential(*layers, init_normal(nn.Linear(HIDDEN, num_classes)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.pool(x).flatten(1))
+        return self.classifier(pool_to(x, self.window).flatten(1))
 
 
-class Convolutions(nn.Module):
+def pool_to(x: Tensor, side: int) -> Tensor:
+    """Average a map `(B, C, H, W)` to `(B, C, side, side)`, or leave it if it has that size.
+
+    The gradient of adaptive pooling has no deterministic form on GPUs, so `--deterministic` refuses other sizes there.
+    """
+    if torch.compiler.is_exporting() or x.shape[2:] != (side, side):  # an exported graph is to serve any size
+        return F.adaptive_avg_pool2d(x, side)
+    return x
+
+
+class ConvolutionalFc6Fc7(nn.Module):
     """fc6 and fc7 as convolutions: `(B, C, H, W)` -> `(B, 4096, H, W)`, zero-padded by `margins`."""
 
     def __init__(
@@ -121,8 +143,9 @@ class Convolutions(nn.Module):
 class DenseScores(nn.Module):
     """`(B, 4096, H, W)` -> `(B, num_classes)`: the mean score of all windows that lie wholly inside the map.
 
-    At the published image size there is one, and the result is the fully connected classifier's. Larger images are
-    scored densely, as the VGG paper does (section 3.2); on a map smaller than the window the middle one counts.
+    At the published image size there is exactly one such window, and the result equals that of the fully connected
+    classifier. Larger images are scored densely, as in the VGG paper (section 3.2); for a map smaller than the window,
+    the score at its centre is used.
     """
 
     def __init__(self, num_classes: int, margins: tuple[int, int]) -> None:
@@ -140,7 +163,7 @@ class DenseScores(nn.Module):
 
 
 def init_normal(layer: Layer, bias: float = 0.0) -> Layer:
-    """Weights N(0, 0.01) as in all three papers, one constant for the biases."""
+    """Draw weights from N(0, 0.01) as in all three papers, and set all biases to one constant."""
     nn.init.normal_(layer.weight, 0, 0.01)
     assert layer.bias is not None
     nn.init.constant_(layer.bias, bias)

@@ -1,18 +1,15 @@
 """Going Deeper with Convolutions (GoogLeNet, Inception v1). Szegedy et al. 2014, arXiv:1409.4842.
 
-Nine inception blocks see each map through 1x1, 3x3 and 5x5 convolutions and a max pool at once. Differences from the
-paper, all those of the network torchvision publishes weights for: batch norm after every convolution instead of local
+Nine inception blocks apply 1x1, 3x3 and 5x5 convolutions and a max pool in parallel. Differences from the paper, all
+of which the network has that torchvision publishes weights for: batch norm after every convolution instead of local
 response norm; the 5x5 branch is 3x3; the last pool is 2x2; dropout 0.2 before the classifier (0.4 in the paper); the
 auxiliary classifiers average adaptively to 4x4 bins, which on the paper's 14x14 maps are nearly the windows of its
-5x5/3 pool. The paper does not say how weights start: He et al. 2015 here. `se` weighs each inception block's output
-by squeeze-and-excitation (SE-Inception, arXiv:1709.01507). Loads torchvision's checkpoint.
+5x5/3 pool. The paper gives no initialisation; here it is that of He et al. 2015. `se` scales the channels of each
+inception block's output by squeeze-and-excitation (SE-Inception, arXiv:1709.01507). Loads torchvision's checkpoint.
 
-Torchvision warns that the auxiliary classifiers in its checkpoint were never trained; they load where `aux` asks for
-them, as the starting point they are.
+Torchvision warns that the auxiliary classifiers in its checkpoint were never trained. They are loaded, as an
+initialisation, only if `aux` is their number of classes (1000).
 """
-
-from collections import OrderedDict
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +17,10 @@ from torch import Tensor, nn
 
 from backbones.atrous import Step, atrous_steps
 from backbones.backbone import Backbone
+from backbones.classifiers import PooledClassifier
 from backbones.pooling import Pool2d
 from backbones.squeeze_excitation import SqueezeExcitation
+from backbones.state_dicts import StateDict
 
 
 class ConvNorm(nn.Module):
@@ -43,13 +42,13 @@ class Inception(nn.Module):
     """Four branches side by side: `(B, in_channels, H, W)` -> `(B, branch widths summed, H, W)`.
 
     `widths` are a row of the paper's table 1: 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection. `pool` is the
-    step of the pool in front of this stage.
+    step of the pool before this stage.
     """
 
     def __init__(self, in_channels: int, widths: tuple[int, int, int, int, int, int], pool: Step, se: bool) -> None:
         super().__init__()
         one, reduce3, three, reduce5, five, pooled = widths
-        step = Step(1, pool.after, pool.after, pool.reduction)
+        step = pool.rest
         self.branch1 = ConvNorm(in_channels, one, 1)
         self.branch2 = nn.Sequential(
             ConvNorm(in_channels, reduce3, 1), ConvNorm(reduce3, three, 3, dilation=step.dilation)
@@ -83,18 +82,17 @@ class Auxiliary(nn.Module):
 class GoogLeNet(Backbone):
     """Inception v1 with batch norm; maps at strides 2, 4, 8, 16, 32.
 
-    They are what conv1, conv3, inception3b, inception4e and inception5b make. `aux` is the number of classes of the two
-    auxiliary classifiers, which work in training only (`forward_with_aux`); 0 builds none.
+    They are the outputs of conv1, conv3, inception3b, inception4e and inception5b. `aux` is the number of classes of
+    the two auxiliary classifiers for images, which work in training only (`forward_with_aux`); 0 builds none.
 
     Raises:
         ValueError: `aux` is negative.
     """
 
     # Torchvision scores these weights with transform_input=True, which turns ImageNet's normalisation into this one.
-    mean: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
-    std: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
-    optional = (SqueezeExcitation, Auxiliary)
-    min_size = 15
+    mean = (0.5, 0.5, 0.5)
+    std = (0.5, 0.5, 0.5)
+    optional_modules = (SqueezeExcitation, Auxiliary)
 
     def __init__(
         self,
@@ -131,6 +129,7 @@ class GoogLeNet(Backbone):
         self.aux2 = Auxiliary(528, aux) if aux else None
         self.channels = (64, 192, 480, 832, 1024)
         self.reductions = tuple(step.reduction for step in (stem, pool1, pool2, pool3, pool4))
+        self.min_size = min(15, self.reductions[-1] - 1)  # the 2x2 pool before the last stage needs two pixels
         self.init_weights()
         self.load(weights)
 
@@ -138,9 +137,9 @@ class GoogLeNet(Backbone):
         return self._maps(x)[0]
 
     def forward_with_aux(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """The maps, and the two auxiliary logits `(B, aux)`, earlier first; outside training, or at `aux=0`, none.
+        """The maps, and the two auxiliary classifiers' logits `(B, aux)`, none outside training or if aux is 0.
 
-        The paper adds their losses to the main one at weight 0.3 each.
+        The paper adds their losses to the main one with weight 0.3 each.
         """
         maps, after_4a, after_4d = self._maps(x)
         if not self.training or self.aux1 is None or self.aux2 is None:
@@ -159,17 +158,10 @@ class GoogLeNet(Backbone):
         return [c1, c2, c3, c4, c5], after_4a, after_4d
 
     def classifier(self, num_classes: int) -> nn.Module:
-        return nn.Sequential(
-            OrderedDict(
-                pool=nn.AdaptiveAvgPool2d(1),
-                flatten=nn.Flatten(),
-                dropout=nn.Dropout(0.2),
-                fc=nn.Linear(1024, num_classes),
-            )
-        )
+        return PooledClassifier("fc", nn.Linear(1024, num_classes), dropout=0.2)
 
-    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Leaves out auxiliary classifiers where none are built, or ones for another number of classes."""
+    def convert_state_dict(self, state: StateDict) -> StateDict:
+        """Leave out auxiliary classifiers if none are built here, or if ours have another number of classes."""
         published = state.get("aux1.fc2.weight")
         if published is None or published.shape[0] == self.aux:
             return state

@@ -1,9 +1,9 @@
-"""What MobileNetV2, MobileNetV3 and the EfficientNets share: inverted residuals and the frame around them.
+"""What MobileNetV2, MobileNetV3 and the EfficientNets share: inverted residual blocks and the network around them.
 
 The block is that of MobileNetV2 (Sandler, Howard, Zhu, Zhmoginov, Chen 2018, arXiv:1801.04381): widen by 1x1, filter
-each channel by itself, narrow by a 1x1 without activation, and add the input where the shape is kept. Squeeze-and-
-excitation before the narrowing came with MnasNet and MobileNetV3. Modules are nested as in torchvision's MobileNetV3
-and EfficientNet, whose parameter names these are.
+each channel by itself, narrow by a 1x1 without activation, and add the input if the shape is the same. Squeeze-and-
+excitation before the narrowing was added by MnasNet and MobileNetV3. Modules are nested as in torchvision's MobileNetV3
+and EfficientNet, so that parameter names agree.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,20 +13,16 @@ from torchvision.ops import StochasticDepth
 
 from backbones.atrous import Step
 from backbones.backbone import Backbone
+from backbones.state_dicts import StateDict
 
-PLAIN = Step(stride=1, dilation=1, after=1, reduction=1)
-"""For convolutions that neither stride nor reach: all 1x1."""
+PLAIN = Step(stride=1, dilation=1, dilation_after=1, reduction=1)
+"""For 1x1 convolutions: stride 1, no dilation."""
 
 
-def rounded(channels: float) -> int:
-    """The nearest multiple of 8, or the one above where that would lose more than 10 % of the channels."""
+def make_divisible(channels: float) -> int:
+    """Round to the nearest multiple of 8, or to the one above if that would lose more than 10 % of the channels."""
     nearest = max(8, int(channels + 4) // 8 * 8)
     return nearest if nearest >= 0.9 * channels else nearest + 8
-
-
-def native_stride(step: Step) -> int:
-    """The stride a layer has in the undilated network, whether or not it was traded."""
-    return step.stride * step.after // step.dilation
 
 
 def centred_conv(in_channels: int, out_channels: int, kernel_size: int, step: Step, groups: int) -> nn.Conv2d:
@@ -38,7 +34,7 @@ def centred_conv(in_channels: int, out_channels: int, kernel_size: int, step: St
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution (0), batch norm (1) and, where one is given, activation (2)."""
+    """Convolution (0), batch norm (1) and, if one is given, activation (2)."""
 
     def __init__(
         self,
@@ -59,20 +55,23 @@ class ConvNorm(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """Layers in a row, plus the input where they natively keep its shape; in training dropped with some probability."""
+    """A sequence of layers, with a residual connection if they keep the input's shape in the undilated network.
+
+    With a residual connection, the layers are dropped in training with probability `drop` (stochastic depth).
+    """
 
     def __init__(
         self, layers: Sequence[nn.Module], in_channels: int, out_channels: int, step: Step, drop: float = 0.0
     ) -> None:
         super().__init__()
         self.block = nn.Sequential(*layers)
-        # By the native stride: a block that traded it was trained without the shortcut.
-        self.adds = native_stride(step) == 1 and in_channels == out_channels
+        # A block whose stride was replaced by dilation was trained without the shortcut.
+        self.has_shortcut = step.native_stride == 1 and in_channels == out_channels
         self.stochastic_depth = StochasticDepth(drop, "row")
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.block(x)
-        return x + self.stochastic_depth(y) if self.adds else y
+        return x + self.stochastic_depth(y) if self.has_shortcut else y
 
 
 class InvertedResidual(Residual):
@@ -104,19 +103,20 @@ class InvertedResidual(Residual):
 class InvertedResidualNet(Backbone):
     """A stem, blocks (or stages of them) and a 1x1 head in `features`.
 
-    The maps are what stands at each stride when the next layer strides again, and at last the head's output: so the
-    finest map natively has stride 2, and the coarsest, of stride 32, is what the published classifier pools.
+    The maps are the last output at each stride, just before the next strided layer, and finally the output of the 1x1
+    head. In the undilated network the finest has stride 2; the coarsest, with stride 32, is what the published
+    classifier pools.
     """
 
     features: nn.Sequential
     taps: tuple[int, ...]
-    """Places in `features` whose outputs are the maps."""
+    """Indices in `features` of the layers whose outputs are the maps."""
 
     def assemble(self, layers: Sequence[nn.Module], channels: Sequence[int], steps: Sequence[Step]) -> None:
-        """Take over the layers, each with its output channels and its step."""
+        """Build `features` and describe its maps, given each layer's output channels and step."""
         last = len(layers) - 1
         self.features = nn.Sequential(*layers)
-        self.taps = (*(i for i in range(last) if native_stride(steps[i + 1]) > 1), last)
+        self.taps = (*(i for i in range(last) if steps[i + 1].native_stride > 1), last)
         self.channels = tuple(channels[i] for i in self.taps)
         self.reductions = tuple(steps[i].reduction for i in self.taps)
 
@@ -129,27 +129,16 @@ class InvertedResidualNet(Backbone):
         return maps
 
 
-class PooledClassifier(nn.Module):
-    """Global average pooling, then the layers published under the name `classifier`."""
-
-    def __init__(self, classifier: nn.Module) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(x.mean((2, 3)))
-
-
 def small_linear(in_features: int, out_features: int) -> nn.Linear:
-    """Linear layer started as torchvision's MobileNets are: normal of deviation 0.01, no bias."""
+    """Linear layer initialised as in torchvision's MobileNets: N(0, 0.01), zero bias."""
     linear = nn.Linear(in_features, out_features)
     nn.init.normal_(linear.weight, 0, 0.01)
     nn.init.zeros_(linear.bias)
     return linear
 
 
-def rename_layers(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
-    """Put parameters under their layer's new name. Others keep theirs: ours pass, strict loading reports the rest."""
+def rename_layers(state: StateDict, names: dict[str, str]) -> StateDict:
+    """Rename the parameters of the layers in `names`, old name -> new; strict loading reports names of neither kind."""
     renamed = {}
     for key, value in state.items():
         layer, _, parameter = key.rpartition(".")

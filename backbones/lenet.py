@@ -1,12 +1,13 @@
 """Gradient-Based Learning Applied to Document Recognition. LeCun, Bottou, Bengio, Haffner 1998, Proc. IEEE 86(11).
 
-LeNet-5, weights uniform within 2.4 / fan-in. Differences from the paper: C3 sees all six maps of S2 (table I left some
-connections out), S2 and S4 average without coefficients of their own, the output layer is linear, for the usual
-cross-entropy, in place of the radial basis functions: 61,706 parameters at one channel and ten classes, where the paper
-has 60,000. No weights are published.
+LeNet-5; weights are drawn uniformly within 2.4 / fan-in. Differences from the paper: C3 reads all six maps of S2 (table
+I leaves some connections out), S2 and S4 average without trainable coefficients, and the output layer is linear, for
+the usual cross-entropy, instead of radial basis functions. With one channel and ten classes this network has 61,706
+parameters, the paper's has 60,000. No weights are published.
 
-The paper's images are 32 x 32, with digits centred in them: pad MNIST's 28 x 28 by two pixels on each side for that
-field. Unpadded they work too: S4 is 4 x 4 there, and any S4 that is not 5 x 5 is pooled to it.
+The paper's images are 32 x 32 pixels, with the digits centred: pad MNIST's 28 x 28 by two pixels on each side to get
+them. Images of other sizes work too: a map S4 that is not 5 x 5 is average-pooled to 5 x 5 (MNIST's unpadded images
+give 4 x 4).
 """
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 from backbones.atrous import atrous_steps
 from backbones.backbone import Backbone
+from backbones.fully_connected import pool_to
 
 
 class LeNet(Backbone):
-    """LeNet-5: two maps, S2 at stride 2 and S4 at stride 4. Any output stride leaves it as it is."""
+    """LeNet-5: two maps, S2 at stride 2 and S4 at stride 4. `output_stride` changes nothing, because both are finer."""
 
     input_size = 32
     min_size = 16
@@ -52,7 +54,6 @@ class Classifier(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.pool = nn.AdaptiveAvgPool2d(5)
         self.c5 = nn.Conv2d(16, 120, 5)
         self.f6 = nn.Linear(120, 84)
         self.output = nn.Linear(84, num_classes)
@@ -60,7 +61,7 @@ class Classifier(nn.Module):
         init_uniform(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.activation(self.c5(self.pool(x))).flatten(1)
+        x = self.activation(self.c5(pool_to(x, 5))).flatten(1)
         return self.output(self.activation(self.f6(x)))
 
 

@@ -1,14 +1,12 @@
-"""MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications.
+"""MobileNets: Efficient CNNs for Mobile Vision Applications. Howard et al. 2017, arXiv:1704.04861.
 
-Howard, Zhu, Chen, Kalenichenko, Wang, Weyand, Andreetto, Adam 2017, arXiv:1704.04861.
-
-A depthwise 3x3 and a pointwise 1x1 convolution in place of each full one. The paper's width multiplier is in the name:
-mobilenet_v1_025 has a quarter of each layer's channels, mobilenet_v1 all, mobilenet_v1_125 a quarter more. Its
-resolution multiplier is the size of the images you give: the paper trains at 224, 192, 160 and 128.
+A depthwise 3x3 and a pointwise 1x1 convolution replace each full convolution. The paper's width multiplier is in the
+name: mobilenet_v1_025 has a quarter of each layer's channels, mobilenet_v1 all, mobilenet_v1_125 a quarter more. Its
+resolution multiplier is the image size: the paper trains at 224, 192, 160 and 128.
 
 Differences from the paper: ReLU6 for ReLU, as in the authors' TensorFlow code and in the published weights. The paper
-gives no initialisation; the authors' code draws all weights from a normal of standard deviation 0.09, cut off at two
-deviations, and so does this. Loads timm's checkpoints, which exist for the widths 1.0 and 1.25.
+gives no initialisation; as in the authors' code, all weights are drawn from a normal of standard deviation 0.09,
+truncated at two standard deviations. Loads timm's checkpoints, which exist for the widths 1.0 and 1.25.
 """
 
 from itertools import pairwise
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 
 from backbones.atrous import Step, atrous_steps
 from backbones.backbone import Backbone
-from backbones.inverted_residual import PooledClassifier
+from backbones.classifiers import PooledClassifier
 
 VARIANTS: dict[str, float] = {
     "mobilenet_v1_025": 0.25,
@@ -89,7 +87,7 @@ class MobileNetV1(Backbone):
         self.reductions = tuple(step.reduction for step in steps)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                init_cut_normal(module.weight)
+                init_truncated(module.weight)
         self.load(weights)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -102,9 +100,9 @@ class MobileNetV1(Backbone):
 
     def classifier(self, num_classes: int) -> nn.Module:
         linear = nn.Linear(self.channels[-1], num_classes)
-        init_cut_normal(linear.weight)
+        init_truncated(linear.weight)
         nn.init.zeros_(linear.bias)
-        return PooledClassifier(linear)
+        return PooledClassifier("classifier", linear)
 
     def published_url(self) -> str:
         if self.variant not in PUBLISHED:
@@ -116,12 +114,11 @@ class MobileNetV1(Backbone):
 
 
 def make_stage(in_channels: int, out_channels: int, depth: int, step: Step) -> nn.Sequential:
-    """`depth` blocks, the first of which strides (or dilates the rest)."""
-    rest = Step(1, step.after, step.after, step.reduction)
+    """`depth` blocks, the first of which has the stage's stride."""
     blocks = [SeparableBlock(in_channels, out_channels, step)]
-    blocks += [SeparableBlock(out_channels, out_channels, rest) for _ in range(depth - 1)]
+    blocks += [SeparableBlock(out_channels, out_channels, step.rest) for _ in range(depth - 1)]
     return nn.Sequential(*blocks)
 
 
-def init_cut_normal(weight: Tensor) -> None:
+def init_truncated(weight: Tensor) -> None:
     nn.init.trunc_normal_(weight, std=0.09, a=-0.18, b=0.18)

@@ -1,23 +1,22 @@
-"""MobileNetV2: Inverted Residuals and Linear Bottlenecks.
+"""MobileNetV2: Inverted Residuals and Linear Bottlenecks. Sandler et al. 2018, arXiv:1801.04381.
 
-Sandler, Howard, Zhu, Zhmoginov, Chen 2018, arXiv:1801.04381.
-
-No deliberate difference from the paper's width 1.0. The paper gives no initialisation; convolutions start by He et al.
-2015 (fan out), as torchvision's do. Loads torchvision's checkpoint, with the layers inside a block renamed to those of
-its younger relatives.
+No deliberate difference from the paper's width 1.0. The paper gives no initialisation; convolutions are initialised by
+He et al. 2015 (fan out), as in torchvision. Loads torchvision's checkpoint, with the layers inside a block renamed to
+match MobileNetV3 and EfficientNet.
 """
 
-from torch import Tensor, nn
+from torch import nn
 
 from backbones.atrous import atrous_steps
+from backbones.classifiers import PooledClassifier
 from backbones.inverted_residual import (
     ConvNorm,
     InvertedResidual,
     InvertedResidualNet,
-    PooledClassifier,
     rename_layers,
     small_linear,
 )
+from backbones.state_dicts import StateDict
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 """The paper's table 2: expansion, channels, blocks and first stride of each stage."""
@@ -48,10 +47,12 @@ class MobileNetV2(InvertedResidualNet):
         self.load(weights)
 
     def classifier(self, num_classes: int) -> nn.Module:
-        return PooledClassifier(nn.Sequential(nn.Dropout(0.2), small_linear(self.channels[-1], num_classes)))
+        return PooledClassifier(
+            "classifier", nn.Sequential(nn.Dropout(0.2), small_linear(self.channels[-1], num_classes))
+        )
 
-    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A block is `conv` there, and its last convolution and norm lie flat in it instead of as a pair."""
+    def convert_state_dict(self, state: StateDict) -> StateDict:
+        """In the published file a block is named `conv`, and its last convolution and norm are not grouped."""
         names: dict[str, str] = {}
         for place, layer in enumerate(self.features):
             if isinstance(layer, InvertedResidual):

@@ -1,10 +1,8 @@
-"""Searching for MobileNetV3.
-
-Howard, Sandler, Chu, Chen, Chen, Tan, Wang, Zhu, Pang, Vasudevan, Le, Adam 2019, arXiv:1905.02244.
+"""Searching for MobileNetV3. Howard et al. 2019, arXiv:1905.02244.
 
 Difference from the paper: squeeze-and-excitation squeezes to a quarter rounded to a multiple of 8, as in the authors'
-code and in the published weights. The paper gives no initialisation; convolutions start by He et al. 2015 (fan out), as
-torchvision's do. Loads torchvision's checkpoints.
+code and in the published weights. The paper gives no initialisation; convolutions are initialised by He et al. 2015
+(fan out), as in torchvision. Loads torchvision's checkpoints.
 """
 
 from functools import partial
@@ -13,12 +11,12 @@ from typing import NamedTuple
 from torch import nn
 
 from backbones.atrous import atrous_steps
+from backbones.classifiers import PooledClassifier
 from backbones.inverted_residual import (
     ConvNorm,
     InvertedResidual,
     InvertedResidualNet,
-    PooledClassifier,
-    rounded,
+    make_divisible,
     small_linear,
 )
 from backbones.squeeze_excitation import SqueezeExcitation
@@ -79,7 +77,7 @@ VARIANTS: dict[str, tuple[tuple[Row, ...], int]] = {
 class MobileNetV3(InvertedResidualNet):
     """MobileNetV3-Small / Large; maps at strides 2, 4, 8, 16 from the blocks and at 32 from the 1x1 head.
 
-    Small strides in its first block, so that its map at stride 2 is the stem's.
+    The first block of Small has stride 2, so its map at stride 2 is the stem's.
     """
 
     def __init__(
@@ -94,7 +92,7 @@ class MobileNetV3(InvertedResidualNet):
         for row, step in zip(rows, steps[1:-1], strict=True):
             gate = None
             if row.squeezes:
-                squeezed = rounded(row.expanded / 4)
+                squeezed = make_divisible(row.expanded / 4)
                 gate = SqueezeExcitation(row.expanded, squeezed, gate_activation=nn.Hardsigmoid)
             layers.append(
                 InvertedResidual(
@@ -117,10 +115,11 @@ class MobileNetV3(InvertedResidualNet):
 
     def classifier(self, num_classes: int) -> nn.Module:
         return PooledClassifier(
+            "classifier",
             nn.Sequential(
                 small_linear(self.channels[-1], self.hidden),
                 nn.Hardswish(inplace=True),
                 nn.Dropout(0.2),
                 small_linear(self.hidden, num_classes),
-            )
+            ),
         )

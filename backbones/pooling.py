@@ -1,8 +1,7 @@
-"""Pools that can trade their stride for dilation, as `backbones.atrous` asks."""
+"""Pools whose stride can be replaced by dilation, see `backbones.atrous`."""
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -10,12 +9,12 @@ from backbones.atrous import Step
 
 
 class Pool2d(nn.Module):
-    """Max or average pooling; where the network is dilated, over the pixels the strided network would have seen.
+    """Max or average pooling; in a dilated network, over the pixels that the strided network pools.
 
-    Natively `(B, C, H, W)` -> what PyTorch's pool gives. Dilated or robbed of its stride, the map keeps its H and W: a
-    window is anchored where the strided one was (`padding` pixels before it, times the dilation) and never averages
-    over padding. Sampled at every skipped pixel this equals the strided map wherever the native pool drops no border,
-    that is for sides that are multiples of the full stride.
+    In an undilated network it is PyTorch's pool. When dilated, or when its stride is removed, the output keeps H and W:
+    each window starts `padding` * dilation pixels before its anchor, as in the strided network, and averages never
+    include padding. Subsampled, the output equals the strided map if the native pool drops no border, that is if the
+    image sides are multiples of the full stride.
     """
 
     def __init__(
@@ -33,7 +32,7 @@ class Pool2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         k, step = self.kernel_size, self.step
-        if step.after == 1:
+        if step.dilation_after == 1:
             pool = F.max_pool2d if self.kind == "max" else F.avg_pool2d
             return pool(x, k, step.stride, self.padding, ceil_mode=self.ceil_mode)
         d = step.dilation
@@ -44,8 +43,12 @@ class Pool2d(nn.Module):
             return F.max_pool2d(F.pad(x, borders, value=float("-inf")), k, 1, dilation=d)
         x = F.pad(x, borders, mode="replicate")
         h, w = x.shape[2] - d * (k - 1), x.shape[3] - d * (k - 1)
-        taps = [x[..., i * d : i * d + h, j * d : j * d + w] for i in range(k) for j in range(k)]
-        return torch.stack(taps).mean(0)
+        total = x[..., :h, :w].clone()
+        for i in range(k):
+            for j in range(k):
+                if i or j:
+                    total += x[..., i * d : i * d + h, j * d : j * d + w]  # one sum instead of a stack of k * k maps
+        return total / k**2
 
     def extra_repr(self) -> str:
         return f"{self.kind}, kernel_size={self.kernel_size}, {self.step}, padding={self.padding}"

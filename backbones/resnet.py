@@ -1,25 +1,26 @@
 """Deep Residual Learning for Image Recognition. He, Zhang, Ren, Sun 2015, arXiv:1512.03385.
 
 ResNet-18/34 stack two 3x3 convolutions per block, ResNet-50/101/152 a 1x1-3x3-1x1 bottleneck. Two papers change only
-the bottleneck's inside: Wide Residual Networks (Zagoruyko, Komodakis 2016, arXiv:1605.07146; here the ImageNet form,
-WRN-50-2 and 101-2) double its width; Aggregated Residual Transformations (ResNeXt: Xie, Girshick, Dollár, Tu, He 2016,
-arXiv:1611.05431) split it into 32 or 64 groups.
+the inside of the bottleneck: Wide Residual Networks (2016; here the ImageNet form, WRN-50-2 and 101-2) double its
+width, ResNeXt (2016) splits it into 32 or 64 groups.
 
-Differences from the papers: the 3x3 convolution of a bottleneck strides, not the first 1x1 (the form torchvision
-publishes weights for). `zero_init` starts the last batch norm of each block at zero, so that every block begins as the
-identity (Goyal et al. 2017, arXiv:1706.02677): very deep networks start to learn at once. Convolutions start as in
-He et al. 2015. Loads torchvision's checkpoints (V1).
+Differences from the papers: the 3x3 convolution of a bottleneck has the stride, not the first 1x1 (as in torchvision's
+networks, whose V1 checkpoints this loads). `zero_init` initialises the scale of the last batch norm of each block to
+zero, so that every block is initially the identity and very deep networks start to learn at once (Goyal et al. 2017,
+arXiv:1706.02677). Convolutions are initialised by He et al. 2015.
 
-Four knobs change the blocks of any variant. The published weights load under the first two, whose own parameters then
+Four options change the blocks of any variant. The published weights load under the first two, whose own parameters then
 keep their initial values:
 
 - `se`: a squeeze-and-excitation gate on each residual (Hu et al. 2017, arXiv:1709.01507), reduction 16. Untrained gates
-  let about half of it through: train them before judging a network that took published weights.
+  pass only about half of the residual, so train them before evaluating a network with published weights.
 - `deformable` = n: the 3x3 convolutions of the last n stages are deformable (see `backbones.deformable`).
-- `shortcut`: where the shape changes, "B" projects by a 1x1 convolution; "A" has no parameters: it keeps every
-  stride-th pixel and fills the new channels with zeros.
-- `multi_grid`: a further dilation for each block of the last stage, such as (1, 2, 4) (DeepLabv3, arXiv:1706.05587,
-  section 3.2.1). It has no parameters, but the published weights were trained without it.
+- `shortcut`: if the shape changes, "B" projects by a 1x1 convolution; "A" has no parameters: it keeps every stride-th
+  pixel and fills the new channels with zeros.
+- `multi_grid`: a further dilation rate for each block of the last stage, such as (1, 2, 4) (DeepLabv3,
+  arXiv:1706.05587, section 3.2.1). It has no parameters, but the published weights were trained without it. The rates
+  multiply those of exact dilation, where the block that gives up its stride keeps the rate of the stage before: at
+  output stride 16, (1, 2, 4) gives rates 1, 4 and 8. The paper dilates that block as well: 2, 4 and 8.
 """
 
 from collections.abc import Sequence
@@ -30,13 +31,23 @@ from torch import Tensor, nn
 
 from backbones.atrous import Step, atrous_steps
 from backbones.backbone import Backbone
+from backbones.classifiers import PooledClassifier
 from backbones.deformable import DeformableConv2d, Offsets
-from backbones.pooled_linear import PooledLinear
 from backbones.squeeze_excitation import SqueezeExcitation
+
+PAPERS = {
+    "Wide Residual Networks. Zagoruyko, Komodakis 2016, arXiv:1605.07146.": ("wide_resnet50_2", "wide_resnet101_2"),
+    "Aggregated Residual Transformations for Deep Neural Networks (ResNeXt). Xie et al. 2016, arXiv:1611.05431.": (
+        "resnext50_32x4d",
+        "resnext101_32x8d",
+        "resnext101_64x4d",
+    ),
+}
+"""Papers of the variants that are not from the paper in the first line above."""
 
 
 class Style(NamedTuple):
-    """What the blocks of one stage have in common beside their width and stride."""
+    """Options that all blocks of one stage share, besides their width and stride."""
 
     groups: int = 1
     group_width: int = 64
@@ -48,7 +59,7 @@ class Style(NamedTuple):
 
 
 class BasicBlock(nn.Module):
-    """3x3 - 3x3, as wide inside as outside."""
+    """3x3 - 3x3; the inner width equals the outer."""
 
     expansion = 1
 
@@ -56,7 +67,7 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = conv3x3(in_channels, width, step.stride, step.dilation, style)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = conv3x3(width, width, 1, step.after, style)
+        self.conv2 = conv3x3(width, width, 1, step.dilation_after, style)
         self.bn2 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.se = make_gate(width, style)
@@ -68,7 +79,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 - 3x3 - 1x1, four times its nominal width outside."""
+    """1x1 - 3x3 - 1x1; the output is four times as wide as the nominal width."""
 
     expansion = 4
 
@@ -104,11 +115,11 @@ def make_gate(channels: int, style: Style) -> nn.Module:
 
 
 def make_shortcut(in_channels: int, out_channels: int, step: Step, style: Style) -> nn.Module:
-    """Identity, or the paper's option A or B where the shape changes.
+    """Identity, or the paper's option A or B if the shape changes.
 
-    A block that gave up its stride for dilation keeps the projection its weights were trained with.
+    A block whose stride was replaced by dilation keeps the projection that its weights were trained with.
     """
-    if in_channels == out_channels and step.stride == 1 and step.dilation == step.after:
+    if in_channels == out_channels and step.native_stride == 1:
         return nn.Identity()
     if style.shortcut == "A":
         return ZeroPaddedIdentity(step.stride, out_channels - in_channels)
@@ -156,10 +167,10 @@ class ResNet(Backbone):
     """ResNet, Wide-ResNet and ResNeXt: residual blocks in four stages; maps at strides 2, 4, 8, 16, 32.
 
     Raises:
-        ValueError: `deformable`, `deformable_version` or `shortcut` is none of the values named above.
+        ValueError: an option has a value that is not described above.
     """
 
-    optional = (SqueezeExcitation, Offsets)
+    optional_modules = (SqueezeExcitation, Offsets)
 
     def __init__(
         self,
@@ -176,7 +187,7 @@ class ResNet(Backbone):
         multi_grid: Sequence[int] = (),
     ) -> None:
         super().__init__(variant)
-        check_knobs(deformable, deformable_version, shortcut)
+        check_options(deformable, deformable_version, shortcut)
         block, depths, groups, group_width = VARIANTS[variant]
         if multi_grid and (len(multi_grid) != depths[-1] or min(multi_grid) < 1):
             raise ValueError(
@@ -199,15 +210,15 @@ class ResNet(Backbone):
         self.layer4 = make_stage(block, widths[2] * c, widths[3], depths[3], stages[3], styles[3], multi_grid)
         self.channels = (64, *(width * c for width in widths))
         self.reductions = (stem.reduction, *(step.reduction for step in stages))
-        self.start(zero_init)
+        self.initialise(zero_init)
         self.load(weights)
 
-    def start(self, zero_init: bool) -> None:
-        """Set all weights to where training from nothing starts."""
+    def initialise(self, zero_init: bool) -> None:
+        """Initialise all weights for training from scratch."""
         self.init_weights()
         for module in self.modules():
             if isinstance(module, Offsets):
-                module.start_plain()
+                module.initialise()
             elif zero_init and isinstance(module, (BasicBlock, Bottleneck)):
                 nn.init.zeros_((module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight)
 
@@ -220,7 +231,7 @@ class ResNet(Backbone):
         return [c1, c2, c3, c4, c5]
 
     def classifier(self, num_classes: int) -> nn.Module:
-        return PooledLinear(self.channels[-1], num_classes)
+        return PooledClassifier("fc", nn.Linear(self.channels[-1], num_classes))
 
     def published_url(self) -> str:
         if self.shortcut == "A":
@@ -231,7 +242,7 @@ class ResNet(Backbone):
         return super().published_url()
 
 
-def check_knobs(deformable: int, deformable_version: int, shortcut: str) -> None:
+def check_options(deformable: int, deformable_version: int, shortcut: str) -> None:
     if deformable not in range(5):
         raise ValueError(f"deformable is {deformable}; the network has 4 stages: give 0 (none) to 4 (all)")
     if deformable_version not in (1, 2):
@@ -249,9 +260,9 @@ def make_stage(
     style: Style,
     multi_grid: Sequence[int] = (),
 ) -> nn.Sequential:
-    """`depth` blocks, the first of which strides (or dilates the rest), each dilated further by its `multi_grid`."""
-    steps = [step, *(depth - 1) * [Step(1, step.after, step.after, step.reduction)]]
+    """`depth` blocks, the first of which has the stage's stride, each dilated further by its `multi_grid` rate."""
+    steps = [step, *(depth - 1) * [step.rest]]
     for i, rate in enumerate(multi_grid):
-        steps[i] = steps[i]._replace(dilation=steps[i].dilation * rate, after=steps[i].after * rate)
+        steps[i] = steps[i]._replace(dilation=steps[i].dilation * rate, dilation_after=steps[i].dilation_after * rate)
     inputs = [in_channels, *(depth - 1) * [width * block.expansion]]
     return nn.Sequential(*(block(c, width, one, style) for c, one in zip(inputs, steps, strict=True)))

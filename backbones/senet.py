@@ -1,15 +1,15 @@
 """Squeeze-and-Excitation Networks. Hu, Shen, Albanie, Sun, Wu 2017, arXiv:1709.01507.
 
-The published networks: SE-ResNet-50/101/152, SE-ResNeXt-50/101 (32x4d) and SENet-154, the paper's largest. (For
-the gates on any ResNet of torchvision's form, `se=True` in `backbones.resnet`.) These are conversions of the authors'
-Caffe models and differ from torchvision's ResNets in these points:
+The published networks: SE-ResNet-50/101/152, SE-ResNeXt-50/101 (32x4d) and SENet-154, the paper's largest. (To add
+such gates to torchvision's ResNets, use `se=True` in `backbones.resnet`.) These are conversions of the authors' Caffe
+models and differ from torchvision's ResNets in these points:
 
-- the stem's pool has no padding but a ceiling, so its windows start one pixel later;
-- SE-ResNet strides in the first 1x1 convolution of a bottleneck, as He et al. 2015 first did, the others in the 3x3;
+- the stem's pool has no padding and rounds its output size up, so its windows start one pixel later;
+- in SE-ResNet the first 1x1 convolution of a bottleneck has the stride, as in He et al. 2015, in the others the 3x3;
 - SENet-154 has a stem of three 3x3 convolutions, grouped 3x3 convolutions (64 groups) wider than the 1x1 before them,
-  3x3 projections in the shortcuts that stride, and dropout before its classifier.
+  3x3 projections in the strided shortcuts, and dropout before its classifier.
 
-Convolutions start as in He et al. 2015. Loads the checkpoints timm publishes as legacy_seresnet50 ... legacy_senet154.
+Convolutions are initialised by He et al. 2015. Loads timm's checkpoints legacy_seresnet50 ... legacy_senet154.
 """
 
 from collections import OrderedDict
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from backbones.atrous import Step, atrous_steps
 from backbones.backbone import Backbone
+from backbones.classifiers import PooledClassifier
 from backbones.squeeze_excitation import SqueezeExcitation
 
 
@@ -27,12 +28,12 @@ class Variant(NamedTuple):
 
     depths: tuple[int, int, int, int]
     inner: tuple[int, int]
-    """Channels behind the first and the second convolution of a bottleneck, per channel of its nominal width."""
+    """Output channels of the first and the second convolution of a bottleneck, per channel of its nominal width."""
     groups: int
     strides_first: bool
-    """Whether the first 1x1 convolution of a bottleneck strides, not the 3x3."""
+    """Whether the first 1x1 convolution of a bottleneck has the stride, instead of the 3x3."""
     large: bool
-    """SENet-154's own stem, projections and dropout."""
+    """Whether it has the stem, projections and dropout of SENet-154."""
     top1: float
     """ImageNet accuracy in percent, from timm's table of results."""
     file: str
@@ -58,13 +59,13 @@ REDUCTION = 16
 
 
 class SEBottleneck(nn.Module):
-    """1x1 - 3x3 - 1x1 and a gate on the residual; `projection` is the kernel size of the shortcut's, 0 for none."""
+    """1x1 - 3x3 - 1x1 and a gate on the residual; `projection` is the shortcut's kernel size, 0 for the identity."""
 
     def __init__(self, in_channels: int, width: int, step: Step, variant: Variant, projection: int) -> None:
         super().__init__()
         one, two, out = width * variant.inner[0], width * variant.inner[1], width * EXPANSION
         first, second = (step.stride, 1) if variant.strides_first else (1, step.stride)
-        dilation = step.after if variant.strides_first else step.dilation
+        dilation = step.dilation_after if variant.strides_first else step.dilation
         self.conv1 = nn.Conv2d(in_channels, one, 1, first, bias=False)
         self.bn1 = nn.BatchNorm2d(one)
         self.conv2 = conv(one, two, 3, second, dilation, variant.groups)
@@ -92,7 +93,7 @@ def conv(
 
 
 class SENet(Backbone):
-    """Residual stages with a gate in every block; maps at strides 2, 4, 8, 16, 32."""
+    """Residual networks with a gate in every block; maps at strides 2, 4, 8, 16, 32."""
 
     def __init__(
         self, variant: str, *, weights: str | None = None, output_stride: int = 32, in_channels: int = 3
@@ -109,9 +110,8 @@ class SENet(Backbone):
         channels, layers = [before], []
         for depth, width, step in zip(row.depths, (64, 128, 256, 512), stages, strict=True):
             strides = step is not stages[0]
-            rest = Step(1, step.after, step.after, step.reduction)
             blocks = [SEBottleneck(channels[-1], width, step, row, 3 if row.large and strides else 1)]
-            blocks += [SEBottleneck(width * EXPANSION, width, rest, row, 0) for _ in range(depth - 1)]
+            blocks += [SEBottleneck(width * EXPANSION, width, step.rest, row, 0) for _ in range(depth - 1)]
             layers.append(nn.Sequential(*blocks))
             channels.append(width * EXPANSION)
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
@@ -129,7 +129,8 @@ class SENet(Backbone):
         return [c1, c2, c3, c4, c5]
 
     def classifier(self, num_classes: int) -> nn.Module:
-        return PooledDropoutLinear(self.channels[-1], num_classes, 0.2 if VARIANTS[self.variant].large else 0.0)
+        dropout = 0.2 if VARIANTS[self.variant].large else 0.0
+        return PooledClassifier("last_linear", nn.Linear(self.channels[-1], num_classes), dropout)
 
     def published_url(self) -> str:
         return RELEASES + VARIANTS[self.variant].file
@@ -139,22 +140,10 @@ class SENet(Backbone):
 
 
 def stem_of(convolutions: list[nn.Conv2d]) -> nn.Sequential:
-    """Each convolution with a batch norm and a ReLU behind it, named conv1, bn1, relu1, conv2, ..."""
+    """The convolutions, each followed by batch norm and ReLU, named conv1, bn1, relu1, conv2, ..."""
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     for i, convolution in enumerate(convolutions, start=1):
         parts[f"conv{i}"] = convolution
         parts[f"bn{i}"] = nn.BatchNorm2d(convolution.out_channels)
         parts[f"relu{i}"] = nn.ReLU(inplace=True)
     return nn.Sequential(parts)
-
-
-class PooledDropoutLinear(nn.Module):
-    """Global average pooling, dropout and one linear layer."""
-
-    def __init__(self, channels: int, num_classes: int, dropout: float) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.last_linear = nn.Linear(channels, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last_linear(self.dropout(x.mean((2, 3))))

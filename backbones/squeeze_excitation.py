@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class SqueezeExcitation(nn.Module):
-    """Weigh each channel by a gate computed from all channels' global averages.
+    """Scale each channel by a gate that is computed from the global averages of all channels.
 
     The parameter names, fc1 and fc2 as 1x1 convolutions, are those of torchvision's and timm's checkpoints.
     """

@@ -1,14 +1,17 @@
-"""Swin Transformer: Hierarchical Vision Transformer using Shifted Windows. Liu et al. 2021, arXiv:2103.14030, and
-Swin Transformer V2: Scaling Up Capacity and Resolution. Liu et al. 2021, arXiv:2111.09883.
+"""Swin Transformer: Hierarchical Vision Transformer using Shifted Windows. Liu et al. 2021, arXiv:2103.14030.
 
-Self-attention inside windows, 7x7 pixels of the map (8x8 in version 2), which every second block shifts by half a
-window. Version 2 normalises behind attention and MLP rather than before, compares queries and keys by cosine and
-computes position biases from log-spaced offsets. Maps whose sides are no multiple of the window are padded, as
-torchvision does, with pixels that take part in attention; odd maps are padded by one pixel before they are merged.
+Version 2: Swin Transformer V2: Scaling Up Capacity and Resolution. Liu et al. 2021, arXiv:2111.09883.
 
-Linear and patch layers and bias tables start from a truncated normal of standard deviation 0.02 with zero biases;
-residual branches are dropped in training at the published rates, growing linearly with depth. The maps are the stages'
-outputs; the norm behind the last belongs to the classifier. Loads torchvision's checkpoints.
+Self-attention inside windows of 7x7 pixels of the map (8x8 in version 2), which every second block shifts by half a
+window. Version 2 normalises after attention and MLP instead of before, compares queries and keys by cosine, and
+computes position biases from log-spaced offsets. Maps whose sides are no multiple of the window are padded with pixels
+that take part in attention, as in torchvision; maps of odd sides are padded by one pixel before they are merged.
+
+Linear and patch layers and bias tables are drawn from a truncated normal of standard deviation 0.02, with zero biases;
+residual branches are dropped in training at the published rates, growing linearly with depth. The scales of all norms
+are initially 1, as in torchvision; the authors' code for version 2, and timm, start those after attention and MLP at 0,
+so that each block is initially the identity. That matters for training from scratch only. The maps are the outputs of
+the stages; the norm after the last belongs to the classifier. Loads torchvision's checkpoints.
 """
 
 import math
@@ -20,7 +23,16 @@ from torch import Tensor, nn
 from torchvision.ops import Permute, StochasticDepth
 
 from backbones.backbone import Backbone
-from backbones.convnext import init_truncated_normal
+from backbones.transformer_init import init_truncated_normal
+
+PAPERS = {
+    "Swin Transformer V2: Scaling Up Capacity and Resolution. Liu et al. 2021, arXiv:2111.09883.": (
+        "swin_v2_t",
+        "swin_v2_s",
+        "swin_v2_b",
+    ),
+}
+"""Papers of the variants that are not from the paper in the first line above."""
 
 
 class WindowAttention(nn.Module):
@@ -45,7 +57,7 @@ class WindowAttention(nn.Module):
         return self.relative_position_bias_table
 
     def project(self, x: Tensor) -> Tensor:
-        """Queries, keys and values, one behind the other: `(..., C)` -> `(..., 3 C)`."""
+        """Queries, keys and values, concatenated: `(..., C)` -> `(..., 3 C)`."""
         return self.qkv(x)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -55,28 +67,31 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, channels = x.shape
         side = self.window
-        x = F.pad(x, (0, 0, 0, -width % side, 0, -height % side))
+        x = pad_at_end(x, -height % side, -width % side)
         padded = x.shape[1], x.shape[2]
-        # A single window holds everything: shifting it would only cut it up.
+        # A side of one window is not shifted: that would only separate pixels that belong together.
         shifts = tuple(self.shift if length > side else 0 for length in padded)
         rows, columns = padded[0] // side, padded[1] // side
 
-        x = x.roll((-shifts[0], -shifts[1]), (1, 2))
+        if any(shifts):
+            x = x.roll((-shifts[0], -shifts[1]), (1, 2))
         x = x.view(batch, rows, side, columns, side, channels).transpose(2, 3)
         x = x.reshape(batch * rows * columns, side**2, channels)
 
         q, k, v = self.project(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         bias = self.bias_table()[self.relative_position_index].view(side**2, side**2, -1).permute(2, 0, 1)[None]
         if any(shifts):
-            bias = (bias + self.foreign(padded, shifts, x)).repeat(batch, 1, 1, 1)
+            bias = (bias + self.shifted_window_mask(padded, shifts, x)).repeat(batch, 1, 1, 1)
         x = self.proj(self.attend(q, k, v, bias).transpose(1, 2).flatten(2))
 
         x = x.view(batch, rows, columns, side, side, channels).transpose(2, 3)
-        x = x.reshape(batch, *padded, channels).roll(shifts, (1, 2))
+        x = x.reshape(batch, *padded, channels)
+        if any(shifts):
+            x = x.roll(shifts, (1, 2))
         return x[:, :height, :width]
 
-    def foreign(self, padded: tuple[int, int], shifts: tuple[int, ...], like: Tensor) -> Tensor:
-        """-100 between pixels that only the cyclic shift brought into one window, `(windows, 1, N, N)`, 0 elsewhere."""
+    def shifted_window_mask(self, padded: tuple[int, int], shifts: tuple[int, ...], like: Tensor) -> Tensor:
+        """Attention mask `(windows, 1, N, N)`: -100 between pixels that only the shift brought together, else 0."""
         side = self.window
         regions = []
         for length, shift in zip(padded, shifts, strict=True):
@@ -87,8 +102,16 @@ class WindowAttention(nn.Module):
         return -100.0 * (region[:, None, :, None] != region[:, None, None, :]).to(like.dtype)
 
 
+def pad_at_end(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Add zeros below and to the right of `(B, H, W, C)`. Padding by nothing would copy the map."""
+    # An exported graph is to serve sizes that need padding and sizes that need none.
+    if torch.compiler.is_exporting() or rows or columns:
+        return F.pad(x, (0, 0, 0, columns, 0, rows))
+    return x
+
+
 class CosineWindowAttention(WindowAttention):
-    """Version 2: cosine similarity at a learned temperature, and biases made by a small network from the offsets."""
+    """Version 2: cosine similarity at a learned temperature; a small network computes the biases from the offsets."""
 
     relative_coords_table: Tensor
 
@@ -114,7 +137,7 @@ class CosineWindowAttention(WindowAttention):
 
 
 def offset_index(window: int) -> Tensor:
-    """For each pair of pixels of a window the row of the bias table that their offset has, flat `(N * N,)`."""
+    """For each pair of pixels of a window, the row of the bias table for their offset, flat `(N * N,)`."""
     y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     y, x = y.flatten(), x.flatten()
     dy, dx = y[:, None] - y + window - 1, x[:, None] - x + window - 1
@@ -147,7 +170,7 @@ class Block(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Each 2x2 pixels become one of twice the channels: `(B, H, W, C)` -> `(B, H / 2, W / 2, 2 C)`, rounded up."""
+    """Merge 2x2 pixels into one with twice the channels: `(B, H, W, C)` -> `(B, H / 2, W / 2, 2 C)`, rounded up."""
 
     def __init__(self, channels: int, version: int) -> None:
         super().__init__()
@@ -156,7 +179,7 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        x = pad_at_end(x, x.shape[1] % 2, x.shape[2] % 2)
         x = torch.cat([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], -1)
         return self.norm(self.reduction(x)) if self.post_norm else self.reduction(self.norm(x))
 
@@ -164,12 +187,12 @@ class PatchMerging(nn.Module):
 class Variant(NamedTuple):
     version: int
     channels: int
-    """Of the first stage; each later stage has twice as many."""
+    """Channels of the first stage; each later stage has twice as many."""
     depths: tuple[int, ...]
     heads: int
-    """Of the first stage, likewise."""
+    """Heads of the first stage; each later stage has twice as many."""
     drop_rate: float
-    """Probability that a branch of the deepest block is left out for an image in training."""
+    """Probability with which the deepest block's branches are dropped for an image in training."""
 
 
 VARIANTS = {

@@ -1,18 +1,21 @@
 """PyTorch Image Models. Wightman 2019, https://github.com/huggingface/pytorch-image-models (Apache-2.0).
 
-`timm/NAME` is any timm model that has `features_only`, behind Graft's contract: whatever the other files of this folder
-lack. timm is an optional extra (`pip install graft[timm]`). Initialisation, weights and dilation are timm's own: where
-it cannot build a model at a smaller output stride, neither can we. Of several maps at one stride the deepest is kept.
-A transformer of fixed image size keeps its size. The classifier is a pooled linear layer that starts untrained.
+`timm/NAME` wraps any timm model that supports `features_only` in Graft's `Backbone` interface, for architectures that
+have no file of their own here. timm is an optional extra (`pip install graft[timm]`). Initialisation, weights and
+dilation are timm's own: an output stride that timm cannot build is refused. If several maps have the same stride, only
+the deepest is kept. A transformer of fixed image size keeps its size. The classifier is a pooled linear layer that is
+not pretrained.
 """
 
 import difflib
 from types import ModuleType
 
+import torch
 from torch import Tensor, nn
 
-from backbones.backbone import Backbone
-from backbones.pooled_linear import PooledLinear
+from backbones.backbone import Backbone, print_once
+from backbones.classifiers import PooledClassifier
+from backbones.state_dicts import StateDict, candidates
 from backbones.weights import read_weights
 
 
@@ -32,7 +35,7 @@ class TimmBackbone(Backbone):
             near = difflib.get_close_matches(variant, timm.list_models(), n=5, cutoff=0.4)
             raise ValueError(f"timm has no model '{variant}'; nearest: {', '.join(f'timm/{name}' for name in near)}")
         self.options = {"features_only": True, "in_chans": in_channels}
-        if output_stride != 32:  # most models do not know the word, so it is said only where it matters
+        if output_stride != 32:  # most timm models reject `output_stride`, so pass it only if it is not the default
             self.options["output_stride"] = output_stride
         refused = f"output_stride is {output_stride}; timm cannot build {variant} so with features_only"
         try:
@@ -50,7 +53,7 @@ class TimmBackbone(Backbone):
         self.reductions = tuple(reductions[i] for i in self.kept)
         self.channels_last = getattr(self.timm_model, "output_fmt", "NCHW") == "NHWC"
         self.input_size = config["input_size"][-1]
-        self.mean, self.std = config["mean"], config["std"]  # type: ignore[misc]  # here they depend on the variant
+        self.mean, self.std = config["mean"], config["std"]
         self.load(weights)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -59,7 +62,7 @@ class TimmBackbone(Backbone):
 
     def classifier(self, num_classes: int) -> nn.Module:
         """Global average pooling and one linear layer, untrained: timm's classifiers do not follow `features_only`."""
-        return PooledLinear(self.channels[-1], num_classes)
+        return PooledClassifier("fc", nn.Linear(self.channels[-1], num_classes))
 
     def published_url(self) -> str:
         config = self.timm_model.pretrained_cfg
@@ -75,7 +78,7 @@ class TimmBackbone(Backbone):
     def load(self, weights: str | None, classifier: nn.Module | None = None) -> None:
         """Load "imagenet" through timm, or a local file: a run's own, or one of the whole model in timm's names.
 
-        `classifier` is left as it is, unless the file is a run's own.
+        Only a run's own file fills `classifier`, because `features_only` models have none.
         """
         if weights is None or weights == "none":
             return
@@ -84,12 +87,18 @@ class TimmBackbone(Backbone):
         if weights == "imagenet":
             self.published_url()
         else:
-            state = read_weights(weights)
-            if all(key.startswith(("timm_model.", "fc.")) for key in state):
+            file = read_weights(weights)
+            found = list(candidates(file.state))
+            if any(key.startswith("timm_model.") for key in found[0][1]):
                 return super().load(weights, classifier)
-            source = {"state_dict": state}
+            with torch.device("meta"):
+                names = timm.create_model(self.variant).state_dict().keys()
+            prefix, state = max(found, key=lambda one: len(names & one[1].keys()))
             # Loading into features_only is lenient, so a file is first tried on the whole model, which is strict.
             self.try_whole_model(weights, state)
+            source = {"state_dict": state}
+            note = f", named there with the prefix '{prefix}'" if prefix else ""
+            print_once(f"--weights {weights}: {len(state)} tensors of timm/{self.variant}{note}")
         try:
             trained = timm.create_model(self.variant, pretrained=True, pretrained_cfg_overlay=source, **self.options)
         except (OSError, RuntimeError, ValueError) as error:
@@ -99,7 +108,7 @@ class TimmBackbone(Backbone):
             ) from error
         self.timm_model.load_state_dict(trained.state_dict(), strict=True)
 
-    def try_whole_model(self, weights: str, state: dict[str, Tensor]) -> None:
+    def try_whole_model(self, weights: str, state: StateDict) -> None:
         timm = import_timm()
         config = timm.get_pretrained_cfg(self.variant)
         name = config.classifier[0] if isinstance(config.classifier, tuple) else config.classifier

@@ -1,16 +1,17 @@
 """U-Net: Convolutional Networks for Biomedical Image Segmentation. Ronneberger, Fischer, Brox 2015, arXiv:1505.04597.
 
-The contracting path: five times two 3x3 convolutions, halved by 2x2 max pools, 64 to 1024 channels, no batch norm;
-dropout on the two coarsest maps, where the authors' released network has it. With the `unet` head it is the original
-network. Difference from the paper: convolutions are padded, so that a map of stride s has H / s rows, unless
-`valid_convolutions` is set. Weights start as He et al. 2015 say (fan-in), biases at 0. No weights are published.
+The contracting path: five blocks of two 3x3 convolutions, separated by 2x2 max pools, with 64 to 1024 channels, no
+batch norm, and dropout on the two coarsest maps, as in the authors' released network. With the `unet` head it is the
+original network. Difference from the paper: convolutions are padded, so that a map of stride s has H / s rows, unless
+`valid_convolutions` is set. Weights are initialised by He et al. 2015 (fan in), biases are 0. No weights are
+published.
 """
 
 from torch import Tensor, nn
 
 from backbones.atrous import atrous_steps
 from backbones.backbone import Backbone
-from backbones.pooled_linear import PooledLinear
+from backbones.classifiers import PooledClassifier
 from backbones.pooling import Pool2d
 
 CHANNELS = (64, 128, 256, 512, 1024)
@@ -19,11 +20,9 @@ CHANNELS = (64, 128, 256, 512, 1024)
 class UNetEncoder(Backbone):
     """U-Net's contracting path: maps at strides 1, 2, 4, 8 and 16.
 
-    With `valid_convolutions` each convolution takes one pixel off every border as in the paper: 572 x 572 pixels give
-    maps of 568, 280, 136, 64 and 28. Sides should then be even before each pool, which would drop a row otherwise.
+    With `valid_convolutions` each convolution crops one pixel at every border, as in the paper: 572 x 572 pixels give
+    maps of 568, 280, 136, 64 and 28. The side before each pool should then be even; otherwise the pool drops a row.
     """
-
-    min_size = 16
 
     def __init__(
         self,
@@ -37,21 +36,17 @@ class UNetEncoder(Backbone):
     ) -> None:
         super().__init__(variant)
         first, *steps = atrous_steps((1, 2, 2, 2, 2), output_stride)
-        self.blocks = nn.ModuleList([DoubleConv(in_channels, CHANNELS[0], first.after, valid_convolutions)])
+        self.blocks = nn.ModuleList([DoubleConv(in_channels, CHANNELS[0], first.dilation_after, valid_convolutions)])
         self.pools = nn.ModuleList([nn.Identity()])
         for i, step in enumerate(steps):
             self.pools.append(Pool2d("max", 2, step))
-            self.blocks.append(DoubleConv(CHANNELS[i], CHANNELS[i + 1], step.after, valid_convolutions))
+            self.blocks.append(DoubleConv(CHANNELS[i], CHANNELS[i + 1], step.dilation_after, valid_convolutions))
         self.dropouts = nn.ModuleList(nn.Dropout(dropout if i >= 3 else 0) for i in range(len(CHANNELS)))
-        if valid_convolutions:
-            self.valid_borders, self.min_size = 124, 140
         self.channels = CHANNELS
         self.reductions = (first.reduction, *(step.reduction for step in steps))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        self.valid_borders = 124 if valid_convolutions else 0
+        self.min_size = self.valid_borders + self.reductions[-1]
+        self.init_weights(mode="fan_in")
         self.load(weights)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -63,7 +58,7 @@ class UNetEncoder(Backbone):
 
     def classifier(self, num_classes: int) -> nn.Module:
         """Global average pooling and one linear layer; the paper has no classifier."""
-        return PooledLinear(CHANNELS[-1], num_classes)
+        return PooledClassifier("fc", nn.Linear(CHANNELS[-1], num_classes))
 
 
 class DoubleConv(nn.Sequential):

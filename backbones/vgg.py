@@ -1,12 +1,14 @@
 """Very Deep Convolutional Networks for Large-Scale Image Recognition. Simonyan, Zisserman 2014, arXiv:1409.1556.
 
-Configurations A, B, D and E, plain or with batch norm behind each convolution (`_bn`, not in the paper). Difference
-from the paper: convolutions start as He et al. 2015 say (as in torchvision), the fully connected layers at N(0, 0.01);
-with N(0, 0.01) throughout, as in the paper, only vgg11 learns without help. That help is here too, the staged
-initialisation of section 3.1: given a vgg11 checkpoint file as its weights, a deeper network takes its first four
-convolutions and its fully connected layers, and the rest stays as initialised. `remove_pools` takes out the pools that
-would lose their stride to dilation, as Yu and Koltun 2015 do (arXiv:1511.07122): simpler, but the maps are then not
-what the weights were trained with. Loads torchvision's checkpoints.
+Configurations A, B, D and E, plain or with batch norm after each convolution (`_bn`, not in the paper). Difference
+from the paper: convolutions are initialised by He et al. 2015 (as in torchvision) and the fully connected layers from
+N(0, 0.01); with N(0, 0.01) for all layers, as in the paper, only vgg11 trains from scratch. The paper's remedy, the
+staged initialisation of section 3.1, is supported: given a vgg11 checkpoint as its weights, a deeper network copies the
+checkpoint's first four convolutions and its fully connected layers; the other layers keep their initial values. The
+checkpoint may be a published file or that of a run of one's own.
+
+`remove_pools` removes the pools that would lose their stride to dilation, as in Yu and Koltun 2015 (arXiv:1511.07122):
+this is simpler, but the weights were trained with those pools. Loads torchvision's checkpoints.
 """
 
 import warnings
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from backbones.atrous import atrous_steps
 from backbones.fully_connected import FullyConnectedBackbone
 from backbones.pooling import Pool2d
+from backbones.state_dicts import StateDict
 
 CHANNELS = (64, 128, 256, 512, 512)
 
@@ -37,10 +40,9 @@ STAGED = ((0, 0), (1, 0), (2, 0), (2, 1))
 
 
 class VGG(FullyConnectedBackbone):
-    """VGG-11 / 13 / 16 / 19: 3x3 convolutions in five stages; the five pools' maps at strides 2, 4, 8, 16, 32."""
+    """VGG-11 / 13 / 16 / 19: 3x3 convolutions in five stages; maps: the pools' outputs at strides 2, 4, 8, 16, 32."""
 
     window = 7
-    min_size = 32
 
     def __init__(
         self,
@@ -63,13 +65,14 @@ class VGG(FullyConnectedBackbone):
                     layers.append(nn.BatchNorm2d(width))
                 layers.append(nn.ReLU(inplace=True))
                 in_channels = width
-            # A window of one pixel passes the map on.
-            layers.append(Pool2d("max", 1 if remove_pools and step.after > 1 else 2, step))
+            # A pool with a window of one pixel changes nothing.
+            layers.append(Pool2d("max", 1 if remove_pools and step.dilation_after > 1 else 2, step))
         self.features = nn.Sequential(*layers)
         self.channels = CHANNELS
         self.reductions = tuple(step.reduction for step in steps)
+        self.min_size = self.reductions[-1]
         self.init_weights()
-        self.connect(fully_convolutional, steps[-1].after)
+        self.add_fully_connected(fully_convolutional, steps[-1].dilation_after)
         self.load(weights)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -80,11 +83,11 @@ class VGG(FullyConnectedBackbone):
                 maps.append(x)
         return [*maps[:-1], self.fully_connected(maps[-1])]
 
-    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Linear layers become convolutions where asked; a vgg11 checkpoint becomes the start of a deeper network."""
-        return super().rename(self._staged(state))
+    def convert_state_dict(self, state: StateDict) -> StateDict:
+        """Reshape fc6 and fc7 as needed here; turn a vgg11 checkpoint into initial weights of a deeper network."""
+        return super().convert_state_dict(self._staged(state))
 
-    def _staged(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _staged(self, state: StateDict) -> StateDict:
         depths, batch_norm = VARIANTS[self.variant]
         start = "vgg11_bn" if batch_norm else "vgg11"
         if self.variant == start or not same_features(state, start):
@@ -105,7 +108,7 @@ class VGG(FullyConnectedBackbone):
 
 
 def same_features(state: dict[str, Tensor], variant: str) -> bool:
-    """Whether a checkpoint's convolutions and norms are named as this variant's, batch counters aside."""
+    """Whether a checkpoint's convolutions and norms have the names of this variant's, ignoring batch counters."""
     with torch.device("meta"):
         own = VGG(variant).state_dict()
     found, wanted = (
@@ -116,7 +119,7 @@ def same_features(state: dict[str, Tensor], variant: str) -> bool:
 
 
 def conv_positions(depths: tuple[int, ...], batch_norm: bool) -> dict[tuple[int, int], int]:
-    """Where each convolution, as (stage, number in it), stands in `features`; its batch norm comes right behind it."""
+    """Position in `features` of each convolution, given as (stage, number in it); its batch norm follows directly."""
     position, positions = 0, {}
     for stage, depth in enumerate(depths):
         for number in range(depth):

@@ -1,22 +1,24 @@
-"""An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale.
-Dosovitskiy et al. 2020, arXiv:2010.11929.
+"""An Image is Worth 16x16 Words (Vision Transformer). Dosovitskiy et al. 2020, arXiv:2010.11929.
 
-One stride throughout, so dense heads get a simple feature pyramid (Li, Mao, Girshick, He 2022, arXiv:2203.16527):
-transposed convolutions make the finer maps, max pooling the coarser, all from the last one. With `pyramid=False` there
-is no neck and the only map is the class token, `(B, C, 1, 1)`, which the published classifier reads.
+All layers of a ViT have the same stride, so dense heads get a simple feature pyramid (Li, Mao, Girshick, He 2022,
+arXiv:2203.16527), the neck: transposed convolutions compute the finer maps and max pooling the coarser ones, all from
+the last map. With `pyramid=False` there is no neck, and the only map is the class token, `(B, C, 1, 1)`, which the
+published classifier reads.
 
-Any image size works: images are padded with zeros, right and below, to whole patches (and the pyramid's maps cropped
-to the image again), and the position embeddings, learned at 224x224, are resized by bicubic interpolation to the
-patches there are. Differences from Li et al.: global attention in every block, the class token stays, and the
-transformer's last norm stands before the neck. Dropout is left out, as the published weights were trained.
+Images may have any size: they are padded with zeros to whole patches at the right and bottom (the pyramid's maps are
+cropped to the image again), and the position embeddings, learned at 224x224, are resized to the number of patches by
+bicubic interpolation. Its gradient has no deterministic form on GPUs: with `--deterministic`, train at 224x224 there.
+Differences from Li et al.: every block has global attention, the class token stays, and the neck follows the
+transformer's last norm. Dropout is left out, as in the training of the published weights.
 
-Starts as the authors' code does: attention and MLP Xavier uniform, MLP biases normal at 1e-6, position embeddings
-normal at 0.02, patches normal at 1 / sqrt(fan in), class token and classifier zero; the neck's convolutions He.
-Loads torchvision's checkpoints; the neck, which they lack, keeps its start.
+Initialised as in the authors' code: attention and MLP Xavier uniform, MLP biases N(0, 1e-6), position embeddings
+N(0, 0.02), patches normal with standard deviation 1 / sqrt(fan in), class token and classifier zero; the neck's
+convolutions by He et al. 2015. Loads torchvision's checkpoints; the neck, which they lack, keeps its initial values.
 """
 
 import math
 from collections import OrderedDict
+from collections.abc import Collection
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -24,18 +26,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.backbone import Backbone
-from backbones.convnext import LayerNorm2d, blank_linear
+from backbones.layer_norm import LayerNorm2d
+from backbones.state_dicts import StateDict
+from backbones.transformer_init import uninitialised_linear
 
 
 def xavier_linear(in_features: int, out_features: int, bias_std: float = 0.0) -> nn.Linear:
-    linear = blank_linear(in_features, out_features)
+    linear = uninitialised_linear(in_features, out_features)
     nn.init.xavier_uniform_(linear.weight)
     nn.init.normal_(linear.bias, std=bias_std)
     return linear
 
 
 class SelfAttention(nn.Module):
-    """Every token attends to every token; `(B, N, C)` in and out. Parameter names are `nn.MultiheadAttention`'s."""
+    """Attention of every token to every token, `(B, N, C)` in and out. Named as in `nn.MultiheadAttention`."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -53,7 +57,7 @@ class SelfAttention(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Attention, then a two-layer MLP four times wider, each normalised before and added after."""
+    """Attention, then a two-layer MLP four times wider, each on normalised input and with a residual connection."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -100,14 +104,31 @@ class Encoder(nn.Module):
 
 
 class SimplePyramid(nn.Module):
-    """One map -> maps of `out_channels` at strides 4, 8, 16 and 32."""
+    """One map -> maps of `out_channels` at strides 4, 8, 16 and 32, or empty ones where the level was removed."""
 
     def __init__(self, channels: int, stride: int, out_channels: int) -> None:
         super().__init__()
+        self.out_channels = out_channels
         self.levels = nn.ModuleList(scale(channels, stride, target, out_channels) for target in (4, 8, 16, 32))
+
+    def keep(self, levels: set[int]) -> None:
+        for i in range(len(self.levels)):
+            if i not in levels:
+                self.levels[i] = EmptyMap(self.out_channels)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return [level(x) for level in self.levels]
+
+
+class EmptyMap(nn.Module):
+    """Takes the place of a level that no head reads: any `(B, C, H, W)` -> `(B, channels, 0, 0)`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_empty(x.shape[0], self.channels, 0, 0)
 
 
 def scale(channels: int, stride: int, target: int, out_channels: int) -> nn.Sequential:
@@ -149,7 +170,7 @@ class ViT(Backbone):
     """
 
     output_strides: ClassVar[tuple[int, ...]] = (32,)
-    optional: ClassVar[tuple[type[nn.Module], ...]] = (SimplePyramid,)
+    optional_modules: ClassVar[tuple[type[nn.Module], ...]] = (SimplePyramid,)
 
     def __init__(
         self,
@@ -164,9 +185,9 @@ class ViT(Backbone):
         self.patch, self.width, depth, heads = VARIANTS[variant]
         if output_stride != 32:
             raise ValueError(
-                f"output_stride is {output_stride}; {variant} has 32 only: its patches are {self.patch} pixels wide at "
-                f"any output stride, and more of them would not be those it was trained with. Use output_stride 32 "
-                f"(its pyramid already has maps at strides 4 and 8), or convnext_*"
+                f"output_stride is {output_stride}; {variant} has 32 only: its patches are {self.patch} pixels wide, "
+                f"and it was not trained with overlapping ones. Use output_stride 32 (its pyramid already has maps at "
+                f"strides 4 and 8), or convnext_*"
             )
         self.conv_proj = nn.Conv2d(in_channels, self.width, self.patch, self.patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, self.width))
@@ -181,9 +202,22 @@ class ViT(Backbone):
         self.reductions = (4, 8, 16, 32) if pyramid else (self.input_size,)
         self.load(weights)
 
+    def keep_levels(self, levels: Collection[int]) -> None:
+        """Remove the pyramid's other levels, each of which has layers of its own.
+
+        Raises:
+            IndexError: the pyramid has no such level.
+        """
+        if self.neck is not None:
+            self.neck.keep({range(len(self.channels))[level] for level in levels})
+
     def forward(self, x: Tensor) -> list[Tensor]:
         height, width = x.shape[2:]
-        x = self.conv_proj(F.pad(x, (0, -width % self.patch, 0, -height % self.patch)))
+        rows, columns = -height % self.patch, -width % self.patch
+        # Padding by nothing would copy the image; an exported graph is to serve sizes that need padding, too.
+        if torch.compiler.is_exporting() or rows or columns:
+            x = F.pad(x, (0, columns, 0, rows))
+        x = self.conv_proj(x)
         grid = x.shape[2], x.shape[3]
         tokens = torch.cat((self.class_token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)), 1)
         tokens = self.encoder(tokens, grid)
@@ -193,12 +227,27 @@ class ViT(Backbone):
         return [m[..., : -(-height // r), : -(-width // r)] for m, r in zip(maps, self.reductions, strict=True)]
 
     def classifier(self, num_classes: int) -> nn.Module:
-        """The published classifier, which takes the class token that `pyramid=False` gives."""
+        """The published classifier, which reads the class token that `pyramid=False` gives."""
         return TokenClassifier(self.width, num_classes)
 
-    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The published files are older than torchvision's numbers for the two layers of an MLP."""
-        return {key.replace(".linear_1.", ".0.").replace(".linear_2.", ".3."): value for key, value in state.items()}
+    def convert_state_dict(self, state: StateDict) -> StateDict:
+        """The published files are older than torchvision's numbers for the two layers of an MLP.
+
+        A run's own file has the levels of the pyramid that its head read: others are dropped, and those that it lacks
+        stay as initialised.
+        """
+        state = {key.replace(".linear_1.", ".0.").replace(".linear_2.", ".3."): value for key, value in state.items()}
+        theirs = {level_of(key) for key in state} - {""}
+        if not theirs:
+            return state
+        own = {key: value for key, value in self.state_dict().items() if level_of(key)}
+        lacking = {key: value for key, value in own.items() if level_of(key) not in theirs}
+        return {key: value for key, value in state.items() if not level_of(key) or key in own} | lacking
+
+
+def level_of(key: str) -> str:
+    """The start of a tensor's name that tells which level of the pyramid it belongs to; empty outside the pyramid."""
+    return ".".join(key.split(".")[:3]) if key.startswith("neck.levels.") else ""
 
 
 class TokenClassifier(nn.Module):
@@ -212,7 +261,7 @@ class TokenClassifier(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raises ValueError on a map of the pyramid, which no published classifier knows."""
+        """Raises ValueError on a map of the pyramid, which no published classifier reads."""
         if x.shape[1:] != (self.channels, 1, 1):
             raise ValueError(f"ViT's classifier takes the class token, not a {tuple(x.shape)} map: use pyramid=False")
         return self.heads(x.flatten(1))

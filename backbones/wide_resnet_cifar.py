@@ -1,9 +1,9 @@
 """Wide Residual Networks. Zagoruyko, Komodakis 2016, arXiv:1605.07146: the networks for 32x32 images.
 
 WRN-d-k has (d - 4) / 6 pre-activation blocks (He et al. 2016, arXiv:1603.05027) in each of three stages, k times as
-wide as the thin networks of CIFAR, with dropout between a block's two convolutions (0.3 in the paper on CIFAR). Batch
-norm and ReLU come before a convolution, so the first two maps are sums as they are and the last one alone is activated.
-Convolutions start as in He et al. 2015. No weights are published; `mean` and `std` are CIFAR-10's. (The paper's
+wide as the CIFAR ResNets of He et al. 2015, with dropout between a block's two convolutions (0.3 in the paper on
+CIFAR). Batch norm and ReLU precede each convolution, so the first two maps are not activated; the last one is.
+Convolutions are initialised by He et al. 2015. No weights are published; `mean` and `std` are CIFAR-10's. (The paper's
 ImageNet networks are in `backbones.resnet`.)
 """
 
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from backbones.atrous import atrous_steps
 from backbones.backbone import Backbone
-from backbones.pooled_linear import PooledLinear
+from backbones.classifiers import PooledClassifier
 
 # Blocks per stage and widening factor: d = 6 * blocks + 4.
 VARIANTS = {"wrn28_10": (4, 10), "wrn40_4": (6, 4)}
 
 
 class PreActivationBlock(nn.Module):
-    """norm - ReLU - 3x3 - norm - ReLU - dropout - 3x3 beside the identity.
+    """norm - ReLU - 3x3 - norm - ReLU - dropout - 3x3, added to the identity.
 
-    Where the shape changes, a 1x1 projection of the normed and activated input takes the identity's place.
+    If the shape changes, a 1x1 projection of the normalised and activated input replaces the identity.
     """
 
     def __init__(self, in_channels: int, width: int, stride: int, dropout: float) -> None:
@@ -42,7 +42,7 @@ class PreActivationBlock(nn.Module):
 
 
 class WideResNetCifar(Backbone):
-    """WRN-28-10 and WRN-40-4 for small images; maps at strides 1, 2, 4, which no output stride changes."""
+    """WRN-28-10 and WRN-40-4 for small images; maps at strides 1, 2, 4 at any output stride."""
 
     input_size = 32
     mean = (0.4914, 0.4822, 0.4465)
@@ -83,4 +83,4 @@ class WideResNetCifar(Backbone):
         return [c1, c2, self.relu(self.bn(c3))]
 
     def classifier(self, num_classes: int) -> nn.Module:
-        return PooledLinear(self.channels[-1], num_classes)
+        return PooledClassifier("fc", nn.Linear(self.channels[-1], num_classes))

@@ -1,26 +1,27 @@
 """Xception: Deep Learning with Depthwise Separable Convolutions. Chollet 2016, arXiv:1610.02357.
 
-The network of the paper's figure 5: residual blocks of depthwise separable convolutions, strides by max pooling. The
-two convolutions of the stem pad nothing, so the finest map falls three pixels short of half the image. The paper does
-not say how weights start: He et al. 2015 here. `se` weighs each residual branch by squeeze-and-excitation before the
-sum. Loads the author's weights as timm publishes them under legacy_xception (299 x 299 images).
+The network of the paper's figure 5: residual blocks of depthwise separable convolutions, with max pools for strides.
+As in the published network, the depthwise convolution comes first; the paper's "extreme" Inception module has the
+pointwise one first. The two convolutions of the stem are unpadded, so the finest map is three pixels smaller than half
+the image. The paper gives no initialisation; here it is that of He et al. 2015. `se` scales the channels of each
+residual branch by squeeze-and-excitation before the sum. Loads the author's weights as timm publishes them under
+legacy_xception (299 x 299 images).
 """
 
-from collections import OrderedDict
 from itertools import pairwise
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.atrous import Step, atrous_steps
 from backbones.backbone import Backbone
+from backbones.classifiers import PooledClassifier
 from backbones.pooling import Pool2d
 from backbones.squeeze_excitation import SqueezeExcitation
 
 
 class SeparableConv(nn.Module):
-    """3x3 on each channel alone, then 1x1 across channels, nothing in between."""
+    """3x3 on each channel separately, then 1x1 across channels, without a non-linearity between them."""
 
     def __init__(self, in_channels: int, out_channels: int, dilation: int) -> None:
         super().__init__()
@@ -34,15 +35,15 @@ class SeparableConv(nn.Module):
 
 
 class Block(nn.Module):
-    """Separable convolutions from width to width, a max pool where the block strides, and the residual sum.
+    """Separable convolutions from width to width, a max pool if the block has a stride, and the residual sum.
 
-    The sum is not activated: the next block's first ReLU, on its residual branch only, does that.
+    The sum is not activated; the first ReLU of the next block is on its residual branch only.
     """
 
     def __init__(self, widths: tuple[int, ...], step: Step, *, se: bool, relu_first: bool = True) -> None:
         super().__init__()
         in_channels, out_channels = widths[0], widths[-1]
-        strides = step.stride != 1 or step.dilation != step.after
+        strides = step.native_stride > 1
         self.skip: nn.Module = nn.Identity()
         self.skipbn: nn.Module = nn.Identity()
         if strides or in_channels != out_channels:
@@ -68,13 +69,13 @@ MIDDLE = tuple(f"block{i}" for i in range(4, 12))
 class Xception(Backbone):
     """Chollet's Xception; maps at strides 2, 4, 8, 16, 32.
 
-    They are the stem's, the activated sums of blocks 1, 2 and 11, and the last convolution's.
+    They are the outputs of the stem, the activated sums of blocks 1, 2 and 11, and the output of the last convolution.
     """
 
     input_size = 299
-    mean: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
-    std: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
-    optional = (SqueezeExcitation,)
+    mean = (0.5, 0.5, 0.5)
+    std = (0.5, 0.5, 0.5)
+    optional_modules = (SqueezeExcitation,)
     min_size = 7
     valid_borders = 5
 
@@ -89,7 +90,6 @@ class Xception(Backbone):
     ) -> None:
         super().__init__(variant)
         stem, step1, step2, step3, step12 = atrous_steps((2, 2, 2, 2, 2), output_stride)
-        middle = Step(1, step3.after, step3.after, step3.reduction)
         self.conv1 = nn.Conv2d(in_channels, 32, 3, stem.stride, bias=False)
         self.bn1 = nn.BatchNorm2d(32)
         self.conv2 = nn.Conv2d(32, 64, 3, bias=False)
@@ -99,18 +99,17 @@ class Xception(Backbone):
         self.block2 = Block((128, 256, 256), step2, se=se)
         self.block3 = Block((256, 728, 728), step3, se=se)
         for name in MIDDLE:
-            self.add_module(name, Block((728, 728, 728, 728), middle, se=se))
+            self.add_module(name, Block((728, 728, 728, 728), step3.rest, se=se))
         self.block12 = Block((728, 728, 1024), step12, se=se)
-        self.conv3 = SeparableConv(1024, 1536, step12.after)
+        self.conv3 = SeparableConv(1024, 1536, step12.dilation_after)
         self.bn3 = nn.BatchNorm2d(1536)
-        self.conv4 = SeparableConv(1536, 2048, step12.after)
+        self.conv4 = SeparableConv(1536, 2048, step12.dilation_after)
         self.bn4 = nn.BatchNorm2d(2048)
         self.channels = (64, 128, 256, 728, 2048)
         self.reductions = tuple(step.reduction for step in (stem, step1, step2, step3, step12))
         self.init_weights()
-        for module in self.modules():
-            if isinstance(module, SeparableConv):  # a depthwise filter reads one channel and feeds one, not all
-                nn.init.kaiming_normal_(module.conv1.weight, mode="fan_in", nonlinearity="relu")
+        # A depthwise filter reads one channel and writes one; by fan-out it would count all of the layer's.
+        self.init_weights((m.conv1 for m in self.modules() if isinstance(m, SeparableConv)), mode="fan_in")
         self.load(weights)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -120,21 +119,14 @@ class Xception(Backbone):
         c3 = self.block2(c2)
         c4 = self.block3(c3)
         for name in MIDDLE:
-            c4 = self.get_submodule(name)(c4)
+            c4 = getattr(self, name)(c4)
         x = self.relu(self.bn3(self.conv3(self.block12(c4))))
         c5 = self.relu(self.bn4(self.conv4(x)))
         return [c1, F.relu(c2), F.relu(c3), F.relu(c4), c5]
 
     def classifier(self, num_classes: int) -> nn.Module:
         """The paper's: global average, dropout 0.5, one linear layer."""
-        return nn.Sequential(
-            OrderedDict(
-                pool=nn.AdaptiveAvgPool2d(1),
-                flatten=nn.Flatten(),
-                dropout=nn.Dropout(0.5),
-                fc=nn.Linear(2048, num_classes),
-            )
-        )
+        return PooledClassifier("fc", nn.Linear(2048, num_classes), dropout=0.5)
 
     def published_url(self) -> str:
         return "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-cadene/xception-43020ad28.pth"

@@ -1,20 +1,21 @@
 """Modified aligned Xception, the backbone of DeepLab v3+. Chen, Zhu, Papandreou, Schroff, Adam 2018, arXiv:1802.02611.
 
-Xception-41, 65 and 71: Xception (arXiv:1610.02357) with a deeper middle, strided separable convolutions in place of
-every max pool, and batch norm after each 3x3 depthwise convolution too. Weights start normal with deviation 0.08, the
-spread of DeepLab's own code (0.09, cut at two deviations). `se` weighs each residual branch by squeeze-and-excitation
-before the sum. Loads DeepLab's ImageNet weights as timm publishes them (299 x 299 images).
+Xception-41, 65 and 71: Xception (arXiv:1610.02357) with a deeper middle, strided separable convolutions instead of max
+pools, and batch norm also after each 3x3 depthwise convolution. Weights are drawn from N(0, 0.08), which has the
+standard deviation of the distribution in DeepLab's own code (0.09, truncated at two standard deviations). `se` scales
+the channels of each residual branch by squeeze-and-excitation before the sum. Loads DeepLab's ImageNet weights as timm
+publishes them (299 x 299 images).
 """
 
 from collections import OrderedDict
 from functools import partial
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.atrous import Step, atrous_steps
 from backbones.backbone import Backbone
+from backbones.classifiers import PooledClassifier
 from backbones.squeeze_excitation import SqueezeExcitation
 
 BatchNorm = partial(nn.BatchNorm2d, eps=1e-3)
@@ -33,7 +34,7 @@ class ConvNorm(nn.Module):
 
 
 class SeparableConv(nn.Module):
-    """3x3 on each channel alone, then 1x1 across channels, each with batch norm and, where `relu`, a ReLU."""
+    """3x3 on each channel separately, then 1x1 across channels, each with batch norm and, if `relu`, a ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, dilation: int, relu: bool) -> None:
         super().__init__()
@@ -51,9 +52,9 @@ class SeparableConv(nn.Module):
 
 
 class Block(nn.Module):
-    """Three separable convolutions, the last of which strides, and the residual sum.
+    """Three separable convolutions, the last of which has the stride, and the residual sum.
 
-    `(B, C, H, W)` -> the block's output, and the activated map that its last convolution reads: the last one at the
+    `(B, C, H, W)` -> the block's output, and the activated input of its last convolution: the deepest map at the
     block's input resolution. A residual block activates before each convolution, the plain one (`residual=False`)
     inside them.
     """
@@ -61,7 +62,7 @@ class Block(nn.Module):
     def __init__(self, in_channels: int, widths: tuple[int, int, int], step: Step, *, residual: bool, se: bool) -> None:
         super().__init__()
         self.residual = residual
-        self.strides = step.stride != 1 or step.dilation != step.after
+        self.strides = step.native_stride > 1
         one, two, three = widths
         self.stack = nn.ModuleDict()
         self.stack["conv1"] = SeparableConv(in_channels, one, 1, step.dilation, not residual)
@@ -93,14 +94,14 @@ VARIANTS: dict[str, tuple[tuple[tuple[int, int], ...], int, float]] = {
 class XceptionAligned(Backbone):
     """Xception-41 / 65 / 71; maps at strides 2, 4, 8, 16, 32.
 
-    Each map but the last is taken inside the block that halves it, in front of the convolution that strides: the
-    deepest at its stride, and at stride 4 the one that DeepLab v3+'s decoder joins.
+    Each map except the last is taken inside the block that downsamples it, just before the strided convolution: this is
+    the deepest map at that stride and, at stride 4, the one that DeepLabv3+'s decoder uses.
     """
 
     input_size = 299
-    mean: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
-    std: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
-    optional = (SqueezeExcitation,)
+    mean = (0.5, 0.5, 0.5)
+    std = (0.5, 0.5, 0.5)
+    optional_modules = (SqueezeExcitation,)
 
     def __init__(
         self,
@@ -145,10 +146,8 @@ class XceptionAligned(Backbone):
 
     def classifier(self, num_classes: int) -> nn.Module:
         """Global average, dropout 0.5 as in DeepLab's code, one linear layer."""
-        layers = OrderedDict(
-            pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), dropout=nn.Dropout(0.5), fc=nn.Linear(2048, num_classes)
-        )
-        return nn.Sequential(OrderedDict(head=nn.Sequential(layers)))
+        head = PooledClassifier("fc", nn.Linear(2048, num_classes), dropout=0.5)
+        return nn.Sequential(OrderedDict(head=head))
 
     def published_url(self) -> str:
         return f"https://huggingface.co/timm/{self.variant}.tf_in1k/resolve/main/model.safetensors"

@@ -76,8 +76,7 @@ class Network(nn.Module):
             self.aux_level = len(channels) - 2 if found is None else found
             self.aux_head = FCNHead(channels[: self.aux_level + 1], reductions[: self.aux_level + 1], num_classes)
         self.has_aux = bool(knobs.get("aux")) or self.aux_head is not None
-        published = options.get("classifier") if num_classes == 1000 else None
-        self.backbone.load(weights, published)
+        self.backbone.load(weights, options.get("classifier"))
 
     def forward_with_aux(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits, and those of the auxiliary head or the backbone's auxiliary classifiers, which train only."""

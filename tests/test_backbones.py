@@ -1,5 +1,9 @@
 """Every backbone keeps the contract, equals its oracle and dilates exactly. A new one needs no edit here."""
 
+import inspect
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -42,7 +46,7 @@ def test_logits_equal_the_oracle(name: str) -> None:
     with torch.device("meta"):  # no time spent on weights that are replaced
         backbone = BACKBONES[name](**KNOBS.get(name, {}))
         classifier = backbone.classifier(1000)
-    renamed = backbone.rename(state)
+    renamed = backbone.convert_state_dict(state)
     own = backbone.state_dict().keys() | classifier.state_dict().keys()
     assert own == renamed.keys()
     for module in (backbone, classifier):
@@ -66,6 +70,25 @@ def test_channels_and_reductions_are_true(name: str, output_stride: int) -> None
         for side, image_side in zip(one.shape[2:], (128, 192), strict=True):
             assert (image_side - backbone.valid_borders) // reduction <= side <= image_side // reduction
     assert max(backbone.reductions) <= output_stride
+
+
+def all_maps_exist(backbone: nn.Module, height: int, width: int) -> bool:
+    try:
+        with torch.device("meta"):
+            return all(one.numel() for one in backbone(torch.empty(2, 3, height, width)))
+    except RuntimeError:
+        return False
+
+
+@pytest.mark.parametrize(("name", "output_stride"), STRIDED)
+def test_smallest_image_is_true(name: str, output_stride: int) -> None:
+    with torch.device("meta"):
+        backbone = BACKBONES[name](output_stride=output_stride)
+    least = backbone.min_size
+    assert all_maps_exist(backbone, least, least)
+    assert all_maps_exist(backbone, least, least + 13)
+    assert not all_maps_exist(backbone, least - 1, 256)
+    assert not all_maps_exist(backbone, 256, least - 1)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -144,10 +167,49 @@ def test_other_input_channels(name: str) -> None:
     assert maps[-1].ndim == 4
 
 
+def paper(name: str) -> str:
+    """The paper of a variant: the one its file names for it, or else the file's first line."""
+    module = inspect.getmodule(BACKBONES[name].func)
+    others = {variant: one for one, variants in getattr(module, "PAPERS", {}).items() for variant in variants}
+    return others.get(name) or module.__doc__.splitlines()[0]
+
+
+def test_every_backbone_names_its_paper_with_a_year() -> None:
+    for name in NAMES:
+        assert re.search(r"[A-Z]\w+.* (19|20)\d\d\b", paper(name)), name
+    assert "One weird trick" in paper("alexnet")
+    assert "2012" in paper("alexnet_2gpu")
+    assert "EfficientNetV2" in paper("efficientnet_v2_m")
+    assert "Wide Residual" in paper("wide_resnet50_2")
+    assert "ResNeXt" in paper("resnext101_64x4d")
+    assert "V2" in paper("swin_v2_b")
+    assert "V2" not in paper("swin_b")
+
+
+def test_papers_belong_to_variants_that_exist() -> None:
+    for name in NAMES:
+        for variants in getattr(inspect.getmodule(BACKBONES[name].func), "PAPERS", {}).values():
+            assert set(variants) <= set(NAMES)
+
+
+def test_the_readme_lists_every_backbone_with_its_paper() -> None:
+    text = (Path(__file__).parents[1] / "backbones" / "README.md").read_text(encoding="utf-8")
+    table = text.split("<!-- backbones: ")[1].split("<!-- end of backbones -->")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    assert {row[0]: row[-1] for row in rows} == {name: paper(name) for name in NAMES}
+
+
+def test_steps_know_their_native_stride_and_what_follows() -> None:
+    traded, kept = atrous_steps((2, 2, 2, 2, 2), 8)[-2], atrous_steps((2, 2, 2, 2, 2), 32)[-1]
+    assert (traded.stride, traded.native_stride, kept.native_stride) == (1, 2, 2)
+    assert traded.rest == Step(stride=1, dilation=2, dilation_after=2, reduction=8)
+    assert traded.rest.native_stride == 1
+
+
 def test_steps_follow_the_accumulated_rate() -> None:
     *_, third, fourth = atrous_steps((2, 2, 1, 2, 2, 2), 8)
-    assert third == Step(stride=1, dilation=1, after=2, reduction=8)
-    assert fourth == Step(stride=1, dilation=2, after=4, reduction=8)
+    assert third == Step(stride=1, dilation=1, dilation_after=2, reduction=8)
+    assert fourth == Step(stride=1, dilation=2, dilation_after=4, reduction=8)
 
 
 def test_output_stride_must_be_known() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
 from backbones import BACKBONES
@@ -12,7 +13,11 @@ from backbones import backbone as backbone_module
 from backbones.alexnet import VARIANTS as ALEXNETS
 from backbones.alexnet import TowerNorm
 from backbones.backbone import Backbone
+from backbones.fully_connected import FullyConnected
 from backbones.vgg import VARIANTS as VGGS
+from backbones.weights import Checkpoint
+from experiments.receptive_field import traced
+from lightning_modules.network import Network
 from tests.conftest import randomise
 from tests.test_backbones import relative
 
@@ -64,6 +69,68 @@ def test_response_normalisation_is_the_papers() -> None:
     torch.testing.assert_close(TowerNorm(2)(x), wanted)
 
 
+@pytest.mark.parametrize("name", ["alexnet_2gpu", "zfnet"])
+def test_images_have_the_scale_of_the_papers_constants(name: str) -> None:
+    """Weights of N(0, 0.01), biases of 1 and an alpha of 1e-4 are for pixels from 0 to 255 minus their mean."""
+    backbone = BACKBONES[name]()
+    photograph = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1)[None, :, :227, :227]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (backbone.mean, backbone.std))
+    x = (photograph / 255 - mean) / std
+    torch.testing.assert_close(x, photograph - 255 * mean)
+    with torch.inference_mode():
+        first = backbone(x)[0].relu()
+    positive = first[first > 0]
+    assert 3 < positive.std().item() < 30
+    padded = torch.nn.functional.pad(first.square(), (0, 0, 0, 0, 2, 2))
+    sums = 1e-4 * sum(padded[:, i : i + first.shape[1]] for i in range(5))
+    assert sums.max().item() > 1  # beside the constant 2 of the denominator
+
+
+def test_response_normalisation_keeps_channels_last() -> None:
+    x = torch.randn(2, 16, 5, 4).contiguous(memory_format=torch.channels_last)
+    for towers in (1, 2):
+        assert TowerNorm(towers)(x).is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(TowerNorm(towers)(x), TowerNorm(towers)(x.contiguous()))
+
+
+@pytest.mark.parametrize("name", ["alexnet", "alexnet_2gpu", "zfnet", "vgg11", "vgg11_bn"])
+def test_half_the_units_of_fc6_and_fc7_are_dropped_and_no_others(name: str) -> None:
+    with torch.device("meta"):
+        for knobs in ({}, {"fully_convolutional": True}):
+            backbone = BACKBONES[name](**knobs)
+            classifier = backbone.classifier(10)
+            dropouts = [m for part in (backbone, classifier) for m in part.modules() if isinstance(m, nn.Dropout)]
+            assert {dropout.p for dropout in dropouts} == {0.5}
+            layers = [m for m in classifier.modules() if isinstance(m, (nn.Linear, nn.Dropout, nn.ReLU))]
+            kinds = "".join({nn.Linear: "L", nn.Dropout: "D", nn.ReLU: "R"}[type(m)] for m in layers)
+            assert knobs or kinds == ("DLRDLRL" if name == "alexnet" else "LRDLRDL")
+
+
+def test_a_map_of_the_window_is_not_pooled() -> None:
+    layers = FullyConnected(3, 6, 4, dropout_first=False, hidden_bias=0.0).eval()
+    for side, pools in ((6, 0), (7, 1)):
+        with torch.no_grad(), torch.autograd.profiler.profile() as profile:
+            layers(torch.randn(1, 3, side, side))
+        assert sum(event.name == "aten::adaptive_avg_pool2d" for event in profile.function_events) == pools
+
+
+@pytest.mark.parametrize(("name", "biases"), [("alexnet", (0, 1, 0, 1, 1)), ("zfnet", (0, 0, 0, 0, 0))])
+def test_first_values_are_the_papers(name: str, biases: tuple[int, ...]) -> None:
+    convolutions = [m for m in BACKBONES[name]().modules() if isinstance(m, nn.Conv2d)]
+    for convolution, bias in zip(convolutions, biases, strict=True):
+        assert convolution.weight.std().item() == pytest.approx(0.01, rel=0.03)
+        assert (convolution.bias == bias).all()
+
+
+def test_three_small_kernels_see_what_a_large_one_sees() -> None:
+    """VGG's argument: 27 C^2 weights and three non-linearities instead of 49 C^2 weights."""
+    small, large = [nn.Conv2d(8, 8, 3, bias=False) for _ in range(3)], nn.Conv2d(8, 8, 7, bias=False)
+    assert (count(*small), count(large)) == (27 * 64, 49 * 64)
+    with torch.device("meta"):
+        fields = [traced(network, (32, 32))[1] for network in (nn.Sequential(*small), large)]
+    assert [(field.size, field.stride) for field in fields] == [(7, 1), (7, 1)]
+
+
 def test_zfnet_has_the_papers_sides() -> None:
     assert sides(BACKBONES["zfnet"](), 224) == [110, 55, 26, 13, 6]
 
@@ -79,10 +146,11 @@ def test_lenet_takes_digits_of_any_side(side: int) -> None:
 
 def test_unet_encoder_takes_the_papers_tile() -> None:
     assert sides(BACKBONES["unet_encoder"](valid_convolutions=True), 572) == [568, 280, 136, 64, 28]
-    smallest = BACKBONES["unet_encoder"](valid_convolutions=True)
-    assert sides(smallest, smallest.min_size)[-1] == 1
-    with pytest.raises(RuntimeError):
-        sides(smallest, smallest.min_size - 1)
+    for output_stride in (8, 16):
+        smallest = BACKBONES["unet_encoder"](valid_convolutions=True, output_stride=output_stride)
+        assert sides(smallest, smallest.min_size)[-1] == 1
+        with pytest.raises(RuntimeError):
+            sides(smallest, smallest.min_size - 1)
 
 
 def test_unet_encoder_is_exact_with_valid_convolutions() -> None:
@@ -138,7 +206,7 @@ def test_dense_scores_hold_the_logits(name: str, monkeypatch: pytest.MonkeyPatch
     linear = BACKBONES[name]().eval()
     classifier = linear.classifier(1000).eval()
     published = linear.state_dict() | classifier.state_dict()
-    monkeypatch.setattr(backbone_module, "read_weights", lambda source: published)
+    monkeypatch.setattr(backbone_module, "read_weights", lambda source: Checkpoint(published, ""))
     dense = BACKBONES[name](fully_convolutional=True).eval()
     scores = dense.classifier(1000).eval()
     dense.load("published.pth", scores)
@@ -235,6 +303,18 @@ def test_a_staged_network_takes_the_fully_connected_layers(tmp_path: Path) -> No
     linear.load(str(path), classifier)
     path.unlink()  # half a gigabyte that pytest would keep
     for one, other in zip(classifier.parameters(), published.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_run_starts_a_deeper_vgg_with_its_own_classes(tmp_path: Path) -> None:
+    shallow = Network("vgg11", "classifier", 10)
+    path = tmp_path / "run.ckpt"
+    torch.save({"state_dict": {f"network.{key}": value for key, value in shallow.state_dict().items()}}, path)
+    with pytest.warns(UserWarning, match="vgg13 starts from a vgg11 checkpoint"):
+        deep = Network("vgg13", "classifier", 10, weights=str(path))
+    path.unlink()
+    assert torch.equal(deep.backbone.features[5].weight, shallow.backbone.features[3].weight)
+    for one, other in zip(deep.head.parameters(), shallow.head.parameters(), strict=True):
         assert torch.equal(one, other)
 
 

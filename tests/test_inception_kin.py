@@ -18,6 +18,22 @@ from tests.test_backbones import HeldGates, relative
 GATED = ["googlenet", "xception", "xception41"]
 
 
+@pytest.mark.parametrize(
+    ("name", "rate"), [("googlenet", 0.2), ("xception", 0.5), ("xception65", 0.5), ("densenet121", 0)]
+)
+def test_classifiers_drop_out_at_the_published_rate(name: str, rate: float) -> None:
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        channels, classifier = BACKBONES[name]().channels[-1], BACKBONES[name]().classifier(1)
+    (linear,) = (module for module in classifier.modules() if isinstance(module, torch.nn.Linear))
+    classifier = classifier.to_empty(device="cpu")
+    torch.nn.init.ones_(linear.weight)
+    torch.nn.init.zeros_(linear.bias)
+    kept = classifier(torch.ones(64, channels, 2, 2)) * (1 - rate) / channels
+    assert kept.mean().item() == pytest.approx(1 - rate, abs=0.01)
+    assert torch.equal(classifier.eval()(torch.ones(1, channels, 2, 2)), torch.full((1, 1), float(channels)))
+
+
 def publish(name: str, path: Path) -> dict[str, torch.Tensor]:
     """Save a checkpoint as the other library would."""
     state = randomise(oracle(name)).state_dict()
@@ -33,6 +49,12 @@ def test_auxiliary_classifiers_exist_in_training_only() -> None:
     assert [one.shape for one in maps] == [one.shape for one in backbone(x)]
     assert backbone.eval().forward_with_aux(x)[1] == []
     assert GoogLeNet("googlenet").train().forward_with_aux(x)[1] == []
+
+
+def test_no_auxiliary_classifiers_are_built_unless_asked_for() -> None:
+    with torch.device("meta"):
+        names = [name for name, _ in GoogLeNet("googlenet", aux=0).named_parameters()]
+    assert not any(name.startswith("aux") for name in names)
 
 
 def test_auxiliary_classes_are_checked() -> None:
@@ -115,7 +137,7 @@ def test_memory_efficient_densenet_is_the_same_network(training: bool) -> None:
     for (key, ours), theirs in zip(efficient.named_parameters(), plain.parameters(), strict=True):
         assert relative(ours.grad, theirs.grad) <= 1e-4, key
     for (key, ours), theirs in zip(efficient.named_buffers(), plain.buffers(), strict=True):
-        assert ours.equal(theirs) or key.endswith("num_batches_tracked"), key
+        assert ours.equal(theirs), key
 
 
 def test_memory_efficient_densenet_keeps_less() -> None:
@@ -144,7 +166,7 @@ def test_gates_start_beside_published_weights_and_learn(name: str, tmp_path: Pat
     state = publish(name, path)
     backbone = BACKBONES[name](weights=str(path), se=True)
     own = backbone.state_dict()
-    assert all(own[key].equal(value) for key, value in backbone.rename(state).items() if key in own)
+    assert all(own[key].equal(value) for key, value in backbone.convert_state_dict(state).items() if key in own)
     gates = [module for module in backbone.modules() if isinstance(module, SqueezeExcitation)]
     assert gates
     backbone(torch.randn(2, 3, 64, 64))[-1].square().sum().backward()

@@ -19,7 +19,7 @@ from backbones.atrous import Step
 from backbones.backbone import Backbone
 from backbones.efficientnet import EfficientNet
 from backbones.efficientnet_lite import PACKAGES, RELEASE, EfficientNetLite, SameConv2d
-from backbones.inverted_residual import Residual, rounded
+from backbones.inverted_residual import Residual, make_divisible
 from backbones.mobilenet_v1 import VARIANTS as WIDTHS
 from tests.conftest import randomise
 from tests.oracles import PARAMETERS, oracle
@@ -81,8 +81,8 @@ def test_mobilenet_v1_starts_cut_off() -> None:
 
 
 def test_channels_are_rounded_by_at_most_a_tenth_down() -> None:
-    assert [rounded(c) for c in (3, 17.6, 35.2, 44, 12)] == [8, 16, 32, 48, 16]
-    assert rounded(10) == 16  # 8 would lose a fifth
+    assert [make_divisible(c) for c in (3, 17.6, 35.2, 44, 12)] == [8, 16, 32, 48, 16]
+    assert make_divisible(10) == 16  # 8 would lose a fifth
 
 
 def test_a_block_that_trades_its_stride_gets_no_shortcut() -> None:
@@ -222,8 +222,8 @@ def pypi_names(variant: str) -> list[str]:
 def test_lite_understands_the_names_of_the_pypi_packages(name: str) -> None:
     published = randomise(oracle(name)).state_dict()
     backbone = BACKBONES[name]()
-    from_pypi = backbone.rename(dict(zip(pypi_names(name), published.values(), strict=True)))
-    from_timm = backbone.rename(published)
+    from_pypi = backbone.convert_state_dict(dict(zip(pypi_names(name), published.values(), strict=True)))
+    from_timm = backbone.convert_state_dict(published)
     assert from_pypi.keys() == from_timm.keys()
     assert all(from_pypi[key] is from_timm[key] for key in from_timm)
 

@@ -33,7 +33,7 @@ def deformed(name: str, **knobs: bool | int | str) -> Backbone:
     """A deformable network with everything at random but its offsets, which are at their start."""
     backbone = randomise(BACKBONES[name](**knobs))
     for offsets in kinds(backbone, Offsets):
-        offsets.start_plain()
+        offsets.initialise()
     return backbone
 
 
@@ -210,6 +210,63 @@ def test_dilation_is_exact_with_all_knobs(name: str, output_stride: int) -> None
         coarse, fine = strided(x)[-1], dense(x)[-1]
     step = 32 // output_stride
     assert relative(fine[..., ::step, ::step], coarse) <= 1e-5
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_offsets_are_predicted_and_used_in_single_precision_at_least(version: int) -> None:
+    layer = DeformableConv2d(8, 8, 1, 2, 2, version)
+    nn.init.normal_(layer.offsets.weight, std=0.3)
+    dtypes: list[torch.dtype] = []
+    layer.offsets.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+    x = torch.randn(2, 8, 12, 12).bfloat16().float()
+    with torch.no_grad():
+        exact = layer(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed, low = layer(x), layer(x.bfloat16())
+        layer.weight.copy_(layer.weight.bfloat16())
+        layer.offsets.weight.copy_(layer.offsets.weight.bfloat16())
+        rounded = layer(x)
+        whole = layer.bfloat16()(x.bfloat16())
+        double = layer.double()(x.double())
+    assert dtypes == [torch.float32] * 5 + [torch.float64]
+    assert torch.equal(mixed, exact)
+    assert torch.equal(low, exact.bfloat16())
+    assert torch.equal(whole, rounded.bfloat16())
+    torch.testing.assert_close(double.float(), rounded, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_deformable_networks_train_at_any_precision(precision: str) -> None:
+    dtype = torch.float64 if precision == "64-true" else torch.bfloat16
+    backbone, x = BACKBONES["resnet18"](deformable=1), torch.randn(2, 3, 64, 64)
+    if precision.endswith("true"):
+        backbone, x = backbone.to(dtype), x.to(dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision.endswith("mixed")):
+        loss = backbone(x)[-1].float().square().mean()
+    loss.backward()
+    for key, parameter in backbone.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize("zero_init", [True, False])
+def test_resnet_is_initialised_as_he_et_al_say(zero_init: bool) -> None:
+    backbone = BACKBONES["resnet50"](zero_init=zero_init)
+    for name, part in backbone.named_modules():
+        if isinstance(part, nn.Conv2d) and part.weight.numel() > 10_000:
+            fan_out = part.out_channels * part.kernel_size[0] ** 2
+            assert part.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.03), name
+            assert abs(part.weight.mean().item()) < 0.1 * (2 / fan_out) ** 0.5, name
+        if isinstance(part, nn.BatchNorm2d):
+            scale = 0.0 if zero_init and name.endswith("bn3") else 1.0
+            assert (part.weight == scale).all(), name
+            assert (part.bias == 0).all(), name
+
+
+def test_multi_grid_multiplies_the_rates_of_exact_dilation() -> None:
+    with torch.device("meta"):
+        stage = BACKBONES["resnet50"](output_stride=16, multi_grid=(1, 2, 4)).layer4
+    assert [block.conv2.dilation[0] for block in stage] == [1, 4, 8]
 
 
 def test_all_knobs_train_and_export() -> None:

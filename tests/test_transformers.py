@@ -1,11 +1,13 @@
 """What only ViT, Swin, ConvNeXt and the bridge to timm have."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import StochasticDepth
 
 from backbones import BACKBONES, find_backbone
@@ -118,12 +120,44 @@ def test_stochastic_depth_acts_in_training_only() -> None:
         assert torch.equal(backbone(x)[-1], backbone(x)[-1])
 
 
-@pytest.mark.parametrize("output_stride", [16, 8])
-def test_smallest_image_of_convnext_is_true(output_stride: int) -> None:
+class Calls(TorchDispatchMode):
+    """Counts the calls of each operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "rolls", "pads"),
+    [
+        # Blocks 2, 4, 6, 8 and 10 are shifted, there and back; the last stage is one window, which is not shifted.
+        ("swin_t", 224, 10, 0),
+        ("swin_v2_t", 256, 10, 0),
+        # Maps of 50, 25 and 13 pixels: all but the last, of 7, are padded for windows, two more for merging.
+        ("swin_t", 200, 10, 12),
+        ("vit_b_32", 224, 0, 0),
+        ("vit_b_32", 200, 0, 1),
+        ("convnext_tiny", 224, 0, 0),
+    ],
+)
+def test_maps_are_not_copied_by_empty_shifts_and_pads(name: str, side: int, rolls: int, pads: int) -> None:
+    with torch.device("meta"), torch.no_grad(), Calls() as calls:
+        BACKBONES[name]().eval()(torch.empty(1, 3, side, side))
+    assert (calls.counts["roll"], calls.counts["constant_pad_nd"]) == (rolls, pads)
+
+
+@pytest.mark.parametrize("name", ["swin_t", "vit_b_32"])
+def test_a_graph_exported_for_many_sizes_still_pads(name: str) -> None:
+    backbone = BACKBONES[name]().eval()
     with torch.device("meta"):
-        backbone = BACKBONES["convnext_tiny"](output_stride=output_stride)
-        maps = backbone(torch.empty(1, 3, backbone.min_size, backbone.min_size))
-    assert maps[-1].shape[2:] == (1, 1)
+        x = torch.empty(1, 3, 224, 224)
+    graph = torch.export.export(backbone.to("meta"), (x,)).graph
+    assert any("pad" in str(node.target) for node in graph.nodes)
 
 
 # --- timm/NAME ---
