@@ -16,7 +16,7 @@ from backbones.backbone import Backbone
 from backbones.fully_connected import FullyConnected
 from backbones.vgg import VARIANTS as VGGS
 from backbones.weights import Checkpoint
-from experiments.receptive_field import traced
+from experiments.analysis.receptive_field import traced
 from lightning_modules.network import Network
 from tests.conftest import randomise
 from tests.test_backbones import relative

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from experiments.analysis import crf_search
-from experiments.analysis.crf_worker import Job, run
+from experiments.analysis.crf_worker import Job, count_labels
 from experiments.command_line.crf_settings import read_crf_settings
 from experiments.tune_crf import main
 from heads.crf import PRESETS, DenseCRF
@@ -95,10 +95,10 @@ def test_settings_on_one_lattice_score_as_they_do_alone(tmp_path: Path) -> None:
         target=np.where(generator.random((16, 20)) < 0.1, 255, generator.integers(0, 3, (16, 20))).astype(np.uint8),
     )
     settings = tuple(dataclasses.replace(PRESETS["pydensecrf"], w1=w1, w2=0) for w1 in (0.1, 1.0, 10.0))
-    together = run(Job(sample, settings, 255))
+    together = count_labels(Job(sample, settings, 255))
     assert list(together) == list(settings)
     for one in settings:
-        assert torch.equal(run(Job(sample, (one,), 255))[one], together[one])
+        assert torch.equal(count_labels(Job(sample, (one,), 255))[one], together[one])
         assert together[one].sum() == (np.load(sample)["target"] != 255).sum()
     assert not torch.equal(together[settings[0]], together[settings[2]])
 

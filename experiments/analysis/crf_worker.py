@@ -1,4 +1,4 @@
-"""What each process of tune_crf.py does. It imports torch and the CRF, no more: a process starts in two seconds."""
+"""The work of each process of tune_crf.py. Imports torch and the CRF only, so that a process starts in two seconds."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,10 @@ from heads.crf import CRFSettings, DenseCRF
 
 @dataclass(frozen=True)
 class Job:
-    """One image under settings that differ in w1 only.
+    """One image under settings that differ only in w1.
 
-    `sample` is a file of `probabilities` float16 `(C, H, W)`, `pixels` uint8 `(3, H, W)` and `target` uint8 `(H, W)`.
+    `sample` is an npz file of `probabilities` float16 `(C, H, W)`, `pixels` uint8 `(3, H, W)` and `target` uint8
+    `(H, W)`.
     """
 
     sample: Path
@@ -23,7 +24,7 @@ class Job:
 
 
 def count_labels(job: Job) -> dict[CRFSettings, Tensor]:
-    """Counts [truth, prediction] `(C, C)`, int64, of the image under each of the settings."""
+    """Confusion matrices [truth, prediction] `(C, C)`, int64, of the image for each of the settings."""
     with np.load(job.sample) as file:
         probabilities = torch.from_numpy(file["probabilities"])[None].float()
         pixels = torch.from_numpy(file["pixels"])[None]

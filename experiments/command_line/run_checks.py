@@ -62,8 +62,13 @@ def numbers(config: RunConfig) -> Problems:
 
 
 def combinations(config: RunConfig) -> Problems:
-    if config.strategy == "fsdp2" and (config.ema or config.compile):
-        yield f"--strategy fsdp2 cannot be combined with --{'ema' if config.ema else 'compile'}; leave one of them out"
+    for name in ("ema", "compile", "sync_batchnorm"):
+        if config.strategy == "fsdp2" and getattr(config, name):
+            yield f"--strategy fsdp2 cannot be combined with {dashed(name)}; leave one of them out"
+    if config.strategy.startswith(("deepspeed", "fsdp")) and config.strategy != "fsdp2":
+        yield (
+            f"--strategy {config.strategy}: its checkpoints are no single files; use ddp, or fsdp2 to shard the weights"
+        )
     if config.mixup or config.cutmix:
         flags = " and ".join(f"--{name}" for name in ("mixup", "cutmix") if getattr(config, name))
         if config.loss != "cross_entropy" or config.class_weights != "none":

@@ -159,8 +159,16 @@ class RunConfig:
         "GPU; the global batch grows with the number",
     )
     nodes: PositiveInt = hardware_flag(1, "machines (nodes) that train together")
-    strategy: str = hardware_flag("auto", "strategy for several ranks: auto, ddp, fsdp2, or another one of Lightning's")
-    precision: str = hardware_flag("32-true", "precision of the arithmetic: 32-true, 16-mixed, bf16-mixed")
+    strategy: str = hardware_flag(
+        "auto", "how ranks share the work: auto, ddp, fsdp2 (shards the weights) or another one of Lightning's"
+    )
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = hardware_flag(
+        "32-true", "float32, or automatic mixed precision with float16 or bfloat16"
+    )
+    matmul_precision: Literal["highest", "high", "medium"] | None = hardware_flag(
+        None,
+        "float32 matrix products on GPUs: highest is exact, high uses TF32; default: high, with --deterministic highest",
+    )
     sync_batchnorm: bool = hardware_flag(False, "synchronise batch-norm statistics over all ranks")
     compile: bool = hardware_flag(False, "compile the network with torch.compile")
     checkpoint_activations: bool = hardware_flag(

@@ -80,7 +80,7 @@ def find_runs(paths: Iterable[str]) -> Iterator[Run]:
 
 
 def run_folders(folder: Path, levels: int) -> Iterator[Path]:
-    """The folder itself if it is a run's, otherwise the run folders at most `levels` below it; links are not followed."""
+    """The folder itself if it is a run's, otherwise the run folders at most `levels` below it. Follows no links."""
     if is_run_folder(folder):
         yield folder
     elif levels and not folder.is_symlink():

@@ -6,7 +6,6 @@ import io
 import tempfile
 from pathlib import Path
 
-import lightning.pytorch as pl
 from lightning.pytorch.tuner import Tuner
 
 from experiments.command_line.run_config import RunConfig
@@ -28,7 +27,7 @@ def find_lr(config: RunConfig) -> int:
     data, module = prepare(config)
     print(f"trying {STEPS} rates from {LOWEST:g} to {HIGHEST:g}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = build_trainer(config, RunFolder(Path(scratch)), [pl.Callback()], module.monitor)
+        trainer = build_trainer(config, RunFolder(Path(scratch)), [], module.monitor)
         with contextlib.redirect_stderr(io.StringIO()):  # a bar of another kind than ours
             finder = Tuner(trainer).lr_find(
                 module, datamodule=data, min_lr=LOWEST, max_lr=HIGHEST, num_training=STEPS, update_attr=False
