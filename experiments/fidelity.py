@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         print_report(config.names, console)
         return 0
     try:
-        layers, summary = layer_table(*config.pair, config.image_size)
+        backbone, head = config.pair
+        layers, summary = layer_table(backbone, head, config.image_size)
     except ValueError as error:
         parser.error(str(error))
     console.print(layers)

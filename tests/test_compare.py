@@ -175,7 +175,7 @@ def test_what_older_versions_did_not_record_is_said(tmp_path: Path) -> None:
         older(write_run(tmp_path / name, "resnet18", "unet", seed, 0.5, **settings))
     older(write_run(tmp_path / "c", "resnet18", "unet", 0, 0.4, devices="4", accumulate=2, nodes=2))
     (table,) = compared(tmp_path).tables
-    unknown = "resnet18 · unet · accumulate 1 · global_batch 8 x unknown ranks"
+    unknown = "resnet18 · unet · accumulate 1 · global_batch 8 x 1 x unknown ranks"
     assert {row.label: [run.name for run in row.group.runs] for row in table.rows} == {
         unknown: ["a", "b"],
         "resnet18 · unet · accumulate 2 · global_batch 128": ["c"],

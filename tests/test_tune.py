@@ -1,5 +1,7 @@
 """tune.py: what it searches, that it goes on after being killed, and what crashes and bad runs do to it."""
 
+import errno
+import fcntl
 import importlib.util
 import json
 import os
@@ -144,6 +146,22 @@ def test_one_study_is_not_mixed_with_another(tmp_path: Path, capsys) -> None:
     assert "another tune.py works on this study" in capsys.readouterr().err
     running.send_signal(signal.SIGTERM)
     assert running.wait(60) == 143
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.EAGAIN, 2), (errno.EACCES, 2), (errno.ENOLCK, 0), (errno.ENOSYS, 0)]
+)
+def test_a_file_system_without_locks_is_no_other_process(
+    number: int, code: int, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert main(["--search", "lr=0.1,0.2", "--out", str(tmp_path), "--trials", "1"]) == code
+    error = capsys.readouterr().err
+    assert ("another tune.py works on this study" in error) == bool(code)
+    assert (f"the file system of {tmp_path} has no locks ({os.strerror(number)})" in error) == (not code)
 
 
 def test_axes_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +103,42 @@ def test_settings_on_one_lattice_score_as_they_do_alone(tmp_path: Path) -> None:
         assert torch.equal(count_labels(Job(sample, (one,), 255))[one], together[one])
         assert together[one].sum() == (np.load(sample)["target"] != 255).sum()
     assert not torch.equal(together[settings[0]], together[settings[2]])
+
+
+@pytest.mark.parametrize("bad", [{1}, {0, 1, 2, 3, 4}])
+def test_samples_that_the_run_skipped_are_left_out(
+    bad: set[int], crf_run: Path, tmp_path: Path, monkeypatch, capsys, small_search
+) -> None:
+    load = crf_search.load_segmentation
+
+    def with_bad(*arguments: Any) -> Any:
+        data, module = load(*arguments)
+        kept = [None if index in bad else data.val[index] for index in range(len(data.val))]
+        data.val = kept
+        return data, module
+
+    monkeypatch.setattr(crf_search, "load_segmentation", with_bad)
+    out = tmp_path / "mine.yaml"
+    code = main([str(crf_run), "--processes", "1", "--out", str(out)])
+    if len(bad) == 5:
+        assert code == 2
+        assert "none of the 5 validation images can be read" in capsys.readouterr().err
+        return
+    assert code == 0
+    assert yaml.safe_load(out.read_text())["tuned_on"].items() >= {"images": 4, "of": 5}.items()
+
+
+def test_by_default_there_is_a_process_for_each_core_of_the_job(
+    crf_run: Path, tmp_path: Path, monkeypatch, small_search
+) -> None:
+    """Not for each core of a machine that others use too."""
+    asked = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3})
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    workers = crf_search.workers
+    monkeypatch.setattr(crf_search, "workers", lambda processes: asked.append(processes) or workers(processes))
+    assert main([str(crf_run), "--images", "2", "--out", str(tmp_path / "a")]) == 0
+    assert asked == [1]
 
 
 def test_ctrl_c_writes_nothing(crf_run: Path, tmp_path: Path, monkeypatch, capsys, small_search) -> None:

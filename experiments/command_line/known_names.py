@@ -31,7 +31,7 @@ def names_of(folder: str) -> list[str]:
 
 def dict_keys(file: str, variable: str) -> list[str]:
     """The keys, which are text, of a dict that is written out, such as LOSSES in lightning_modules/losses.py."""
-    return [key.value for key in dict_literal(file, variable).keys if isinstance(key, ast.Constant)]
+    return [str(key.value) for key in dict_literal(file, variable).keys if isinstance(key, ast.Constant)]
 
 
 def dict_literal(file: str, variable: str) -> ast.Dict:

@@ -30,7 +30,7 @@ def descriptions(folder: str) -> dict[str, str]:
         assert isinstance(called, ast.Name)
         file = modules[called.id]
         first_line = (ast.get_docstring(parsed(file)) or "").split("\n")[0]
-        lines[key.value] = papers(file).get(key.value, first_line)
+        lines[str(key.value)] = papers(file).get(str(key.value), first_line)
     return lines
 
 

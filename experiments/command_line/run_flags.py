@@ -167,7 +167,8 @@ class RunConfig:
     )
     matmul_precision: Literal["highest", "high", "medium"] | None = hardware_flag(
         None,
-        "float32 matrix products on GPUs: highest is exact, high uses TF32; default: high, with --deterministic highest",
+        "float32 matrix products on GPUs: highest is exact, high uses TF32; default: high, or highest with "
+        "--deterministic",
     )
     sync_batchnorm: bool = hardware_flag(False, "synchronise batch-norm statistics over all ranks")
     compile: bool = hardware_flag(False, "compile the network with torch.compile")

@@ -108,11 +108,10 @@ def global_batch(settings: Mapping[str, Any], training: Mapping[str, Any]) -> in
     recorded = training.get("global_batch")
     if isinstance(recorded, int):
         return recorded
-    sizes = [settings.get(name) for name in ("batch_size", "accumulate", "nodes")]
-    if not all(isinstance(size, int) for size in sizes):
-        return UNKNOWN
-    devices = str(settings.get("devices"))
-    return math.prod([*sizes, int(devices)]) if devices.isdecimal() else f"{math.prod(sizes[:2])} {UNKNOWN}"
+    factors = [str(settings.get(name)) for name in ("batch_size", "accumulate", "devices", "nodes")]
+    if not all(factor.isdecimal() for factor in factors):
+        return f"{' x '.join(factors[:2])} {UNKNOWN}"
+    return math.prod(map(int, factors))
 
 
 def differing(several: Sequence[GroupSettings]) -> list[str]:
