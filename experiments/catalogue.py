@@ -14,7 +14,7 @@ if not __package__:  # started as a file: import this checkout, not an installed
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from experiments.command_line.known_names import CATALOGUE, ROOT, names_of
-from experiments.command_line.listing import descriptions, figures
+from experiments.command_line.listing import descriptions, table_cells
 from experiments.command_line.parser import Parser, flag, settings_from
 
 READMES = ("README.md", "backbones/README.md", "heads/README.md", "experiments/README.md")
@@ -22,7 +22,7 @@ READMES = ("README.md", "backbones/README.md", "heads/README.md", "experiments/R
 TABLE = ("<!-- backbones: python experiments/catalogue.py -->\n", "\n<!-- end of backbones -->")
 PAIRS = ("<!-- pairs -->", "<!-- end of pairs -->")
 Entries = dict[str, dict[str, Any]]
-"""What is known of each backbone, by name."""
+"""Costs and other figures of each backbone, by name."""
 
 
 @dataclass
@@ -58,7 +58,7 @@ def count_all() -> Entries:
 
 
 def entry(name: str) -> dict[str, Any]:
-    """What is known of one backbone.
+    """Count one backbone.
 
     Parameters and GMACs with a 1000-class classifier at `input_size`, top-1 of the published weights, the supported
     output strides, and why heads that do not fit are refused.
@@ -87,7 +87,7 @@ def entry(name: str) -> dict[str, Any]:
 
 
 def contents(entries: Entries) -> dict[Path, str]:
-    """What each generated file has to hold."""
+    """The contents that each generated file should have."""
     pairs = len(entries) * len(names_of("heads"))
     working = pairs - sum(len(one["refused"]) for one in entries.values())
     texts = {CATALOGUE: json.dumps(entries, indent=1) + "\n"}
@@ -101,7 +101,7 @@ def contents(entries: Entries) -> dict[Path, str]:
 def table(entries: Entries) -> str:
     lines = ["| backbone | params | GMACs | top-1 | output strides | input | paper |", "|---|--:|--:|--:|--:|--:|---|"]
     papers = descriptions("backbones")
-    lines += [f"| {name} | {' | '.join(figures(one))} | {papers[name]} |" for name, one in entries.items()]
+    lines += [f"| {name} | {' | '.join(table_cells(one))} | {papers[name]} |" for name, one in entries.items()]
     return "\n".join(lines)
 
 

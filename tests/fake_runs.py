@@ -1,4 +1,4 @@
-"""Run folders as run.py leaves them, made up: for everything that reads runs."""
+"""Made-up run folders with the files that run.py writes, for tests of everything that reads runs."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ def write_run(
     training: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Path:
-    """A run whose every score follows from `miou`.
+    """Write a run folder in which every score follows from `miou`.
 
     Args:
         done: whether there are results.
@@ -110,7 +110,7 @@ def write_pictures(folder: Path, seed: int) -> None:
 
 
 def write_grid(folder: Path) -> Path:
-    """Three backbones under two heads with three seeds each, and what does not rank beside them."""
+    """Write three backbones under two heads with three seeds each, and folders that are not ranked."""
     generator = np.random.default_rng(0)
     for number, backbone in enumerate(("resnet18", "resnet50", "vgg16")):
         for other, head in enumerate(("fcn8s", "unet")):

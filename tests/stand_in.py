@@ -1,8 +1,8 @@
-"""A stand-in for run.py that trains nothing: it takes run.py's flags and leaves run folders as run.py does, at once.
+"""A stand-in for run.py that trains nothing: it takes run.py's flags and writes run folders as run.py does, at once.
 
 What it does is set by the environment: STAND_IN_SECONDS an epoch; STAND_IN_CRASH, names of runs that crash after their
 first epoch; STAND_IN_EMPTY, names of runs that end well without results; STAND_IN_DEAF, names of runs that ignore
-polite signals; STAND_IN_CROWD, how many must have been called before any goes on. It notes each call in
+SIGINT and SIGTERM; STAND_IN_CROWD, the number of calls that every run waits for. It records each call in
 OUT/calls.jsonl.
 """
 

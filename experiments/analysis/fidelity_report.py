@@ -12,7 +12,7 @@ from rich.table import Table
 
 from backbones import BACKBONES
 from backbones.backbone import Backbone
-from experiments.analysis.published_figures import FIELDS, SEGMENTERS, TAKEN_AT, figures
+from experiments.analysis.published_figures import FIELDS, SEGMENTERS, TAKEN_AT, published_figures
 from experiments.analysis.receptive_field import Field, measured, traced
 from experiments.training.network_cost import classifier_without_weights, network_cost
 from lightning_modules.network import Network
@@ -56,7 +56,7 @@ def field_cells(backbone: Backbone, name: str) -> tuple[str, str, str, str]:
 
 
 def backbone_row(name: str) -> list[str]:
-    published = figures(name)
+    published = published_figures(name)
     channels, classes = TAKEN_AT.get(name, (3, 1000))
     network = classifier_without_weights(name, classes, channels)
     size = network.backbone.input_size

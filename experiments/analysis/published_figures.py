@@ -87,8 +87,8 @@ SEGMENTERS: list[tuple[str, str, dict[str, Any], bool, int, str]] = [
 ]
 
 
-def figures(name: str) -> Figures:
-    """What is published of a backbone with its classifier."""
+def published_figures(name: str) -> Figures:
+    """The published figures of a backbone with its classifier."""
     if name in PAPERS:
         return PAPERS[name]
     if name in TIMM:

@@ -5,5 +5,5 @@ import sys
 
 
 def available_cores() -> int:
-    """How many there are: on a shared machine, those that the job was given (its CPU affinity)."""
+    """The number of cores in this process's CPU affinity, which on a shared machine are those of the job."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 
 NULLS = ("null", "None")
-"""How the command line says "no value"; W&B's sweeps write None."""
+"""Texts that stand for "no value" on the command line; W&B's sweeps write None."""
 TRUE, FALSE = ("true", "yes", "on"), ("false", "no", "off")
 
 
@@ -20,7 +20,7 @@ class WrongValueError(ValueError):
 
 @dataclass(frozen=True)
 class Kind:
-    """What one flag takes."""
+    """The values that one flag takes."""
 
     words: str
     """In an error, after "is not": "a number above 0"."""

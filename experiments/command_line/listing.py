@@ -1,4 +1,4 @@
-"""`run.py --list` and `--matrix`: what there is, from the sources and catalogue.json, without importing torch."""
+"""`run.py --list` and `--matrix`: names, papers and costs from the sources and catalogue.json. Imports no torch."""
 
 import ast
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ COLUMNS = {"params": 11, "GMACs": 9, "top-1": 9, "strides": 11, "input": 8}
 
 
 def descriptions(folder: str) -> dict[str, str]:
-    """What each name of a folder is: the paper of a backbone, otherwise the first line of its file's docstring."""
+    """A line for each name of a folder: the paper of a backbone, otherwise the first line of its file's docstring."""
     init = f"{folder}/__init__.py"
     modules = {
         alias.name: f"{str(node.module).replace('.', '/')}.py"
@@ -43,7 +43,7 @@ def papers(file: str) -> dict[str, str]:
     return {variant: paper for paper, variants in ast.literal_eval(table).items() for variant in variants}
 
 
-def figures(entry: dict[str, Any]) -> tuple[str, ...]:
+def table_cells(entry: dict[str, Any]) -> tuple[str, ...]:
     """Parameters, GMACs, top-1, output strides and input size as tables show them; dashes if nothing is known."""
     if not entry:
         return ("-",) * len(COLUMNS)
@@ -70,7 +70,7 @@ def print_listing() -> None:
         if paper != shown:
             console.print(paper, style="dim", no_wrap=True, overflow="ellipsis")
             shown = paper
-        console.print(f"{name:22}{aligned(figures(known.get(name, {})))}")
+        console.print(f"{name:22}{aligned(table_cells(known.get(name, {})))}")
     console.print("timm/NAME             any timm model with features_only; pip install 'graft[timm]'")
     for folder, title in (("heads", "head"), ("datamodules", "data")):
         console.print(f"\n{title}", style="bold")
@@ -79,7 +79,7 @@ def print_listing() -> None:
 
 
 def pair_counts() -> tuple[int, int]:
-    """How many pairs of a backbone and a head work, and how many pairs there are."""
+    """The number of pairs of a backbone and a head that work, and the number of all pairs."""
     known = catalogue()
     pairs = len(known) * len(names_of("heads"))
     return pairs - sum(len(entry["refused"]) for entry in known.values()), pairs

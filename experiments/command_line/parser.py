@@ -165,5 +165,5 @@ def parse_before_dashes(
 
 
 def settings_from(namespace: argparse.Namespace, settings: type[Settings]) -> Settings:
-    """What was parsed, as the dataclass."""
+    """The parsed values as an instance of the dataclass."""
     return settings(**{one.name: getattr(namespace, one.name) for one in fields(settings)})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What can be found wrong with the settings of a run without importing torch, in small checks by theme."""
+"""Checks of the settings of a run that need no torch, by theme."""
 
 import importlib.util
 from collections.abc import Callable, Iterator

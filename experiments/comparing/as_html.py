@@ -22,7 +22,7 @@ from experiments.run_files.read_run import COSTS
 
 PARTS = Path(__file__).with_name("page")
 MARKER = re.compile(r"/\* (page\.css|page\.js|data|plotly) \*/")
-"""Where the template page.html takes a part."""
+"""The places of page.html that are replaced."""
 DIGITS = 6
 """Significant digits of the numbers in the page; CSV files have all digits."""
 

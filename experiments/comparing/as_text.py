@@ -25,8 +25,8 @@ METHOD = (
 MOST_CLASSES = 12
 MOST_GROUPS = 5
 WIDTH_OF_FILES = 240
-Cells = dict[str, list[str]]
-"""Columns by their titles."""
+Columns = dict[str, list[str]]
+"""The cells of each column, by its title."""
 
 
 def score(mean: SeedStatistics | None) -> str:
@@ -50,9 +50,9 @@ COST_CELLS: dict[str, tuple[str, Callable[[float], str]]] = {
 }
 
 
-def main_cells(table: Table) -> Cells:
+def main_cells(table: Table) -> Columns:
     """The columns of a table; costs that no run has recorded are left out."""
-    cells: Cells = {
+    cells: Columns = {
         "group": [row.label for row in table.rows],
         "seeds": [str(row.score.n) if row.score else "-" for row in table.rows],
         f"{table.split} {table.metric}": [score(row.score) for row in table.rows],
@@ -74,7 +74,7 @@ def difference_to_baseline(row: GroupRow, table: Table) -> str:
     return format_difference(row.difference) if row.score and table.baseline else "-"
 
 
-def class_cells(table: Table, most_classes: int | None, most_groups: int) -> Cells:
+def class_cells(table: Table, most_classes: int | None, most_groups: int) -> Columns:
     """IoU of each class in the baseline, and the differences of other groups; the largest differences come first."""
     base = next((row for row in table.rows if row.label == table.baseline), None)
     others = [row for row in table.rows if row is not base][:most_groups]
@@ -91,7 +91,7 @@ def class_cells(table: Table, most_classes: int | None, most_groups: int) -> Cel
     return cells
 
 
-def setting_cells(table: Table) -> Cells:
+def setting_cells(table: Table) -> Columns:
     """The settings in which the groups differ."""
     names = [name for name in table.differing if name not in ("backbone", "head")]
     cells = {name: [format_value(row.group.settings.get(name)) for row in table.rows] for name in names}
@@ -114,7 +114,7 @@ def print_comparison(comparison: Comparison) -> None:
     if any(row.difference for table in comparison.tables for row in table.rows):
         console.print(METHOD, style="dim")
     if comparison.others:
-        others: Cells = {
+        others: Columns = {
             "not ranked": [run.where for run in comparison.others],
             "state": [str(run.state) for run in comparison.others],
             "reason": [run.reason for run in comparison.others],
@@ -123,7 +123,7 @@ def print_comparison(comparison: Comparison) -> None:
         console.print(rich_table(others, right=()))
 
 
-def rich_table(cells: Cells, title: str | None = None, right: Sequence[str] | None = None) -> RichTable:
+def rich_table(cells: Columns, title: str | None = None, right: Sequence[str] | None = None) -> RichTable:
     """A table of rich, in which numbers are aligned to the right."""
     drawn = RichTable(title=title, title_justify="left")
     for column in cells:
@@ -154,7 +154,7 @@ def markdown(comparison: Comparison) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def markdown_table(cells: Cells) -> str:
+def markdown_table(cells: Columns) -> str:
     if not cells:
         return ""
     lines = [list(cells), ["---", *["--:"] * (len(cells) - 1)], *zip(*cells.values(), strict=True)]

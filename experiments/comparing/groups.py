@@ -24,7 +24,7 @@ WITHOUT_EFFECT = {
 }  # fmt: skip
 DEFAULTS = asdict(RunConfig())
 GENERATIONS = 8
-"""How many runs a chain of runs that start from each other is followed."""
+"""The number of runs that are followed in a chain of runs that start from each other."""
 UNKNOWN = "x unknown ranks"
 """Ends a global batch that older results do not record."""
 GroupSettings = dict[str, Any]

@@ -1,4 +1,4 @@
-"""What compare.py shows in every form: one table for each protocol, and the runs that are in no table."""
+"""The contents of a comparison in every form: one table for each protocol, and the runs that are in no table."""
 
 import math
 import textwrap
@@ -62,7 +62,7 @@ class Table:
     differing: Sequence[str]
     """The settings in which the groups differ."""
     remarks: Sequence[str]
-    """What limits the comparison, for the reader."""
+    """Notes for the reader on the limits of the comparison."""
 
     @property
     def title(self) -> str:
@@ -224,7 +224,7 @@ def in_order(rows: Sequence[GroupRow], sort: Order) -> list[GroupRow]:
 
 
 def remarks_on_protocol(protocol: Mapping[str, Any], first: Mapping[str, Any]) -> list[str]:
-    """How the protocol differs from that of the first table."""
+    """Notes on how the protocol differs from that of the first table."""
     here, there = describe(protocol), describe(first)
     names = [name for name in {**there, **here} if here.get(name) != there.get(name)]
     remarks = [f"differs from the first table in: {', '.join(names)}"] if names else []
@@ -234,7 +234,7 @@ def remarks_on_protocol(protocol: Mapping[str, Any], first: Mapping[str, Any]) -
 
 
 def remarks_on(groups: Sequence[Group], split: str, metric: str) -> list[str]:
-    """What makes groups of one protocol less comparable."""
+    """Notes on what makes groups of one protocol less comparable."""
     runs = [run for group in groups for run in group.runs]
     remarks = []
     seeds = {tuple(group.by_seed(split, metric)) for group in groups}

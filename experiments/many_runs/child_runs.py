@@ -26,11 +26,11 @@ GPUS_HELP = (
 
 @dataclass(frozen=True)
 class Slot:
-    """What one of the runs that go on at a time gets of the machine."""
+    """The part of the machine that one of several simultaneous runs gets."""
 
     environment: dict[str, str]
     arguments: list[str] = field(default_factory=list)
-    """For run.py."""
+    """Arguments for run.py."""
 
 
 def slots(jobs: int, gpus: str) -> list[Slot]:
@@ -147,7 +147,7 @@ class Signals:
 
     @property
     def exit_code(self) -> int:
-        """What a shell would report if the first signal had ended this process."""
+        """The exit code that a shell would report if the first signal had ended this process."""
         return 128 + self.received[0]
 
     def wait(self) -> None:

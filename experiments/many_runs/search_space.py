@@ -1,4 +1,4 @@
-"""What tune.py searches: `lr=log:1e-4:1e-1`, `batch_size=4:32`, `optimizer=sgd,adamw`."""
+"""The search space of tune.py: `lr=log:1e-4:1e-1`, `batch_size=4:32`, `optimizer=sgd,adamw`."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def command(config: SubmitConfig, line: list[str], run: RunConfig, ranks: int) -
 
 
 def log_of(config: SubmitConfig, runs: list[RunConfig]) -> Path:
-    """Where the output goes: next to the run folder; for an array, a file named after the array's and the line."""
+    """The log of the job, next to the run folder; the log of an array is named after its file."""
     name = runs[0].run_name if config.array is None else Path(config.array).stem
     return Path(runs[0].out).resolve() / f"{name}.log"
 

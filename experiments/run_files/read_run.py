@@ -21,7 +21,7 @@ MOST = 1e100
 COSTS = ("params", "gmacs", "wall_time_s", "train_images_per_s", "peak_memory_mib")
 """Keys of results.json, if the run counted them."""
 DEPTH = 4
-"""How many levels below a given folder run folders are looked for."""
+"""Run folders are found at most so many levels below a given folder."""
 YamlLoader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's loader is ten times as fast
 EpochRow = dict[str, float]
 
@@ -35,7 +35,7 @@ class Run:
     """Its folder, or its address."""
     state: State
     reason: str = ""
-    """How far a run that is not finished is, or what is wrong with it."""
+    """For a run that is not finished: its progress, or what is wrong with it."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """All settings of config.yaml."""
     protocol: Mapping[str, Any] = field(default_factory=dict)
