@@ -61,6 +61,11 @@ class RunConfig:
 
     data: str = data_flag("digits", "data set; --list shows all", folder="datamodules")
     data_dir: str | None = data_flag(None, "folder of the data set; digits needs none", path=True)
+    mask_suffix: str | None = data_flag(
+        None,
+        "what the names of masks add to those of their images, such as _mask; default: detected, if it is the same for "
+        "all masks",
+    )
     download: bool = data_flag(False, "download the data set if it is missing and can be downloaded automatically")
     image_size: list[PositiveInt] | None = data_flag(
         None, "size of images in training, in pixels: height and width, or one number for both; default: the data set's"
