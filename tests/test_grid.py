@@ -12,7 +12,8 @@ import pytest
 
 from experiments.grid import main
 from experiments.many_runs import child_runs
-from experiments.many_runs.cells import comma_separated
+from experiments.many_runs.cells import Cell, comma_separated
+from experiments.many_runs.grid_view import CellState, GridView
 from experiments.run import main as run
 from tests.fake_runs import write_run
 
@@ -282,3 +283,17 @@ def test_a_real_run_killed_in_the_middle_finishes(crf_folder: Path, tmp_path: Pa
         rows = (tmp_path / name / "metrics.csv").read_text().splitlines()
         assert [row.split(",")[0] for row in rows] == ["epoch", "1", "2", "3", "4"]
     assert (tmp_path / names[0] / "results.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_brackets_in_last_lines_are_shown_as_they_are(terminal: bool, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    state = CellState(Cell("resnet18", "unet", 0, (), str(tmp_path / "[/runs]"), ()), "running", reason="")
+    with GridView([state]) as view:
+        state.state, state.reason = "failed", "[/red] :car: [train] set"
+        view.update()
+    printed = capsys.readouterr().out
+    assert printed.count("[/red] :car: [train] set") >= 2  # in the table, and in the line at the end
+    assert f"{tmp_path}/[/runs]/resnet18-unet-s0.log" in printed
