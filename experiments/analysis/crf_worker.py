@@ -12,10 +12,9 @@ from heads.crf import CRFSettings, DenseCRF
 
 @dataclass(frozen=True)
 class Job:
-    """One image under settings that differ only in w1.
+    """One image under settings that differ in w1 only.
 
-    `sample` is an npz file of `probabilities` float16 `(C, H, W)`, `pixels` uint8 `(3, H, W)` and `target` uint8
-    `(H, W)`.
+    `sample` is a file of `probabilities` float16 `(C, H, W)`, `pixels` uint8 `(3, H, W)` and `target` uint8 `(H, W)`.
     """
 
     sample: Path
