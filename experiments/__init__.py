@@ -1,1 +1,1 @@
-"""The programs that a user runs; the folders below hold what they are made of."""
+"""Command-line programs: run.py trains one network; the others search, queue, compare and check runs."""

@@ -1,33 +1,76 @@
-"""Count what every backbone costs, and write catalogue.json and the README's table: `python experiments/catalogue.py`.
+"""Count what every backbone costs, and write catalogue.json and the table of backbones: `experiments/catalogue.py`.
 
-`--check` only compares, and exits with 1 where either is out of date.
+READMEs hold two generated parts between comments: the table, and how many pairs of a backbone and a head work.
+`--check` only compares, and exits with 1 if a file is out of date.
 """
 
-import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
+from experiments.command_line.known_names import CATALOGUE, ROOT, names_of
+from experiments.command_line.listing import descriptions, table_cells
+from experiments.command_line.parser import Parser, flag, settings_from
 
-from backbones import BACKBONES
-from experiments.command_line.known_names import CATALOGUE, ROOT, catalogue
-from experiments.command_line.listing import figures, first_lines
-from experiments.training.network_cost import classifier_without_weights, network_cost
-from heads import HEADS
-from heads.head import missing_strides
-from lightning_modules.network import refusal
+READMES = ("README.md", "backbones/README.md", "heads/README.md", "experiments/README.md")
+"""Files that may hold generated parts."""
+TABLE = ("<!-- backbones: python experiments/catalogue.py -->\n", "\n<!-- end of backbones -->")
+PAIRS = ("<!-- pairs -->", "<!-- end of pairs -->")
+Entries = dict[str, dict[str, Any]]
+"""Costs and other figures of each backbone, by name."""
 
-README = ROOT / "README.md"
-BEGIN, END = "<!-- backbones: python experiments/catalogue.py -->", "<!-- end of backbones -->"
+
+@dataclass
+class CatalogueConfig:
+    check: bool = flag(False, "write nothing; exit with 1 if a file is out of date")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse first and import torch after. Returns the exit code."""
+    parser = Parser("catalogue.py", "Count what every backbone costs.")
+    parser.add_settings(CatalogueConfig)
+    check = settings_from(parser.parse_args(arguments), CatalogueConfig).check
+    fresh = contents(count_all())
+    outdated = [path for path, text in fresh.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    if check:
+        names = ", ".join(str(path.relative_to(ROOT)) for path in outdated)
+        print(f"out of date: {names}; run python experiments/catalogue.py" if outdated else "up to date")
+        return int(bool(outdated))
+    for path in outdated:
+        path.write_text(fresh[path], encoding="utf-8")
+    return 0
+
+
+def count_all() -> Entries:
+    from backbones import BACKBONES
+
+    entries = {}
+    for number, name in enumerate(BACKBONES, 1):
+        print(f"\r{number}/{len(BACKBONES)} {name:24}", end="", file=sys.stderr, flush=True)
+        entries[name] = entry(name)
+    print(file=sys.stderr)
+    return entries
 
 
 def entry(name: str) -> dict[str, Any]:
-    """Costs with the 1000-class classifier at `input_size`, top1 of the published weights, what can be built."""
+    """Count one backbone.
+
+    Parameters and GMACs with a 1000-class classifier at `input_size`, top-1 of the published weights, the supported
+    output strides, and why heads that do not fit are refused.
+    """
+    import torch
+
+    from backbones import BACKBONES
+    from experiments.training.network_cost import classifier_without_weights, network_cost
+    from heads import HEADS
+    from heads.head import missing_strides
+    from lightning_modules.network import refusal
+
     with torch.device("meta"):
         backbone = BACKBONES[name]()
     return {
@@ -43,34 +86,30 @@ def entry(name: str) -> dict[str, Any]:
     }
 
 
-def markdown(entries: dict[str, dict[str, Any]]) -> str:
+def contents(entries: Entries) -> dict[Path, str]:
+    """The contents that each generated file should have."""
+    pairs = len(entries) * len(names_of("heads"))
+    working = pairs - sum(len(one["refused"]) for one in entries.values())
+    texts = {CATALOGUE: json.dumps(entries, indent=1) + "\n"}
+    for path in (ROOT / name for name in READMES):
+        if path.is_file():
+            text = replaced(path.read_text(encoding="utf-8"), TABLE, table(entries))
+            texts[path] = replaced(text, PAIRS, f"{working:,} of {pairs:,}")
+    return texts
+
+
+def table(entries: Entries) -> str:
     lines = ["| backbone | params | GMACs | top-1 | output strides | input | paper |", "|---|--:|--:|--:|--:|--:|---|"]
-    papers = first_lines("backbones")
-    lines += [f"| {name} | {' | '.join(figures(one))} | {papers[name]} |" for name, one in entries.items()]
+    papers = descriptions("backbones")
+    lines += [f"| {name} | {' | '.join(table_cells(one))} | {papers[name]} |" for name, one in entries.items()]
     return "\n".join(lines)
 
 
-def updated_readme(entries: dict[str, dict[str, Any]]) -> str:
-    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
-    return f"{before}{BEGIN}\n{markdown(entries)}\n{END}{rest.split(END)[1]}"
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="catalogue.py", description="Count what every backbone costs.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the files are out of date")
-    check = parser.parse_args(arguments).check
-    entries = {}
-    for number, name in enumerate(BACKBONES, 1):
-        print(f"\r{number}/{len(BACKBONES)} {name:24}", end="", file=sys.stderr, flush=True)
-        entries[name] = entry(name)
-    print(file=sys.stderr)
-    if check:
-        fresh = catalogue() == entries and updated_readme(entries) == README.read_text(encoding="utf-8")
-        print("up to date" if fresh else "out of date: run python experiments/catalogue.py")
-        return 0 if fresh else 1
-    CATALOGUE.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-    README.write_text(updated_readme(entries), encoding="utf-8")
-    return 0
+def replaced(text: str, marks: tuple[str, str], part: str) -> str:
+    """The text with another part between the marks, if it has them."""
+    before, begin, rest = text.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
+    return f"{before}{begin}{part}{end}{after}" if begin and end else text
 
 
 if __name__ == "__main__":

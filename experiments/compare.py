@@ -1,7 +1,8 @@
 """Compare runs: `python experiments/compare.py runs --html compare.html`, from their folders or from W&B.
 
-Runs that differ in their seed only are one row: mean and deviation over seeds, and the difference to the best row,
-paired by seed, with its confidence interval. Runs under different protocols are never ranked together.
+Runs that differ only in their seed form one row, with the mean and standard deviation over seeds and the difference to
+the best row, paired by seed, with its confidence interval. Runs that were scored under different protocols, or trained
+on other data or classes, go into separate tables.
 """
 
 import sys
@@ -13,41 +14,46 @@ from pathlib import Path
 if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from experiments.command_line.parser import Parser, add_settings, flag, positional, settings_from
+from experiments.command_line.parser import Parser, flag, positional, settings_from
 from experiments.command_line.process import run_program
 from experiments.comparing.tables import Order, Split, compare
 from experiments.run_files.atomic_file import write_atomically
-from experiments.run_files.read_run import Run, find_runs
+from experiments.run_files.read_run import DEPTH, Run, find_runs
 
 
 @dataclass
 class CompareConfig:
     """The order of the fields is the order of `--help`."""
 
-    runs: str = positional(
-        "run folders, folders of run folders, or W&B's offline folders; default: runs, unless there is --wandb",
-        nargs="*",
-        default=[],
+    runs: list[str] = positional(
+        "run folders, folders that hold run folders at most DEPTH levels below, or offline folders of W&B; default: "
+        "runs, unless there is --wandb".replace("DEPTH", str(DEPTH)),
+        path=True,
+        many=True,
     )
-    wandb: str | None = flag(None, "entity/project of a W&B server, whose runs are compared too")
-    split: Split = flag("val", "which scores; those with a CRF are val_crf and test_crf")
-    metric: str | None = flag(None, "which score: pixel_accuracy, iou/CLASS, loss ...; default: miou, or top1")
-    baseline: str | None = flag(None, "group, or run in it, that others are compared with; default: the best")
-    sort: Order = flag("score", "order of the rows")
-    csv: str | None = flag(None, "file to write the numbers to, with all digits")
-    markdown: str | None = flag(None, "file to write the tables to")
-    html: str | None = flag(None, "file to write one page to, that needs no network and no other file")
+    wandb: str | None = flag(None, "project on the W&B server, as entity/project, whose runs are compared too")
+    split: Split = flag("val", "split whose scores are compared; val_crf and test_crf are the scores with a CRF")
+    metric: str | None = flag(
+        None, "score to compare: pixel_accuracy, iou/CLASS, loss ...; default: miou, or top1 in classification"
+    )
+    baseline: str | None = flag(
+        None, "baseline of all differences: label of a group, or name of one of its runs; default: the best group"
+    )
+    sort: Order = flag("score", "order of the rows in each table")
+    csv: str | None = flag(None, "CSV file to write the numbers to, with all digits", path=True)
+    markdown: str | None = flag(None, "Markdown file to write the tables to", path=True)
+    html: str | None = flag(None, "HTML file to write one page to, which needs no network and no other file", path=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code; imports no torch."""
-    parser = Parser(prog="compare.py", description="Compare finished runs.")
-    add_settings(parser, CompareConfig)
+    parser = Parser("compare.py", "Compare finished runs.")
+    parser.add_settings(CompareConfig)
     config = settings_from(parser.parse_args(arguments), CompareConfig)
     problem = arguments_problem(config)
     if problem:
         parser.error(problem)
-    return run_program("compare.py", lambda: report(config), "nothing more was written")
+    return run_program("compare.py", lambda: compare_runs(config), "nothing more was written")
 
 
 def arguments_problem(config: CompareConfig) -> str | None:
@@ -60,24 +66,24 @@ def arguments_problem(config: CompareConfig) -> str | None:
     return None
 
 
-def report(config: CompareConfig) -> None:
+def compare_runs(config: CompareConfig) -> None:
     """Print the comparison and write the files asked for."""
     comparison = compare(read_runs(config), config.split, config.metric, config.baseline, config.sort)
     from experiments.comparing.as_text import csv_text, markdown, print_comparison
 
     print_comparison(comparison)
     if config.csv is not None:
-        write(Path(config.csv), csv_text(comparison))
+        write_file(Path(config.csv), csv_text(comparison))
     if config.markdown is not None:
-        write(Path(config.markdown), markdown(comparison))
+        write_file(Path(config.markdown), markdown(comparison))
     if config.html is not None:
         from experiments.comparing.as_html import page
 
-        write(Path(config.html), page(comparison))
+        write_file(Path(config.html), page(comparison))
 
 
 def read_runs(config: CompareConfig) -> Iterator[Run]:
-    """The runs asked for, in whatever state.
+    """The runs that are asked for, in whatever state they are.
 
     Raises:
         ValueError: there is no such folder or project.
@@ -94,12 +100,12 @@ def read_runs(config: CompareConfig) -> Iterator[Run]:
 
 
 def is_wandb_folder(path: Path) -> bool:
-    """Whether it is `wandb`, which the client makes in a run folder, or one of those within."""
+    """Whether it is the folder `wandb` that the client makes in a run folder, or a folder within that."""
     return path.name == "wandb" or any(path.glob("*.wandb"))
 
 
 def read_offline(paths: list[str]) -> list[Run]:
-    """The runs of W&B's files; all paths at once, as a resumed run has several."""
+    """The runs in W&B's offline files. Takes all paths at once, because a resumed run has several files."""
     from experiments.run_files.wandb_runs import offline_runs
 
     broken, sound = [], []
@@ -112,7 +118,8 @@ def read_offline(paths: list[str]) -> list[Run]:
     return [*offline_runs(sound), *broken]
 
 
-def write(path: Path, text: str) -> None:
+def write_file(path: Path, text: str) -> None:
+    """Write the file and print its path."""
     write_atomically(path, text)
     print(path)
 

@@ -1,47 +1,57 @@
-"""Hold every architecture against what is published of it; no data needed: `python experiments/fidelity.py [NAMES]`.
+"""Compare every architecture with its published figures; no data needed: `python experiments/fidelity.py [NAMES]`.
 
-Parameters, GMACs, output stride and receptive field of the last map (the layers' arithmetic, and measured by gradient)
-stand beside the published figures and their source; what differs is marked with an asterisk. `--pair BACKBONE HEAD`
+Lists parameters, GMACs, output stride and receptive field of the last map (by the layers' arithmetic, and measured by
+gradient) next to the published figures and their source. An asterisk marks differences. `--pair BACKBONE HEAD`
 shows one network layer by layer.
 """
 
-import argparse
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from experiments.command_line.console import make_console
+from experiments.command_line.kinds import PositiveInt
 from experiments.command_line.known_names import names_of, nearest
+from experiments.command_line.parser import Parser, flag, positional, settings_from
+
+WIDTH_OF_FILES = 190
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="fidelity.py", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="backbones; default: all, and the segmenters")
-    parser.add_argument("--pair", nargs=2, metavar=("BACKBONE", "HEAD"), help="one network, layer by layer")
-    parser.add_argument("--image-size", type=int, default=513, metavar="PIXELS", help="of --pair; default 513")
-    asked = parser.parse_args(arguments)
-    for name in asked.names:
+@dataclass
+class FidelityConfig:
+    """The order of the fields is the order of `--help`."""
+
+    names: list[str] = positional("names of backbones; default: all of them, and the segmenters", many=True)
+    pair: list[str] | None = flag(None, "a backbone and a head, to show that network layer by layer; default: none")
+    image_size: PositiveInt = flag(513, "side of the square input of --pair, in pixels")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse first and import torch after. Returns the exit code."""
+    parser = Parser("fidelity.py", "Compare every architecture with the figures that are published about it.")
+    parser.add_settings(FidelityConfig)
+    config = settings_from(parser.parse_args(arguments), FidelityConfig)
+    for name in config.names:
         if name not in names_of("backbones"):
             parser.error(f"no backbone '{name}'; nearest: {nearest(name, names_of('backbones'))}")
-    if asked.image_size < 1:
-        parser.error(f"--image-size is {asked.image_size}; it must be 1 or more")
-    from rich.console import Console
+    if config.pair and len(config.pair) != 2:
+        parser.error(f"--pair takes a backbone and a head, not {len(config.pair)} names")
+    from experiments.analysis.fidelity_report import layer_table, print_report
 
-    from experiments.analysis.fidelity_report import pair, print_report
-
-    console = Console(width=None if sys.stdout.isatty() else 190)
-    if not asked.pair:
-        print_report(asked.names, console)
+    console = make_console(WIDTH_OF_FILES)
+    if not config.pair:
+        print_report(config.names, console)
         return 0
     try:
-        backbone, head = asked.pair
-        layers, summary = pair(backbone, head, asked.image_size)
+        backbone, head = config.pair
+        layers, summary = layer_table(backbone, head, config.image_size)
     except ValueError as error:
         parser.error(str(error))
     console.print(layers)
-    console.print(summary, highlight=False)
+    console.print(summary)
     return 0
 
 

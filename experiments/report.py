@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from experiments.command_line.parser import Parser, add_settings, flag, positional, settings_from
+from experiments.command_line.parser import Parser, flag, positional, settings_from
 from experiments.command_line.process import run_program
 
 if TYPE_CHECKING:
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 class ReportConfig:
     """The order of the fields is the order of `--help`."""
 
-    project: str = positional("entity/project on the W&B server")
-    title: str = flag("Graft: runs compared", "of the report")
-    score: str = flag("val/miou", "what runs are compared by; val/top1 for classification")
+    project: str = positional("project on the W&B server, as entity/project")
+    title: str = flag("Graft: runs compared", "title of the report")
+    score: str = flag("val/miou", "score that runs are compared by; val/top1 for classification")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse first and import W&B after. Returns the exit code."""
-    parser = Parser(prog="report.py", description="Make a W&B report of a project's runs.")
-    add_settings(parser, ReportConfig)
+    parser = Parser("report.py", "Make a W&B report of a project's runs.")
+    parser.add_settings(ReportConfig)
     config = settings_from(parser.parse_args(arguments), ReportConfig)
     problem = report_problem(config.project)
     if problem:
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         report = build(config)
         try:
             report.save()
-        except Exception as error:  # the client raises errors of several kinds, which share no base
+        except Exception as error:  # the client's errors have no common base class
             raise ValueError(f"{config.project}: {' '.join(str(error).split())}") from error
         print(report.url)
 
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def report_problem(project: str) -> str | None:
-    """What can be known to be wrong before W&B is asked, in one line."""
+    """The first problem that can be found without the W&B server, in one line, or None."""
     if project.count("/") != 1 or not all(project.split("/")):
         return f"{project}: give entity/project"
     if importlib.util.find_spec("wandb_workspaces") is None:
@@ -58,7 +58,7 @@ def report_problem(project: str) -> str | None:
 
 
 def build(config: ReportConfig) -> "Report":
-    """The report; nothing is sent before its `save`."""
+    """Build the report; nothing is sent before its `save`."""
     import wandb_workspaces.reports.v2 as wr
 
     entity, project = config.project.split("/")

@@ -1,8 +1,8 @@
 """One picture of a data set as training sees it: `python experiments/show_data.py --data camvid --data-dir DIR`.
 
-Takes run.py's flags and writes `OUT/show-DATA.png`: training samples after augmentation, with their masks; in how many
-images each class occurs; the share of the pixels it has; mean and standard deviation of the colours, as measured and as
-images are normalised by. Statistics are of the images as stored, before augmentation, at most 500 of them.
+Takes run.py's flags and writes `OUT/show-DATA.png`: training samples after augmentation, with their masks; for each
+class, the number of images that show it and its fraction of the pixels; mean and standard deviation of the colours, as
+measured and as used for normalisation. Statistics are of at most 500 images as they are stored, before augmentation.
 """
 
 import sys
@@ -17,7 +17,7 @@ from experiments.command_line.run_config import parse
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code."""
-    config, _ = parse(arguments)
+    config, _ = parse(arguments, "show_data.py")
 
     def work() -> None:
         from experiments.analysis.data_picture import draw

@@ -1,8 +1,8 @@
 """Queue a run under SLURM: `python experiments/submit.py --nodes 2 --gpus-per-node 4 -- --backbone resnet101 --name a`.
 
-Flags of run.py follow after `--`. The job saves and is queued again before its time is up, and then goes on; weights
-and data that it would fetch are fetched here, where there is a network. `--array FILE` queues one run for each line of
-a file, such as `grid.py --print` writes.
+Flags of run.py follow after `--`. Shortly before its time is up, the job saves, queues itself again and later
+continues. Weights and data that runs would download are downloaded here, because compute nodes often have no network.
+`--array FILE` queues one run for each line of a file such as `grid.py --print` writes.
 """
 
 import sys
@@ -12,7 +12,7 @@ if not __package__:  # started as a file: import this checkout, not an installed
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from experiments.command_line.parser import parse_before_dashes
-from experiments.command_line.run_config import RunConfig
+from experiments.command_line.run_flags import RunConfig
 from experiments.many_runs.slurm import SubmitConfig, lines_of, queue
 
 

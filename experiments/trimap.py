@@ -1,4 +1,4 @@
-"""Where a CRF helps: `python experiments/trimap.py runs/NAME` scores bands around true boundaries without and with it.
+"""Score bands around true boundaries without and with a CRF: `python experiments/trimap.py runs/NAME`.
 
 Prints mIoU over the validation images by the width of the band, and draws the curve; see `lightning_modules.trimap`.
 """
@@ -11,7 +11,7 @@ if not __package__:  # started as a file: import this checkout, not an installed
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from experiments.command_line.crf_settings import crf_settings_problem
-from experiments.command_line.parser import Parser, add_settings, flag, positional, settings_from
+from experiments.command_line.parser import Parser, flag, positional, settings_from
 from experiments.command_line.process import run_program
 from experiments.run_files.run_folder import finished_run_problem
 
@@ -20,18 +20,20 @@ from experiments.run_files.run_folder import finished_run_problem
 class TrimapConfig:
     """The order of the fields is the order of `--help`."""
 
-    run: str = positional("folder of a finished run")
+    run: str = positional("folder of a finished run", path=True)
     crf_settings: str | None = flag(
-        None, "preset or YAML file; default: the run's own learned CRF, or run.py's default"
+        None,
+        "settings of the CRF: a preset, or a YAML file; default: the run's own learned CRF, or deeplabv2_resnet101",
+        path=True,
     )
-    out: str | None = flag(None, "PNG file to draw; default: trimap.png in the run folder")
-    data_dir: str | None = flag(None, "folder of the data set; default: where the run had it")
+    out: str | None = flag(None, "PNG file to draw; default: trimap.png in the run folder", path=True)
+    data_dir: str | None = flag(None, "folder of the data set; default: where the run had it", path=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse first and import torch after. Returns the exit code."""
-    parser = Parser(prog="trimap.py", description="Score bands around boundaries without and with a CRF.")
-    add_settings(parser, TrimapConfig)
+    parser = Parser("trimap.py", "Score bands around boundaries without and with a CRF.")
+    parser.add_settings(TrimapConfig)
     config = settings_from(parser.parse_args(arguments), TrimapConfig)
     out = Path(config.out or Path(config.run) / "trimap.png")
     problem = finished_run_problem(config.run, config.data_dir, out)

@@ -1,4 +1,4 @@
-"""Run folders as run.py leaves them, made up: for everything that reads runs."""
+"""Made-up run folders with the files that run.py writes, for tests of everything that reads runs."""
 
 import csv
 import json
@@ -27,13 +27,15 @@ def write_run(
     pictures: bool = True,
     classes: Sequence[str] = CLASSES,
     protocol: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Path:
-    """A run whose every score follows from `miou`.
+    """Write a run folder in which every score follows from `miou`.
 
     Args:
         done: whether there are results.
         protocol: changes to the usual one.
+        training: changes to what is recorded of a training on one CPU.
         settings: changes to the usual ones.
     """
     folder.mkdir(parents=True)
@@ -61,6 +63,7 @@ def write_run(
         "best_epoch": epochs,
         "protocol": {
             "data": "camvid",
+            "data_fingerprint": "0123456789abcdef",
             "task": "segmentation",
             "splits": {"train": 20, "val": 10, "test": 10},
             "image_size": [24, 32],
@@ -78,6 +81,7 @@ def write_run(
         "wall_time_s": 60 * gmacs + seed,
         "train_images_per_s": 100 / gmacs,
         "peak_memory_mib": 500 * gmacs,
+        "training": {"processes": 1, "device": "x86_64", "global_batch": 8, **(training or {})},
         "versions": {"python": "3.11.7", "torch": "2.14.1", "graft": "0.1.0"},
     }
     (folder / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
@@ -106,7 +110,7 @@ def write_pictures(folder: Path, seed: int) -> None:
 
 
 def write_grid(folder: Path) -> Path:
-    """Three backbones under two heads with three seeds each, and what does not rank beside them."""
+    """Write three backbones under two heads with three seeds each, and folders that are not ranked."""
     generator = np.random.default_rng(0)
     for number, backbone in enumerate(("resnet18", "resnet50", "vgg16")):
         for other, head in enumerate(("fcn8s", "unet")):

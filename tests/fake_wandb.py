@@ -1,4 +1,4 @@
-"""Servers on loopback in the place of W&B's: one that takes runs and remembers them, and some that fail."""
+"""Servers on loopback that replace W&B's: one that accepts and stores runs, and some that fail."""
 
 import gzip
 import json
@@ -43,7 +43,7 @@ class FakeWandb:
                 have[number] = line
 
     def answer(self, query: dict[str, Any], url: str) -> dict[str, Any] | None:
-        """The data that are asked for; None for what there is not here, such as artifacts."""
+        """The data of a query; None for what this server does not have, such as artifacts."""
         variables = query.get("variables") or {}
         named = re.search(r"(?:query|mutation)\s+(\w+)", query["query"])
         match query.get("operationName") or (named and named[1]):
@@ -109,7 +109,7 @@ class FakeWandb:
         return None
 
     def run(self) -> dict[str, Any]:
-        """The run, as W&B's API tells of it."""
+        """The run in the form of W&B's API."""
         summary = self.lines["wandb-summary.json"]
         return {
             "id": "b", "name": "id", "displayName": self.name, "state": "finished", "tags": [], "sweepName": None,

@@ -1,8 +1,8 @@
-"""A stand-in for run.py that trains nothing: it takes run.py's flags and leaves run folders as run.py does, at once.
+"""A stand-in for run.py that trains nothing: it takes run.py's flags and writes run folders as run.py does, at once.
 
 What it does is set by the environment: STAND_IN_SECONDS an epoch; STAND_IN_CRASH, names of runs that crash after their
 first epoch; STAND_IN_EMPTY, names of runs that end well without results; STAND_IN_DEAF, names of runs that ignore
-polite signals; STAND_IN_CROWD, how many must have been called before any goes on. It notes each call in
+SIGINT and SIGTERM; STAND_IN_CROWD, the number of calls that every run waits for. It records each call in
 OUT/calls.jsonl.
 """
 
@@ -21,6 +21,11 @@ def stopped(signum: int, frame: object) -> None:
     sys.exit(128 + signum)
 
 
+def ignored(out: str) -> None:
+    """Note that a signal came, and go on."""
+    (Path(out) / "asked-to-stop").touch()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     for name, default in (("backbone", "resnet50"), ("head", "deeplab"), ("name", None), ("out", "runs")):
@@ -29,12 +34,13 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--optimizer", default="adamw")
+    parser.add_argument("--devices", default="auto")
     parser.add_argument("--resume", action="store_true")
     asked = parser.parse_args()
     folder = Path(asked.out) / asked.name
     deaf = asked.name in os.environ.get("STAND_IN_DEAF", "").split(",")
     for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN if deaf else stopped)
+        signal.signal(signum, (lambda *_: ignored(asked.out)) if deaf else stopped)
     shown = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "GRAFT_RUN_FOLDER")}
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(json.dumps(vars(asked) | {"resume": False}))  # JSON is YAML

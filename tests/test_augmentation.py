@@ -214,7 +214,7 @@ def test_what_no_file_can_be_is_refused(tmp_path: Path) -> None:
     ("flags", "message"),
     [
         ("--augmentation deplab", "--augmentation deplab: no such name or file; nearest: deeplab"),
-        ("--mixup 0.2 --loss dice", "--mixup: works with --loss cross_entropy without --class-weights"),
+        ("--mixup 0.2 --loss dice", "--mixup: only --loss cross_entropy without --class-weights is supported"),
     ],
 )
 def test_usage_errors(flags: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -311,7 +311,7 @@ def test_a_killed_worker_is_one_line(
         capsys.readouterr()
         .err.splitlines()[-1]
         .endswith(
-            "a loader process was killed, as the system does when memory runs out; use fewer --workers; there is no "
+            "a data-loader worker was killed, as the system does when memory runs out; use fewer --workers; there is no "
             "checkpoint yet, and the same command starts anew"
         )
     )

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from experiments.receptive_field import traced
 from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 

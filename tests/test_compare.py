@@ -22,6 +22,7 @@ from experiments.comparing.groups import make_groups
 from experiments.comparing.means import mean_curve, mean_of, paired_difference
 from experiments.comparing.tables import Comparison, compare
 from experiments.run_files.read_run import find_runs, read_run
+from experiments.run_files.wandb_runs import run_of
 from tests.fake_runs import write_grid, write_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,6 +102,9 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "ignored label": {"protocol": {"ignore_index": 11}},
     "task": {"protocol": {"task": "classification"}},
     "samples left out": {"protocol": {"skipped": {"val": 1}}},
+    "names of as many classes": {"classes": ("background", "street", "<b>tree</b>", "car", "person")},
+    "other data of the same size": {"protocol": {"data_fingerprint": "fedcba9876543210"}},
+    "data of an older version": {"protocol": {"data_fingerprint": None}},
 }
 
 
@@ -132,7 +136,97 @@ def test_settings_that_change_no_score_do_not_part_runs(tmp_path: Path) -> None:
     ]
     assert [[run.name for run in row.group.runs] for row in table.rows] == [["c", "d"], ["a", "b"]]
     assert table.differing == ["head_options", "lr"]
+    assert not table.remarks  # the fingerprint says that the data are the same
+
+
+def older(folder: Path) -> None:
+    """Take away what earlier versions did not record."""
+    results = json.loads((folder / "results.json").read_text())
+    del results["training"], results["protocol"]["data_fingerprint"]
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def test_runs_of_other_global_batches_are_other_rows(tmp_path: Path) -> None:
+    """One machine with one GPU and one with eight, and the settings of both say "devices: auto"."""
+    write_run(tmp_path / "a", "resnet18", "unet", 0, 0.5, devices="auto")
+    write_run(tmp_path / "b", "resnet18", "unet", 1, 0.6, devices="auto")
+    write_run(
+        tmp_path / "c", "resnet18", "unet", 0, 0.7, devices="auto", training={"global_batch": 64, "device": "H100"}
+    )
+    write_run(tmp_path / "d", "resnet18", "unet", 1, 0.5, devices="1", strategy="ddp", accelerator="cpu")
+    (table,) = compared(tmp_path).tables
+    assert {row.label: [run.name for run in row.group.runs] for row in table.rows} == {
+        "resnet18 · unet · global_batch 64": ["c"],
+        "resnet18 · unet · global_batch 8": ["a", "b", "d"],
+    }
+    assert "time, images/s and memory were measured on different devices: H100, x86_64" in table.remarks
+
+
+def test_a_stage_before_with_another_global_batch_is_another_row(tmp_path: Path) -> None:
+    for name, batch in (("a", 8), ("b", 32)):
+        first = write_run(tmp_path / f"{name}-stage1", "vgg16", "fcn16s", 0, 0.4, training={"global_batch": batch})
+        write_run(tmp_path / name, "vgg16", "fcn8s", 0, 0.5, start_from=f"{first}/checkpoints/best.ckpt")
+    groups = make_groups([run for run in find_runs([str(tmp_path)]) if run.config["head"] == "fcn8s"])
+    assert [[run.name for run in group.runs] for group in groups] == [["a"], ["b"]]
+
+
+def test_what_older_versions_did_not_record_is_said(tmp_path: Path) -> None:
+    for name, seed, settings in (("a", 0, {"devices": "auto"}), ("b", 1, {"devices": "auto", "data_dir": "elsewhere"})):
+        older(write_run(tmp_path / name, "resnet18", "unet", seed, 0.5, **settings))
+    older(write_run(tmp_path / "c", "resnet18", "unet", 0, 0.4, devices="4", accumulate=2, nodes=2))
+    (table,) = compared(tmp_path).tables
+    unknown = "resnet18 · unet · accumulate 1 · global_batch 8 x 1 x unknown ranks"
+    assert {row.label: [run.name for run in row.group.runs] for row in table.rows} == {
+        unknown: ["a", "b"],
+        "resnet18 · unet · accumulate 2 · global_batch 128": ["c"],
+    }
+    assert table.remarks[-1] == (
+        f"an older version did not record the number of ranks, so global batches may differ: {unknown}"
+    )
     assert any("different folders, taken for the same data: None, elsewhere" in one for one in table.remarks)
+
+
+def test_runs_from_wandb_are_told_apart_in_the_same_way(tmp_path: Path) -> None:
+    """From the server's answers and from offline files alike, which `run_of` reads."""
+    runs = []
+    for name, more in {
+        "a": {},
+        "b": {"training": {"global_batch": 64}},
+        "c": {"classes": ("background", "street", "<b>tree</b>", "car", "person")},
+        "d": {"protocol": {"data_fingerprint": "fedcba9876543210"}},
+    }.items():
+        folder = write_run(tmp_path / name, "resnet18", "unet", 0, 0.5, **more)
+        results = json.loads((folder / "results.json").read_text())
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        runs.append(run_of(name, name, config, {"results": results}, []))
+    tables = compare(runs, "val").tables
+    assert sorted(sorted(run.name for row in table.rows for run in row.group.runs) for table in tables) == [
+        ["a", "b"], ["c"], ["d"],
+    ]  # fmt: skip
+    assert len(tables[0].rows) == 2
+    street, other = sorted((table.remarks for table in tables[1:]), key=len, reverse=True)
+    assert list(street) == [
+        "differs from the first table in: classes",
+        "classes here: background, street, <b>tree</b>, car, person",
+    ]
+    assert list(other) == ["differs from the first table in: fingerprint"]
+
+
+NAMES = ("pipe [leak]", "valve [/closed]", "[red]car[/red]", ":car: `x` <b>a|b</b> [l](http://a) & _c_")
+
+
+def test_brackets_and_codes_in_names_are_shown_as_they_are(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "[train] set"
+    for name, head in (("[/a] run", "unet"), ("b", "fcn8s")):
+        write_run(folder / name, "resnet18", head, 0, 0.5, classes=NAMES)
+    write_run(folder / "[/c]", "resnet18", "unet", 1, 0.5, done=False)
+    assert main([str(folder), "--markdown", str(tmp_path / "a.md")]) == 0
+    printed = capsys.readouterr().out
+    for name in NAMES:
+        assert name in printed
+    assert f"{folder}/[/c]" in printed
+    line = next(line for line in (tmp_path / "a.md").read_text().splitlines() if ":car:" in line)
+    assert line.startswith(r"| :car: \`x\` \<b\>a\|b\</b\> \[l\](http://a) &amp; \_c\_ |")
 
 
 def test_seeds_of_staged_runs_stay_together(tmp_path: Path) -> None:
@@ -220,7 +314,7 @@ def test_markdown_holds_tables_protocols_and_the_unranked(grid: Path) -> None:
     assert text.count("\n## data camvid") == 2
     assert "size 12 x 16" in text
     assert "Student t interval" in text
-    assert "half` is broken: results.json is no JSON, or half of it" in text
+    assert "half is broken: results.json is no JSON, or half of it" in text
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert all(line.count("|") == table[0].count("|") for line in table[:8])
 
@@ -345,6 +439,21 @@ def test_unfinished_runs_say_how_far_they_are(tmp_path: Path) -> None:
     (folder / "metrics.csv").unlink()
     run = read_run(folder)
     assert (run.state, run.reason) == ("unfinished", "no epoch is done")
+
+
+def test_runs_in_folders_below_are_found(tmp_path: Path) -> None:
+    """Such as those of tune.py in runs/tune; not what lies within a run, and no deeper than is said."""
+    write_run(tmp_path / "runs" / "a", "resnet18", "unet", 0, 0.5)
+    write_run(tmp_path / "runs" / "a" / "copy", "resnet18", "unet", 0, 0.5)
+    write_run(tmp_path / "runs" / "tune" / "trial-0", "resnet18", "unet", 1, 0.5)
+    write_run(tmp_path / "runs" / "by" / "date" / "monday" / "b", "resnet18", "unet", 2, 0.5)
+    write_run(tmp_path / "runs" / "too" / "far" / "down" / "to" / "c", "resnet18", "unet", 3, 0.5)
+    (tmp_path / "runs" / "tune" / "plots").mkdir()
+    (tmp_path / "runs" / "tune" / "round").symlink_to(tmp_path / "runs")
+    runs = {run.where.removeprefix(f"{tmp_path}/runs/"): run.state for run in find_runs([str(tmp_path / "runs")])}
+    assert runs == {
+        "a": "finished", "by/date/monday/b": "finished", "too": "foreign", "tune/trial-0": "finished",
+    }  # fmt: skip
 
 
 def test_a_run_folder_may_be_given_itself_and_twice(grid: Path) -> None:

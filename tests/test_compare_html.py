@@ -1,5 +1,7 @@
 """The page of compare.py in a real browser: sorting, filtering, hover, pictures, no error and no request."""
 
+import base64
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,8 +13,8 @@ import pytest
 from experiments.compare import main
 from experiments.comparing.pictures import side_by_side
 from experiments.comparing.tables import compare
-from experiments.run_files.read_run import find_runs
-from tests.fake_runs import write_grid, write_run
+from experiments.run_files.read_run import find_runs, read_run
+from tests.fake_runs import write_grid, write_pictures, write_run
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -189,6 +191,55 @@ def test_one_run_of_a_group_is_shown_on_images_that_are_the_same(tmp_path: Path)
     assert keys["resnet18 · unet"] == keys["resnet18 · fcn8s"]
     assert len(keys["vgg16 · fcn8s"] - keys["resnet18 · unet"]) == len(keys["vgg16 · fcn8s"]) == 1
     assert side_by_side(groups, budget=1)["left_out"] == 2
+
+
+SECRET = "machine example.org password hunter2"
+
+
+@pytest.mark.parametrize("how", ["absolute", "above", "link", "text named .png", "another picture's folder"])
+def test_only_pictures_of_the_run_get_into_a_page(how: str, tmp_path: Path) -> None:
+    """Whatever predictions/index.json of a run from elsewhere names."""
+    folder = write_run(tmp_path / "runs" / "a", "resnet18", "unet", 0, 0.5)
+    secret = tmp_path / "secret.png"
+    secret.write_text(SECRET)
+    index = folder / "predictions" / "index.json"
+    name = {
+        "absolute": str(secret),
+        "above": "../../../secret.png",
+        "link": "link.png",
+        "text named .png": "text.png",
+        "another picture's folder": "../other/00000-image.png",
+    }[how]
+    (folder / "predictions" / "link.png").symlink_to(secret)
+    (folder / "predictions" / "text.png").write_text(SECRET)
+    write_pictures(folder / "other", 3)
+    there = json.loads(index.read_text())
+    there["samples"][0]["prediction"] = name
+    index.write_text(json.dumps(there))
+    run = read_run(folder)
+    if how == "text named .png":  # in its place, but no picture: left out when the page is made
+        assert run.state == "finished"
+    else:
+        assert run.state == "broken"
+        assert run.reason == f"predictions/index.json names {name}, which is no PNG file in its folder"
+    assert main([str(tmp_path / "runs"), "--html", str(tmp_path / "page.html")]) == 0
+    assert base64.b64encode(SECRET.encode()).decode()[:20] not in (tmp_path / "page.html").read_text()
+
+
+def test_a_colour_is_a_colour(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", "resnet18", "unet", 0, 0.5)
+    index = folder / "predictions" / "index.json"
+    index.write_text(index.read_text().replace('"#000000"', '"red; background: url(http://a)"'))
+    assert read_run(folder).reason == "predictions/index.json has a colour that is not #rrggbb"
+
+
+def test_names_may_be_those_of_the_parts_of_the_page(tmp_path: Path) -> None:
+    names = ("/* plotly */", "/* data */", "/* page.js */")
+    write_run(tmp_path / "runs" / "a", "resnet18", "unet", 0, 0.5, classes=names)
+    assert main([str(tmp_path / "runs"), "--html", str(tmp_path / "page.html")]) == 0
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    data = text.split('type="application/json">', 1)[1].split("</script>", 1)[0]
+    assert json.loads(data)["tables"][0]["classes"] == list(names)
 
 
 def test_no_data_can_end_their_element(grid: Path) -> None:

@@ -97,7 +97,7 @@ def test_one_network_layer_by_layer(capsys) -> None:
     for arguments, message in (
         (["resnet10"], "no backbone 'resnet10'; nearest: resnet"),
         (["--pair", "lenet5", "fcn8s"], "fcn8s needs maps at strides"),
-        (["--image-size", "0"], "--image-size is 0"),
+        (["--image-size", "0"], "--image-size: 0 is not a whole number of at least 1"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)

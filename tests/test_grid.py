@@ -12,7 +12,8 @@ import pytest
 
 from experiments.grid import main
 from experiments.many_runs import child_runs
-from experiments.many_runs.cells import comma_separated
+from experiments.many_runs.cells import Cell, comma_separated
+from experiments.many_runs.grid_view import CellState, GridView
 from experiments.run import main as run
 from tests.fake_runs import write_run
 
@@ -25,6 +26,7 @@ SETTINGS = {"data": "digits", "batch_size": 16, "epochs": 5}
 @pytest.fixture(autouse=True)
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child_runs, "RUN", STAND_IN)
+    monkeypatch.setattr(child_runs, "SECONDS_BETWEEN_POLLS", 0.05)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("GRAFT_RUN_FOLDER", "of another run")
 
@@ -112,16 +114,20 @@ def test_a_run_without_results_is_not_finished(tmp_path: Path, capsys, monkeypat
 def test_jobs_run_at_a_time_and_share_cores_and_gpus(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("STAND_IN_CROWD", "2")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(9)))
-    assert grid(tmp_path, "--seeds", "0", "--jobs", "2", "--gpus", "0,1,2") == 0
+    assert grid(tmp_path, "--seeds", "0", "--jobs", "2", "--gpus", "0,1,2,3") == 0
     monkeypatch.delenv("STAND_IN_CROWD")
-    assert grid(tmp_path, "--jobs", "2", "--gpus", "0,1,2") == 0
+    assert grid(tmp_path, "--jobs", "2", "--gpus", "0,1,2,3") == 0
     made = calls(tmp_path)
     assert len(made) == 4
     assert max(call["crowd"] for call in made) == 2
     assert {call["OMP_NUM_THREADS"] for call in made} == {"4"}
-    assert sorted(call["CUDA_VISIBLE_DEVICES"] for call in made[:2]) == ["0,2", "1"]
+    assert sorted(call["CUDA_VISIBLE_DEVICES"] for call in made[:2]) == ["0,1", "2,3"]
+    assert {call["devices"] for call in made} == {"2"}
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert child_runs.slot_environment(8, 5, ["0", "1", "2", "3"]) == {"CUDA_VISIBLE_DEVICES": "1"}
+    assert child_runs.slots(2, "GPU-5a, GPU-7b")[1] == child_runs.Slot(
+        {"CUDA_VISIBLE_DEVICES": "GPU-7b"}, ["--devices", "1"]
+    )
+    assert child_runs.slots(2, "") == [child_runs.Slot({}), child_runs.Slot({})]
 
 
 def test_a_signal_stops_all_and_the_same_command_goes_on(tmp_path: Path) -> None:
@@ -147,7 +153,7 @@ def test_a_second_signal_kills_what_does_not_stop(tmp_path: Path) -> None:
     running = start_grid(tmp_path, STAND_IN_SECONDS="60", STAND_IN_DEAF="resnet18-unet-s0")
     wait_until((tmp_path / "resnet18-unet-s0" / "config.yaml").is_file)
     running.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    wait_until((tmp_path / "asked-to-stop").is_file)
     assert running.poll() is None
     running.send_signal(signal.SIGINT)
     assert running.wait(60) == 130
@@ -170,7 +176,7 @@ def test_print_gives_commands_of_what_is_left(tmp_path: Path, capsys) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 7
     assert lines[0].startswith("python ")
-    shared = "stand_in.py --head-options '{up: 0}' --lr=0.1 --backbone resnet18 --head unet --seed 0 "
+    shared = "run.py --head-options '{up: 0}' --lr=0.1 --backbone resnet18 --head unet --seed 0 "
     assert lines[0].endswith(f"{shared}--name resnet18-unet-lr=0.1-s0 --out {tmp_path}")
     assert not any("lenet5-unet-lr=0.1-s1" in line for line in lines)
 
@@ -204,7 +210,15 @@ REFUSALS = {
     "-- --lr -1": "grid.py: error: --lr: -1 is not a number above 0",
     "-- --head fcn8s": "--head is the grid's own",
     "-- --name=x": "--name=x is the grid's own",
-    "-- --list": "train nothing",
+    "-- --list": "do not train",
+    "-- --find-lr": "do not train",
+    "--jobs 2 --gpus 0,1,2": "3 GPUs cannot be divided equally among 2 jobs, and runs on more GPUs have a larger "
+    "global batch; name 2 GPUs or change --jobs",
+    "--jobs 4 --gpus 0,1": "2 GPUs cannot be divided equally among 4 jobs",
+    "--gpus 1,1": "a GPU is named twice",
+    "--gpus 0,1 -- --devices 1": "--devices: --gpus 0,1 gives each job 2; leave --devices out",
+    "--gpus 0,1 --vary devices=1,2": "--devices: --gpus 0,1 gives each job 2; leave --devices out",
+    "--gpus 0 --slurm x": "with --slurm, give --gpus-per-node there",
     "--jobs 2 --seeds": "--seeds: expected one argument",
 }
 
@@ -269,3 +283,17 @@ def test_a_real_run_killed_in_the_middle_finishes(crf_folder: Path, tmp_path: Pa
         rows = (tmp_path / name / "metrics.csv").read_text().splitlines()
         assert [row.split(",")[0] for row in rows] == ["epoch", "1", "2", "3", "4"]
     assert (tmp_path / names[0] / "results.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_brackets_in_last_lines_are_shown_as_they_are(terminal: bool, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    state = CellState(Cell("resnet18", "unet", 0, (), str(tmp_path / "[/runs]"), ()), "running", reason="")
+    with GridView([state]) as view:
+        state.state, state.reason = "failed", "[/red] :car: [train] set"
+        view.update()
+    printed = capsys.readouterr().out
+    assert printed.count("[/red] :car: [train] set") >= 2  # in the table, and in the line at the end
+    assert f"{tmp_path}/[/runs]/resnet18-unet-s0.log" in printed

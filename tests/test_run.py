@@ -278,7 +278,7 @@ MISTAKES = {
     "--precision fp16": "--precision: fp16 is not one of 32-true, 16-mixed, bf16-mixed",
     "--precision bf16-true": "--precision: bf16-true is not one of 32-true, 16-mixed, bf16-mixed",
     "--matmul-precision exact": "--matmul-precision: exact is not one of highest, high, medium",
-    "--strategy deepspeed_stage_2": "--strategy deepspeed_stage_2: its checkpoints are no single files; use ddp, or fsdp2",
+    "--strategy deepspeed_stage_2": "its checkpoints are no single files; use ddp, or fsdp2",
     "--strategy fsdp": "--strategy fsdp: its checkpoints are no single files; use ddp, or fsdp2",
     "--strategy fsdp2 --sync-batchnorm": "--strategy fsdp2 cannot be combined with --sync-batchnorm",
     "--strategy fsdp2 --optimizer sgd --momentum 0": "Lightning cannot resume sgd without momentum",

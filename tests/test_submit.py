@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import experiments
+from experiments.command_line.run_flags import RunConfig
 from experiments.submit import main
 
 RUN = ["--", "--backbone", "resnet18", "--head", "fcn8s", "--out", "/data/runs"]
@@ -80,8 +81,45 @@ def test_mistakes_are_answered_in_one_line(
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "results.json").write_text("{}")
     assert "holds a finished run" in refused(capsys, "--", "--name", "done", "--out", str(tmp_path))
+    for name in ("a b", "100%", 'a"b'):
+        assert "sbatch takes no spaces, quotes, backslashes or % in that path" in refused(capsys, *RUN, "--name", name)
+    named = tmp_path / "my runs.txt"
+    named.write_text("--name a\n")
+    assert "my runs.log, but sbatch takes no spaces" in refused(capsys, "--array", str(named))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "there is no sbatch here" in refused(capsys, *RUN)
+
+
+def test_a_cluster_that_takes_gres_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the flags that the help of --gpus-per-node gives."""
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    own = "--gpus-per-node 0 --sbatch gres=gpu:4 -- --devices 4 --accelerator gpu"
+    assert own in " ".join(capsys.readouterr().out.split())
+    script = dry(capsys, *own.split())
+    assert "#SBATCH --gres=gpu:4\n" in script
+    assert "#SBATCH --ntasks-per-node=4\n" in script
+    assert "gpus-per-node" not in script
+    assert "--accelerator gpu --name resnet50-deeplab-digits --nodes 1 --devices 4 ;;" in script
+
+
+def test_an_array_fetches_each_thing_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two backbones and two data sets in six runs."""
+    from experiments.training import fetch
+
+    done: list[str] = []
+    monkeypatch.setattr(fetch, "find_backbone", lambda name: lambda weights: done.append(f"{name} {weights}"))
+    data = type("Data", (), {"sources": lambda self: done.append("data")})()
+    monkeypatch.setattr(fetch, "build_data", lambda run: data)
+    runs = [
+        RunConfig(backbone=backbone, head=head, seed=seed, weights="imagenet", download=True)
+        for backbone, head, seed in (
+            ("resnet18", "unet", 0), ("resnet18", "fcn8s", 0), ("resnet18", "unet", 1),
+            ("vgg16", "unet", 0), ("vgg16", "fcn8s", 0), ("vgg16", "classifier", 0),
+        )
+    ]  # fmt: skip
+    fetch.fetch(runs)
+    assert done == ["resnet18 imagenet", "vgg16 imagenet", "data", "data"]
 
 
 def test_usage_is_answered_without_torch() -> None:

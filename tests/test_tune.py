@@ -1,5 +1,7 @@
 """tune.py: what it searches, that it goes on after being killed, and what crashes and bad runs do to it."""
 
+import errno
+import fcntl
 import importlib.util
 import json
 import os
@@ -25,6 +27,7 @@ LR = ["--search", "lr=log:1e-4:1"]
 @pytest.fixture(autouse=True)
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child_runs, "RUN", STAND_IN)
+    monkeypatch.setattr(child_runs, "SECONDS_BETWEEN_POLLS", 0.05)
 
 
 def start_tune(out: Path, *more: str, **environment: str) -> subprocess.Popen:
@@ -145,15 +148,31 @@ def test_one_study_is_not_mixed_with_another(tmp_path: Path, capsys) -> None:
     assert running.wait(60) == 143
 
 
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.EAGAIN, 2), (errno.EACCES, 2), (errno.ENOLCK, 0), (errno.ENOSYS, 0)]
+)
+def test_a_file_system_without_locks_is_no_other_process(
+    number: int, code: int, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert main(["--search", "lr=0.1,0.2", "--out", str(tmp_path), "--trials", "1"]) == code
+    error = capsys.readouterr().err
+    assert ("another tune.py works on this study" in error) == bool(code)
+    assert (f"the file system of {tmp_path} has no locks ({os.strerror(number)})" in error) == (not code)
+
+
 def test_axes_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_axis("lr=log:1e-4:1") == Axis("lr", (), 1e-4, 1, log=True)
     assert read_axis("--weight-decay=0:1") == Axis("weight_decay", (), 0, 1)
     assert read_axis("batch_size=4:32") == Axis("batch_size", (), 4, 32, whole=True)
     assert read_axis("head_options={a: [1, 2]},{}") == Axis("head_options", ("{a: [1, 2]}", "{}"))
     trial = optuna.trial.FixedTrial({"lr": 1e-5, "batch_size": 8, "optimizer": "sgd"})
-    assert read_axis("lr=1e-6:1").ask(trial) == "1e-05"
-    assert read_axis("batch_size=log:4:32").ask(trial) == "8"
-    assert read_axis("optimizer=sgd,adamw").ask(trial) == "sgd"
+    assert read_axis("lr=1e-6:1").suggest(trial) == "1e-05"
+    assert read_axis("batch_size=log:4:32").suggest(trial) == "8"
+    assert read_axis("optimizer=sgd,adamw").suggest(trial) == "sgd"
 
 
 MISTAKES = {
@@ -165,6 +184,9 @@ MISTAKES = {
     "--search batch_size=1.5:4": "--search: 1.5:4 is no range of batch_size",
     "--search rate=1:2": "--search: no setting 'rate'; nearest: ",
     "--search seed=1:2": "--search: tune.py sets seed itself",
+    "--search devices=1:4": "--search: 'devices=1:4' is not NAME=LOW:HIGH",
+    "--search lr=1:2 --jobs 2 --gpus 0,1,2": "3 GPUs cannot be divided equally among 2 jobs",
+    "--search lr=1:2 --gpus 0,1 -- --devices=1": "--devices: --gpus 0,1 gives each job 2",
     "--search lr=0:1": "--lr: 0.0 is not a number above 0",
     "--search head=unet,u-net": "--head: no head 'u-net'; nearest: unet",
     "--search lr=1:2 -- --name a": "--name is set for each trial by tune.py",

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ import torch
 import yaml
 
 from experiments.analysis import crf_search
-from experiments.analysis.crf_worker import Job, run
+from experiments.analysis.crf_worker import Job, count_labels
 from experiments.command_line.crf_settings import read_crf_settings
 from experiments.tune_crf import main
 from heads.crf import PRESETS, DenseCRF
@@ -95,12 +97,48 @@ def test_settings_on_one_lattice_score_as_they_do_alone(tmp_path: Path) -> None:
         target=np.where(generator.random((16, 20)) < 0.1, 255, generator.integers(0, 3, (16, 20))).astype(np.uint8),
     )
     settings = tuple(dataclasses.replace(PRESETS["pydensecrf"], w1=w1, w2=0) for w1 in (0.1, 1.0, 10.0))
-    together = run(Job(sample, settings, 255))
+    together = count_labels(Job(sample, settings, 255))
     assert list(together) == list(settings)
     for one in settings:
-        assert torch.equal(run(Job(sample, (one,), 255))[one], together[one])
+        assert torch.equal(count_labels(Job(sample, (one,), 255))[one], together[one])
         assert together[one].sum() == (np.load(sample)["target"] != 255).sum()
     assert not torch.equal(together[settings[0]], together[settings[2]])
+
+
+@pytest.mark.parametrize("bad", [{1}, {0, 1, 2, 3, 4}])
+def test_samples_that_the_run_skipped_are_left_out(
+    bad: set[int], crf_run: Path, tmp_path: Path, monkeypatch, capsys, small_search
+) -> None:
+    load = crf_search.load_segmentation
+
+    def with_bad(*arguments: Any) -> Any:
+        data, module = load(*arguments)
+        kept = [None if index in bad else data.val[index] for index in range(len(data.val))]
+        data.val = kept
+        return data, module
+
+    monkeypatch.setattr(crf_search, "load_segmentation", with_bad)
+    out = tmp_path / "mine.yaml"
+    code = main([str(crf_run), "--processes", "1", "--out", str(out)])
+    if len(bad) == 5:
+        assert code == 2
+        assert "none of the 5 validation images can be read" in capsys.readouterr().err
+        return
+    assert code == 0
+    assert yaml.safe_load(out.read_text())["tuned_on"].items() >= {"images": 4, "of": 5}.items()
+
+
+def test_by_default_there_is_a_process_for_each_core_of_the_job(
+    crf_run: Path, tmp_path: Path, monkeypatch, small_search
+) -> None:
+    """Not for each core of a machine that others use too."""
+    asked = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3})
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    workers = crf_search.workers
+    monkeypatch.setattr(crf_search, "workers", lambda processes: asked.append(processes) or workers(processes))
+    assert main([str(crf_run), "--images", "2", "--out", str(tmp_path / "a")]) == 0
+    assert asked == [1]
 
 
 def test_ctrl_c_writes_nothing(crf_run: Path, tmp_path: Path, monkeypatch, capsys, small_search) -> None:

@@ -1,1 +1,1 @@
-"""What is measured of networks and data outside training."""
+"""Measurements of networks and data outside training."""

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from rich.console import Console
 from rich.table import Table
 
+from experiments.command_line.console import make_console
 from experiments.command_line.crf_settings import read_crf_settings
 from experiments.command_line.progress import with_progress
 from experiments.training.load_run import load_segmentation
@@ -45,7 +45,7 @@ def print_curves(without: Curve, refined: Curve) -> None:
     for width, score in without.items():
         name = "all" if width is None else f"up to {width}"
         table.add_row(name, f"{score:.4f}", f"{refined[width]:.4f}", f"{refined[width] - score:+.4f}")
-    Console().print(table)
+    make_console().print(table)
 
 
 def draw_curves(without: Curve, refined: Curve, out: Path) -> None:

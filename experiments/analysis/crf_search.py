@@ -1,14 +1,13 @@
-"""The search behind tune_crf.py: probabilities cached once, then settings tried coarse to fine in several processes.
+"""The search behind tune_crf.py: caches the network's probabilities, then tries settings coarse to fine in parallel.
 
-First a coarse grid over what the DeepLab papers search (w1 3 to 10, sigma_alpha 30 to 100, sigma_beta 3 to 10), then
-the neighbours of the best at a third of the steps, up to three times or until none of them is better. All w1 of an
-image and a pair of sigmas are tried on one lattice.
+First a coarse grid over the ranges that the DeepLab papers search (w1 3 to 10, sigma_alpha 30 to 100, sigma_beta 3 to
+10), then the neighbours of the best point at a third of the steps, up to three times or until none of them is better.
+All values of w1 are tried on one lattice for each image and pair of sigmas.
 """
 
 import dataclasses
 import itertools
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
@@ -20,11 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from rich.console import Console
 from torch import Tensor
 
 from datamodules.base import GraftDataModule
 from experiments.analysis.crf_worker import Job, count_labels
+from experiments.command_line.console import make_console
+from experiments.command_line.cores import available_cores
 from experiments.command_line.crf_settings import read_crf_settings
 from experiments.command_line.progress import with_progress
 from experiments.run_files.atomic_file import write_atomically
@@ -42,7 +42,7 @@ Point = tuple[float, float, float]
 
 
 def tune(run: str, data_dir: str | None, crf_settings: str, images: int, processes: int | None, out: Path) -> None:
-    """Search, then write the best settings and all that were tried, best first; the arguments are tune_crf.py's flags.
+    """Search, then write the best settings and all settings tried. The arguments are tune_crf.py's flags.
 
     Raises:
         ValueError: the run or its data cannot be used.
@@ -53,7 +53,9 @@ def tune(run: str, data_dir: str | None, crf_settings: str, images: int, process
     count = min(images, len(data.val))
     with TemporaryDirectory(prefix="graft-crf-") as folder:
         samples = cache(module, data, count, Path(folder))
-        with workers(min(processes or os.cpu_count() or 1, count)) as executor:
+        if not samples:
+            raise ValueError(f"{run}: none of the {count} validation images can be read")
+        with workers(min(processes or available_cores(), len(samples))) as executor:
 
             def score(points: Sequence[Point], title: str) -> dict[Point, float]:
                 settings = [at(fixed, point) for point in points]
@@ -63,17 +65,23 @@ def tune(run: str, data_dir: str | None, crf_settings: str, images: int, process
             without = confusions(executor, samples, [dataclasses.replace(fixed, iterations=0)], data, "without CRF")
             tried = search(score)
     miou_without = mean_iou(next(iter(without.values()))).item()
-    write_settings(out, run, at(fixed, best_of(tried)), tried, {"images": count, "of": len(data.val)}, miou_without)
+    write_settings(
+        out, run, at(fixed, best_of(tried)), tried, {"images": len(samples), "of": len(data.val)}, miou_without
+    )
     print_best(out, tried, miou_without)
 
 
 def cache(module: SegmentationModule, data: GraftDataModule, count: int, folder: Path) -> list[Path]:
-    """The network's probabilities, as float16, with pixels and labels of evenly spaced validation images, as files."""
+    """Write files with the probabilities (float16), pixels and labels of evenly spaced validation images.
+
+    Samples that cannot be read are left out if the run skips them (`--on-bad-sample skip`).
+    """
     assert data.val is not None
     paths = []
     for index in with_progress(np.linspace(0, len(data.val) - 1, count).astype(int), count, "probabilities"):
         item = data.val[int(index)]
-        assert item is not None  # bad samples are an error unless a run skips them
+        if item is None:
+            continue
         with torch.inference_mode():
             probabilities = module.network(item["image"][None].to(module.device)).float().softmax(1)
         path = folder / f"{index}.npz"
@@ -90,7 +98,7 @@ def cache(module: SegmentationModule, data: GraftDataModule, count: int, folder:
 def confusions(
     executor: Executor | None, samples: list[Path], settings: list[CRFSettings], data: GraftDataModule, title: str
 ) -> dict[CRFSettings, Tensor]:
-    """Counts over all samples under each of the settings."""
+    """Confusion matrices `(C, C)` over all samples, for each of the settings."""
     groups = [tuple(group) for _, group in itertools.groupby(sorted(settings, key=lambda one: sigmas(one)), key=sigmas)]
     jobs = [Job(sample, group, data.ignore_index) for group in groups for sample in samples]
     totals = {one: torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64) for one in settings}
@@ -105,11 +113,11 @@ def sigmas(settings: CRFSettings) -> tuple[float, float]:
 
 
 def results(executor: Executor | None, jobs: list[Job]) -> Iterator[dict[CRFSettings, Tensor]]:
-    """What the jobs give, as they end."""
+    """The results of the jobs, in the order in which they end."""
     if executor is None:
         yield from map(count_labels, jobs)
         return
-    # Processes start here, and must leave Ctrl-C to this one.
+    # Worker processes start here and inherit this; Ctrl-C is handled by this process alone.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         futures = [executor.submit(count_labels, job) for job in jobs]
@@ -121,7 +129,10 @@ def results(executor: Executor | None, jobs: list[Job]) -> Iterator[dict[CRFSett
 
 @contextmanager
 def workers(processes: int) -> Iterator[Executor | None]:
-    """Processes of one thread each; None for one, which is this. Leaving drops the jobs that have not begun."""
+    """A pool of single-threaded worker processes, or None if `processes` is 1 and jobs run in this process.
+
+    Leaving the block cancels jobs that have not started.
+    """
     if processes == 1:
         yield None
         return
@@ -134,7 +145,7 @@ def workers(processes: int) -> Iterator[Executor | None]:
 
 
 def search(score: Callable[[Sequence[Point], str], dict[Point, float]]) -> dict[Point, float]:
-    """Every point tried, with its score: the coarse grid, then the best one's neighbours."""
+    """All points tried, with their scores: the coarse grid, then the neighbours of the best point."""
     tried = score(list(itertools.product(*COARSE)), "coarse")
     for number in range(ROUNDS):
         before = best_of(tried)
@@ -145,12 +156,12 @@ def search(score: Callable[[Sequence[Point], str], dict[Point, float]]) -> dict[
 
 
 def best_of(tried: dict[Point, float]) -> Point:
-    """The first of the best."""
+    """The point with the highest score; the first one of equals."""
     return max(tried, key=lambda point: tried[point])
 
 
 def neighbours(point: Point) -> Iterable[Point]:
-    """The points a fine step away in any of the three, those below zero left out."""
+    """The points at most one fine step away on each axis, without those at or below zero."""
     axes = [[x - step, x, x + step] for x, step in zip(point, FINE_STEPS, strict=True)]
     return [(a, b, c) for a, b, c in itertools.product(*axes) if min(a, b, c) > 0]
 
@@ -178,14 +189,14 @@ def write_settings(
 
 
 def print_best(out: Path, tried: dict[Point, float], miou_without: float) -> None:
+    """Print the best point, its gain over the network alone, and how to use the file."""
     point = best_of(tried)
     settings = "  ".join(f"{name} {value:g}" for name, value in zip(SEARCHED, point, strict=True))
     gain = tried[point] - miou_without
-    Console().print(
+    make_console().print(
         f"mIoU without {miou_without:.4f}, with {tried[point]:.4f} ({gain:+.4f}): {settings}, best of {len(tried)}\n"
         f"{out}: for run.py --crf test --crf-settings",
-        highlight=False,
         soft_wrap=True,
     )
     if gain <= 0:
-        Console().print("No setting improves on the network alone.", highlight=False)
+        make_console().print("No setting improves on the network alone.")

@@ -1,4 +1,4 @@
-"""What each process of tune_crf.py does. It imports torch and the CRF, no more: a process starts in two seconds."""
+"""The work of each process of tune_crf.py. Imports torch and the CRF only, so that a process starts in two seconds."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ class Job:
 
 
 def count_labels(job: Job) -> dict[CRFSettings, Tensor]:
-    """Counts [truth, prediction] `(C, C)`, int64, of the image under each of the settings."""
+    """Confusion matrices [truth, prediction] `(C, C)`, int64, of the image for each of the settings."""
     with np.load(job.sample) as file:
         probabilities = torch.from_numpy(file["probabilities"])[None].float()
         pixels = torch.from_numpy(file["pixels"])[None]

@@ -18,16 +18,20 @@ from experiments.training.predictions import coloured
 
 MOST_READ = 500
 MOST_CLASSES = 30
-"""Classes that have a bar; of more, the most frequent."""
+"""At most so many classes have a bar; with more, the most frequent ones."""
 FEW = 8
-"""Bars that fill the width."""
+"""With fewer bars, the axis is not filled, so that bars do not become wide."""
 SHOWN = 8
-"""Samples in the picture."""
+"""Number of samples in the picture."""
 
 
 @dataclass
 class Statistics:
-    """Of the images read: how many show each class, and the share of all pixels of each, of ignored ones, in [0, 1]."""
+    """Statistics of the images that were read.
+
+    `shown_in` counts the images that show each class; `share` and `ignored` are fractions of pixels in [0, 1]; `mean`
+    and `std` are those of the colours, in [0, 1].
+    """
 
     images: int
     shown_in: np.ndarray
@@ -38,7 +42,7 @@ class Statistics:
 
 
 def measure(samples: Samples, num_classes: int) -> Statistics:
-    """Read samples evenly spread over the split."""
+    """Read at most MOST_READ samples, evenly spread over the split, and compute their statistics."""
     step = -(-len(samples) // MOST_READ)
     parts = in_threads("Reading", [partial(of_one, samples, i, num_classes) for i in range(0, len(samples), step)])
     counts, levels, squares, pixels = (np.array(part) for part in zip(*parts, strict=True))
@@ -55,7 +59,7 @@ def measure(samples: Samples, num_classes: int) -> Statistics:
 
 
 def of_one(samples: Samples, index: int, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Pixels per class and, last, ignored ones (or the one class); sums of levels in [0, 1] and of their squares."""
+    """Pixels per class and, last, ignored ones; sums of colour levels in [0, 1] and of their squares; all pixels."""
     image, target, _ = samples.load(index)
     counts = np.bincount(np.ravel(target), minlength=256 if isinstance(target, np.ndarray) else num_classes)
     counts = np.append(counts[:num_classes], counts[num_classes:].sum())
@@ -66,7 +70,7 @@ def of_one(samples: Samples, index: int, num_classes: int) -> tuple[np.ndarray, 
 
 
 def draw(data: GraftDataModule, samples: Samples, title: str, path: Path) -> None:
-    """Samples above, statistics below."""
+    """Draw samples above and statistics below, and write the picture to `path`."""
     found = measure(samples, data.num_classes)
     picked = np.linspace(0, len(samples) - 1, min(SHOWN, len(samples))).astype(int)
     items = [item for index in picked if (item := samples[0, int(index)]) is not None]
@@ -109,7 +113,7 @@ def tiles(data: GraftDataModule, items: list[dict[str, Any]]) -> list[tuple[np.n
 
 
 def draw_classes(figure: Any, data: GraftDataModule, found: Statistics) -> None:
-    """Bars in the classes' colours, as a legend of the masks at the same time."""
+    """Draw bars in the classes' colours, which are also the legend of the masks."""
     masked = data.task == "segmentation"
     order = np.arange(data.num_classes)
     if data.num_classes > MOST_CLASSES:

@@ -1,6 +1,6 @@
-"""The tables of `experiments/fidelity.py`: every architecture beside what is published of it, and one layer by layer.
+"""The tables of `experiments/fidelity.py`: every architecture next to its published figures, and one layer by layer.
 
-What differs from the published figure is marked with an asterisk.
+An asterisk marks figures that differ from the published ones.
 """
 
 import sys
@@ -12,13 +12,13 @@ from rich.table import Table
 
 from backbones import BACKBONES
 from backbones.backbone import Backbone
-from experiments.analysis.published_figures import FIELDS, SEGMENTERS, TAKEN_AT, figures
+from experiments.analysis.published_figures import FIELDS, SEGMENTERS, TAKEN_AT, published_figures
 from experiments.analysis.receptive_field import Field, measured, traced
 from experiments.training.network_cost import classifier_without_weights, network_cost
 from lightning_modules.network import Network
 
 GMACS_TOLERANCE = 0.02
-"""Relative; publishers differ in whether norms, activations and pools count."""
+"""Relative; publishers differ in whether they count norms, activations and pools."""
 
 
 def params_cell(ours: int, published: float | None, digits: int) -> tuple[str, str]:
@@ -38,7 +38,7 @@ def gmacs_cell(ours: float, published: float | None) -> tuple[str, str]:
 
 
 def field_cells(backbone: Backbone, name: str) -> tuple[str, str, str, str]:
-    """Field by arithmetic, as measured and as published, and the output stride, arithmetic and measured."""
+    """Receptive field by arithmetic, as measured and as published, and the output stride by arithmetic and measured."""
     published, why = FIELDS.get(name, (None, ""))
     _, field = traced(backbone, (max(256, backbone.min_size), 256))
     if field is None:
@@ -56,7 +56,7 @@ def field_cells(backbone: Backbone, name: str) -> tuple[str, str, str, str]:
 
 
 def backbone_row(name: str) -> list[str]:
-    published = figures(name)
+    published = published_figures(name)
     channels, classes = TAKEN_AT.get(name, (3, 1000))
     network = classifier_without_weights(name, classes, channels)
     size = network.backbone.input_size
@@ -90,8 +90,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], lef
     return result
 
 
-def pair(backbone: str, head: str, image_size: int) -> tuple[Table, str]:
-    """Every convolution and pool of one network: kernel, dilation, stride and field, and where the maps end."""
+def layer_table(backbone: str, head: str, image_size: int) -> tuple[Table, str]:
+    """Every convolution and pool of one network with its kernel, dilation, stride and field, and a summary."""
     with torch.device("meta"):
         network = Network(backbone, head, 21)
     tracer, field = traced(network, (image_size, image_size))
@@ -99,9 +99,9 @@ def pair(backbone: str, head: str, image_size: int) -> tuple[Table, str]:
     for number, layer in enumerate(tracer.layers, 1):
         kind = layer.kind.removesuffix("_with_indices")
         size = f"{layer.kernel}x{layer.kernel}" + (f" rate {layer.dilation}" if layer.dilation > 1 else "")
-        reach = "whole map" if layer.field.whole else str(layer.field.size)
+        field_size = "whole map" if layer.field.whole else str(layer.field.size)
         shape = "x".join(map(str, layer.shape[1:]))
-        rows.append([str(number), kind, size, shape, f"{layer.field.stride:g}", reach])
+        rows.append([str(number), kind, size, shape, f"{layer.field.stride:g}", field_size])
     costs = network_cost(network, (image_size, image_size))
     columns = ("", "layer", "kernel", "channels x height x width", "stride", "field")
     title = f"{backbone} + {head} at {image_size}x{image_size}, 21 classes, output stride {network.output_stride}"

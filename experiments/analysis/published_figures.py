@@ -1,4 +1,4 @@
-"""What papers and libraries state about the networks: the figures `experiments/fidelity.py` holds ours against.
+"""What papers and libraries state about the networks: the figures with which `experiments/fidelity.py` compares ours.
 
 Torchvision's come from its own metadata; timm's from its benchmark tables (millions of parameters, GMACs at the test
 size, which count norms and activations too); receptive fields, where not from a paper, from Araujo, Norris, Sim 2019,
@@ -11,7 +11,7 @@ import torchvision
 
 
 class Figures(NamedTuple):
-    """None where nothing is published."""
+    """Published figures of one network; None if nothing is published."""
 
     params: float | None
     gmacs: float | None
@@ -50,7 +50,7 @@ PAPERS: dict[str, Figures] = {
     "mobilenet_v1_075": Figures(2.6, 0.325, "paper, table 6", 1),
 }
 TAKEN_AT: dict[str, tuple[int, int]] = {"lenet5": (1, 10), "wrn28_10": (3, 10), "wrn40_4": (3, 10)}
-"""Input channels and classes behind the published count, where not 3 and 1000."""
+"""Input channels and classes of the published count, if they are not 3 and 1000."""
 
 FIELDS: dict[str, tuple[int, str]] = {
     "alexnet": (195, ""),
@@ -87,8 +87,8 @@ SEGMENTERS: list[tuple[str, str, dict[str, Any], bool, int, str]] = [
 ]
 
 
-def figures(name: str) -> Figures:
-    """What is published of a backbone with its classifier."""
+def published_figures(name: str) -> Figures:
+    """The published figures of a backbone with its classifier."""
     if name in PAPERS:
         return PAPERS[name]
     if name in TIMM:

@@ -1,9 +1,9 @@
-"""How many pixels of a row of the image one value of a map depends on: from the layers' arithmetic, and by gradient.
+"""Receptive field, in pixels of an image row, of one value of a map: by the layers' arithmetic and by gradient.
 
-Both count the image's pixels from the first to the last that matter. The arithmetic follows every operation that a
-network computes (on shapes alone); the measurement sets all weights to positive averages, so that no path cancels, and
-looks where the gradient of one value reaches. Squeeze-and-excitation gates, which see the whole map, are left aside by
-both; where attention mixes the map there is no such number.
+Both count the pixels from the first to the last on which the value depends. The arithmetic follows every operation that
+a network computes (on shapes alone); the measurement sets all weights to positive averages, so that no path cancels,
+and looks at which pixels the gradient of one value is not zero. Both leave out squeeze-and-excitation gates, which see
+the whole map. Networks with attention have no such number.
 """
 
 import copy
@@ -21,13 +21,13 @@ from backbones.squeeze_excitation import SqueezeExcitation
 
 
 class Field(NamedTuple):
-    """What the first value of a row depends on, and how far apart its neighbours' fields are, in pixels."""
+    """The pixels on which the first value of a row depends, and the distance in pixels to its neighbour's field."""
 
     first: float
     last: float
     stride: float
     whole: bool = False
-    """Averaged over the map on the way, as a gate is."""
+    """Whether the whole map is averaged on the way, as for a gate."""
 
     @property
     def size(self) -> int:
@@ -134,7 +134,7 @@ class FieldTracer(TorchDispatchMode):
 
 
 def traced(network: nn.Module, size: tuple[int, int], in_channels: int = 3) -> tuple[FieldTracer, Field | None]:
-    """The tracer after one image, and the field of the network's last output; None where attention mixes the map."""
+    """The tracer after one image, and the field of the network's last output; None if attention mixes the map."""
     ghost = copy.deepcopy(network).to("meta").eval()
     with torch.no_grad(), FieldTracer() as tracer:
         out = ghost(tracer.start(torch.empty(1, in_channels, *size, device="meta")))

@@ -43,7 +43,7 @@ from torchvision.transforms.v2 import functional as F
 
 from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
 from datamodules import DATAMODULES
-from datamodules.store import OPENED
+from datamodules.node_folder import NODE_FOLDER, let_go, node_folder
 
 Size = tuple[int, int]
 FILL = tuple(round(255 * value) for value in IMAGENET_MEAN)
@@ -110,7 +110,7 @@ def one_thread(worker: int) -> None:
 
 def graft(root: Path, size: Size, batch_size: int, workers: int) -> Iterable[Any]:
     """Graft's loader over a folder laid out as CamVid's, in memory of its own."""
-    os.environ.pop(OPENED, None)
+    os.environ.pop(NODE_FOLDER, None)
     data = DATAMODULES["camvid"](
         "segmentation", data_dir=str(root), image_size=size, batch_size=batch_size, workers=workers
     )
@@ -179,8 +179,8 @@ def epoch_rates(kind: str, root: Path, size: Size, batch_size: int, workers: int
         now = time.perf_counter()
         rates.append(count / (now - started))
         started = now
-    if OPENED in os.environ:  # what would remove it is not called at the end of such a process
-        shutil.rmtree(os.environ[OPENED].split(":", 1)[1])
+    if NODE_FOLDER in os.environ:  # what would remove it is not called at the end of such a process
+        let_go(node_folder())
     return rates
 
 

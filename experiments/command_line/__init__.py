@@ -1,1 +1,1 @@
-"""What may be typed and how a program ends: flags, known names, progress, exit codes. Imports no torch."""
+"""The command line: flags, checks of settings, known names, printing and exit codes. Imports no torch."""

@@ -1,4 +1,4 @@
-"""What `--crf-settings` takes: a preset of heads/crf.py by name, or a YAML file as tune_crf.py writes it."""
+"""The values of `--crf-settings`: the name of a preset in heads/crf.py, or a YAML file such as tune_crf.py writes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 DEFAULT = "deeplabv2_resnet101"
 NOTES = ("tuned_on", "tried")
-"""Keys of a settings file that say where the settings come from."""
+"""Keys of a settings file that record where the settings come from; they set nothing."""
 
 
 def crf_settings_problem(named: str) -> str | None:
-    """What can be known to be wrong with `--crf-settings NAMED` before torch is imported, in one line."""
+    """The first problem with `--crf-settings NAMED` that can be found without importing torch, in one line, or None."""
     presets = dict_keys("heads/crf.py", "PRESETS")
     if named in presets:
         return None
@@ -46,7 +46,7 @@ def crf_settings_problem(named: str) -> str | None:
 
 
 def read_crf_settings(named: str | None) -> CRFSettings:
-    """The preset, or what a file sets, the rest being the default preset's.
+    """The preset, or the default preset with the settings of a file.
 
     Raises:
         ValueError: a setting is out of its range.

@@ -1,41 +1,52 @@
-"""`run.py --list`: every backbone, head and data set, from the sources and catalogue.json, without importing torch."""
+"""`run.py --list` and `--matrix`: names, papers and costs from the sources and catalogue.json. Imports no torch."""
 
 import ast
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.text import Text
 
-from experiments.command_line.known_names import ROOT, catalogue, names_of
+from experiments.command_line.console import make_console
+from experiments.command_line.known_names import catalogue, dict_literal, names_of, parsed
+
+COLUMNS = {"params": 11, "GMACs": 9, "top-1": 9, "strides": 11, "input": 8}
+"""Titles and widths."""
 
 
-def first_lines(folder: str) -> dict[str, str]:
-    """name -> first line of the docstring of the file its class is imported from."""
-    tree = ast.parse((ROOT / folder / "__init__.py").read_text(encoding="utf-8"))
+def descriptions(folder: str) -> dict[str, str]:
+    """A line for each name of a folder: the paper of a backbone, otherwise the first line of its file's docstring."""
+    init = f"{folder}/__init__.py"
     modules = {
-        alias.name: node.module
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom) and node.module
+        alias.name: f"{str(node.module).replace('.', '/')}.py"
+        for node in parsed(init).body
+        if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    table = next(
-        node.value for node in tree.body if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
-    )  # the folder's one dict
+    table = dict_literal(init, folder.upper())
     lines = {}
     for key, value in zip(table.keys, table.values, strict=True):
-        named = value.args[0] if isinstance(value, ast.Call) else value  # partial(Class, "variant") or Class
+        called = value.args[0] if isinstance(value, ast.Call) else value  # partial(Class, "variant") or Class
         assert isinstance(key, ast.Constant)
-        assert isinstance(named, ast.Name)
-        source = (ROOT / str(modules[named.id]).replace(".", "/")).with_suffix(".py")
-        docstring = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
-        lines[str(key.value)] = docstring.splitlines()[0] if docstring else ""
+        assert isinstance(called, ast.Name)
+        file = modules[called.id]
+        first_line = (ast.get_docstring(parsed(file)) or "").split("\n")[0]
+        lines[str(key.value)] = papers(file).get(str(key.value), first_line)
     return lines
 
 
-def figures(entry: dict[str, Any]) -> tuple[str, ...]:
-    """Parameters, GMACs, top-1, output strides and input size as a table shows them; a dash for what is not known."""
+def papers(file: str) -> dict[str, str]:
+    """The papers in a file's dict PAPERS by variant: variants that are not from the paper of the file's first line."""
+    try:
+        table = dict_literal(file, "PAPERS")
+    except LookupError:
+        return {}
+    return {variant: paper for paper, variants in ast.literal_eval(table).items() for variant in variants}
+
+
+def table_cells(entry: dict[str, Any]) -> tuple[str, ...]:
+    """Parameters, GMACs, top-1, output strides and input size as tables show them; dashes if nothing is known."""
     if not entry:
-        return ("-",) * 5
+        return ("-",) * len(COLUMNS)
     return (
         f"{entry['params'] / 1e6:.2f} M",
         f"{entry['gmacs']:.2f}",
@@ -45,45 +56,48 @@ def figures(entry: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def columns(cells: Sequence[str]) -> str:
-    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, (11, 9, 9, 11, 8), strict=True))
+def aligned(cells: Sequence[str]) -> str:
+    return "".join(f"{cell:>{width}}" for cell, width in zip(cells, COLUMNS.values(), strict=True))
 
 
 def print_listing() -> None:
-    """Backbones under their papers, then heads and data sets, one line each."""
-    console = Console(highlight=False)
+    """Print the backbones below their papers, then heads and data sets, one line each."""
+    console = make_console()
     known = catalogue()
-    titles = ("params", "GMACs", "top-1", "strides", "input")
-    console.print(f"[bold]{'backbone':22}{columns(titles)}")
+    console.print(f"{'backbone':22}{aligned(list(COLUMNS))}", style="bold")
     shown = ""
-    for name, paper in first_lines("backbones").items():
+    for name, paper in descriptions("backbones").items():
         if paper != shown:
-            console.print(f"[dim]{paper}", no_wrap=True, overflow="ellipsis")
+            console.print(paper, style="dim", no_wrap=True, overflow="ellipsis")
             shown = paper
-        console.print(f"{name:22}{columns(figures(known.get(name, {})))}")
-    console.print("timm/NAME             any timm model with features_only; pip install 'graft\\[timm]'")
+        console.print(f"{name:22}{aligned(table_cells(known.get(name, {})))}")
+    console.print("timm/NAME             any timm model with features_only; pip install 'graft[timm]'")
     for folder, title in (("heads", "head"), ("datamodules", "data")):
-        console.print(f"\n[bold]{title}")
-        for name, line in first_lines(folder).items():
+        console.print(f"\n{title}", style="bold")
+        for name, line in descriptions(folder).items():
             console.print(f"{name:22}{line}", no_wrap=True, overflow="ellipsis")
 
 
+def pair_counts() -> tuple[int, int]:
+    """The number of pairs of a backbone and a head that work, and the number of all pairs."""
+    known = catalogue()
+    pairs = len(known) * len(names_of("heads"))
+    return pairs - sum(len(entry["refused"]) for entry in known.values()), pairs
+
+
 def print_matrix() -> None:
-    """Heads across, backbones down: a dot where every output stride works, 32 where only it does, a dash if refused."""
-    console = Console(highlight=False)
+    """Print heads across and backbones down: ● if all output strides work, 32 if only that works, - if refused."""
+    console = make_console()
     heads, known = names_of("heads"), catalogue()
-    width = max(map(len, known))
+    width = max(map(len, known), default=0)
     console.print("\n".join(f"{'':{width}} {'│  ' * i}┌─ {head}" for i, head in enumerate(heads)), style="dim")
-    refused = []
     for name, entry in known.items():
-        cells = []
-        for head in heads:
-            reason = entry["refused"].get(head)
-            refused += [reason] if reason else []
-            cells.append("[red]- [/]" if reason else "● " if len(entry["output_strides"]) == 3 else "32")
-        console.print(f"{name:{width}} {' '.join(cells)}", soft_wrap=True)
-    pairs = len(known) * len(heads)
-    console.print(f"\n{pairs - len(refused)} of {pairs} pairs work: ● at output stride 8, 16 and 32, 32 at 32 only")
-    console.print(f"{len(refused)} are refused (-):")
-    for reason in refused:
-        console.print(f"  {reason.split('. ')[0]}", soft_wrap=True)
+        everywhere = "● " if len(entry["output_strides"]) == 3 else "32"
+        cells = [Text("- ", "red") if head in entry["refused"] else Text(everywhere) for head in heads]
+        console.print(Text(" ").join([Text(f"{name:{width}}"), *cells]), soft_wrap=True)
+    working, pairs = pair_counts()
+    console.print(f"\n{working} of {pairs} pairs work: ● at output stride 8, 16 and 32, 32 at 32 only")
+    console.print(f"{pairs - working} are refused (-):")
+    for entry in known.values():
+        for reason in entry["refused"].values():
+            console.print(f"  {reason.split('. ')[0]}", soft_wrap=True)

@@ -1,10 +1,11 @@
-"""A comparison as one HTML page that carries everything within itself: numbers, pictures, plotly and its own script.
+"""A comparison as one HTML page that contains everything: numbers, pictures, plotly and its own script.
 
-The page forbids itself every request by its content security policy; `page/` beside this file holds its parts.
+Its content security policy forbids all requests. The parts of the page are in `page/`.
 """
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -20,12 +21,14 @@ from experiments.comparing.tables import Comparison, GroupRow, Table, describe, 
 from experiments.run_files.read_run import COSTS
 
 PARTS = Path(__file__).with_name("page")
+MARKER = re.compile(r"/\* (page\.css|page\.js|data|plotly) \*/")
+"""The places of page.html that are replaced."""
 DIGITS = 6
-"""Significant ones, of the numbers in the page; files of numbers have them all."""
+"""Significant digits of the numbers in the page; CSV files have all digits."""
 
 
 def page(comparison: Comparison) -> str:
-    """The page's text."""
+    """The text of the page."""
     data = {
         "made": datetime.now().strftime("%Y-%m-%d %H:%M"),
         "method": METHOD,
@@ -34,18 +37,12 @@ def page(comparison: Comparison) -> str:
         "tables": [table_data(table, BUDGET // len(comparison.tables)) for table in comparison.tables],
         "others": [{"where": run.where, "state": run.state, "reason": run.reason} for run in comparison.others],
     }
-    # "<" within the data could end the element that holds them, whatever a folder is called.
+    # A "<" in the name of a folder could end the element that holds the data.
     text = json.dumps(rounded(data), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
-    filled = (PARTS / "page.html").read_text(encoding="utf-8")
-    for marker, part in (
-        ("/* page.css */", (PARTS / "page.css").read_text(encoding="utf-8")),
-        ("/* page.js */", (PARTS / "page.js").read_text(encoding="utf-8")),
-        ("/* data */", text),
-        ("/* plotly */", get_plotlyjs()),
-    ):
-        before, after = filled.split(marker)
-        filled = before + part + after
-    return filled
+    parts = {name: (PARTS / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")}
+    parts |= {"data": text, "plotly": get_plotlyjs()}
+    # One pass over the template: a class or a run may be called as a marker is.
+    return MARKER.sub(lambda marker: parts[marker[1]], (PARTS / "page.html").read_text(encoding="utf-8"))
 
 
 def table_data(table: Table, budget: int) -> dict[str, Any]:
@@ -105,7 +102,7 @@ def curve_data(curve: Mapping[int, SeedStatistics]) -> dict[str, list[Any]]:
 
 
 def rounded(value: Any) -> Any:
-    """The same with `DIGITS` significant digits: half the size of a page."""
+    """The same data with `DIGITS` significant digits, which halves the size of a page."""
     if isinstance(value, dict):
         return {name: rounded(item) for name, item in value.items()}
     if isinstance(value, list):

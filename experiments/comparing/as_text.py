@@ -2,13 +2,13 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
 
+from experiments.command_line.console import make_console
 from experiments.command_line.progress import duration
 from experiments.comparing.groups import format_value
 from experiments.comparing.means import Difference, SeedStatistics, mean_curve
@@ -25,8 +25,8 @@ METHOD = (
 MOST_CLASSES = 12
 MOST_GROUPS = 5
 WIDTH_OF_FILES = 240
-Cells = dict[str, list[str]]
-"""Columns by their titles."""
+Columns = dict[str, list[str]]
+"""The cells of each column, by its title."""
 
 
 def score(mean: SeedStatistics | None) -> str:
@@ -50,9 +50,9 @@ COST_CELLS: dict[str, tuple[str, Callable[[float], str]]] = {
 }
 
 
-def main_cells(table: Table) -> Cells:
-    """The table's columns; costs that no run has counted are left out."""
-    cells: Cells = {
+def main_cells(table: Table) -> Columns:
+    """The columns of a table; costs that no run has recorded are left out."""
+    cells: Columns = {
         "group": [row.label for row in table.rows],
         "seeds": [str(row.score.n) if row.score else "-" for row in table.rows],
         f"{table.split} {table.metric}": [score(row.score) for row in table.rows],
@@ -74,8 +74,8 @@ def difference_to_baseline(row: GroupRow, table: Table) -> str:
     return format_difference(row.difference) if row.score and table.baseline else "-"
 
 
-def class_cells(table: Table, most_classes: int | None, most_groups: int) -> Cells:
-    """IoU of each class under the baseline, and what other groups add to it; the classes that differ most first."""
+def class_cells(table: Table, most_classes: int | None, most_groups: int) -> Columns:
+    """IoU of each class in the baseline, and the differences of other groups; the largest differences come first."""
     base = next((row for row in table.rows if row.label == table.baseline), None)
     others = [row for row in table.rows if row is not base][:most_groups]
     if base is None or not base.classes:
@@ -91,54 +91,52 @@ def class_cells(table: Table, most_classes: int | None, most_groups: int) -> Cel
     return cells
 
 
-def setting_cells(table: Table) -> Cells:
-    """The settings that groups differ in."""
+def setting_cells(table: Table) -> Columns:
+    """The settings in which the groups differ."""
     names = [name for name in table.differing if name not in ("backbone", "head")]
     cells = {name: [format_value(row.group.settings.get(name)) for row in table.rows] for name in names}
     return {"group": [row.label for row in table.rows], **cells} if names else {}
 
 
 def print_comparison(comparison: Comparison) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH_OF_FILES)
+    console = make_console(WIDTH_OF_FILES)
     if len(comparison.tables) > 1:
         console.print(NOT_TOGETHER.format(count=len(comparison.tables)), style="bold yellow")
     for table in comparison.tables:
         console.print()
-        console.print(escape(table.title), style="bold", highlight=False)
+        console.print(table.title, style="bold")
         for remark in table.remarks:
-            console.print(f"note: {escape(remark)}", highlight=False)
-        console.print(grid(main_cells(table)))
+            console.print(f"note: {remark}")
+        console.print(rich_table(main_cells(table)))
         classes = class_cells(table, MOST_CLASSES, MOST_GROUPS)
         if len(classes) > 2:
-            console.print(grid(classes, f"{table.split} IoU by class, and differences to {table.baseline}"))
+            console.print(rich_table(classes, f"{table.split} IoU by class, and differences to {table.baseline}"))
     if any(row.difference for table in comparison.tables for row in table.rows):
-        console.print(METHOD, style="dim", highlight=False)
+        console.print(METHOD, style="dim")
     if comparison.others:
-        others: Cells = {
+        others: Columns = {
             "not ranked": [run.where for run in comparison.others],
             "state": [str(run.state) for run in comparison.others],
             "reason": [run.reason for run in comparison.others],
         }
         console.print()
-        console.print(grid(others, right=()))
+        console.print(rich_table(others, right=()))
 
 
-def grid(cells: Cells, title: str | None = None, right: Sequence[str] | None = None) -> RichTable:
-    """A table of rich; numbers stand to the right."""
-    drawn = RichTable(title=title and escape(title), title_justify="left")
+def rich_table(cells: Columns, title: str | None = None, right: Sequence[str] | None = None) -> RichTable:
+    """A table of rich, in which numbers are aligned to the right."""
+    drawn = RichTable(title=title, title_justify="left")
     for column in cells:
         first = column in (next(iter(cells)), "curve")
         justify = "left" if first or right is not None else "right"
-        drawn.add_column(escape(column), justify=justify, overflow="fold")  # type: ignore[arg-type]
+        drawn.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for line in zip(*cells.values(), strict=True):
-        drawn.add_row(*map(escape, line))
+        drawn.add_row(*line)
     return drawn
 
 
 def markdown(comparison: Comparison) -> str:
-    """The same as tables of Markdown, with all classes and the settings that differ."""
+    """The comparison as Markdown tables, with all classes and the settings that differ."""
     parts = []
     if len(comparison.tables) > 1:
         parts.append(NOT_TOGETHER.format(count=len(comparison.tables)))
@@ -150,13 +148,13 @@ def markdown(comparison: Comparison) -> str:
         parts.append(markdown_table(setting_cells(table)))
     if comparison.tables:
         parts.append(METHOD)
-    others = [f"- `{run.where}` is {run.state}: {escape_markdown(run.reason)}" for run in comparison.others]
+    others = [f"- {escape_markdown(f'{run.where} is {run.state}: {run.reason}')}" for run in comparison.others]
     if others:
         parts += ["## Not ranked", "\n".join(others)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def markdown_table(cells: Cells) -> str:
+def markdown_table(cells: Columns) -> str:
     if not cells:
         return ""
     lines = [list(cells), ["---", *["--:"] * (len(cells) - 1)], *zip(*cells.values(), strict=True)]
@@ -164,12 +162,12 @@ def markdown_table(cells: Cells) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Text that Markdown takes as it is, in a cell too."""
-    return text.replace("|", "\\|").replace("_", "\\_").replace("*", "\\*")
+    """Text that Markdown shows as it is, also in a cell of a table."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", text).replace("&", "&amp;").replace("\n", " ")
 
 
 def csv_text(comparison: Comparison) -> str:
-    """A row for each group of each table, with full digits."""
+    """A row for each group of each table, with all digits."""
     rows = [csv_row(number, table, row) for number, table in enumerate(comparison.tables, 1) for row in table.rows]
     columns = {name: None for row in rows for name in row}
     text = io.StringIO()
@@ -196,7 +194,7 @@ def csv_row(number: int, table: Table, row: GroupRow) -> Mapping[str, Any]:
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """A curve in a line of text, from its least to its greatest value, thinned to `LONGEST` characters."""
+    """A curve as at most `LONGEST` bars of text, scaled from its smallest to its largest value."""
     if not values:
         return ""
     steps = min(len(values), LONGEST)

@@ -1,8 +1,8 @@
 """Means over seeds, and differences between two groups of runs paired by seed.
 
-Deviations are those of a sample (divided by n - 1). The interval is Student's t interval of the mean of the paired
-differences: mean ± t(n - 1) s / sqrt(n). It assumes differences that are about normal, and is not widened for the
-number of groups that are looked at.
+Standard deviations are those of a sample (divided by n - 1). The interval is Student's t interval of the mean of the
+paired differences: mean ± t(n - 1) s / sqrt(n). It assumes differences that are about normally distributed, and is not
+widened for the number of groups that are compared.
 """
 
 import math
@@ -18,7 +18,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class SeedStatistics:
-    """Of the values of `n` seeds; one seed has no deviation."""
+    """Mean and standard deviation of the values of `n` seeds; a single seed has no deviation."""
 
     mean: float
     std: float | None
@@ -27,7 +27,7 @@ class SeedStatistics:
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of what one group has over another on the `n` seeds they share; one seed has no interval."""
+    """Mean difference of two groups on the `n` seeds that both have, with its interval; a single seed has none."""
 
     mean: float
     low: float | None
@@ -36,12 +36,12 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out zero."""
+        """Whether the interval excludes zero."""
         return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
 
 
 def mean_of(values: Sequence[float]) -> SeedStatistics | None:
-    """None where there are no values."""
+    """The statistics of the values; None if there are none."""
     if not values:
         return None
     n = len(values)
@@ -54,7 +54,7 @@ def deviation(values: Sequence[float], mean: float) -> float:
 
 
 def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
-    """What `ours` has over `theirs`, each by seed; None where they share no seed."""
+    """The difference of `ours` to `theirs`, both by seed; None if they have no seed in common."""
     differences = mean_of([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
     if differences is None:
         return None
@@ -66,8 +66,8 @@ def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) ->
 
 @lru_cache
 def t_quantile(degrees: int) -> float:
-    """Of Student's distribution, which a share of (1 - CONFIDENCE) / 2 exceeds."""
-    from scipy.special import stdtrit  # half a second that a comparison of single seeds does not need
+    """The (1 + CONFIDENCE) / 2 quantile of Student's t distribution."""
+    from scipy.special import stdtrit  # takes half a second, which single seeds do not need
 
     return float(stdtrit(degrees, (1 + CONFIDENCE) / 2))
 

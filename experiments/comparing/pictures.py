@@ -1,7 +1,8 @@
-"""Prediction pictures of several groups on the same images, as data that a page carries within itself."""
+"""Prediction pictures of several groups on the same images, as data for a page that contains them."""
 
 import base64
 import hashlib
+import io
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -11,14 +12,15 @@ import numpy as np
 from PIL import Image
 
 from experiments.comparing.groups import Group
-from experiments.run_files.read_run import Picture, Run
+from experiments.run_files.read_pictures import Picture
+from experiments.run_files.read_run import Run
 
 BUDGET = 16 * 2**20
-"""Characters of pictures in a page, which is to be mailed."""
+"""Characters of all pictures in a page, so that it can be mailed."""
 
 
 def side_by_side(groups: Iterable[Group], budget: int = BUDGET) -> dict[str, Any]:
-    """One run of each group, that of the lowest seed which has pictures, as long as the budget lasts.
+    """Pictures of one run of each group, the one with the lowest seed that has pictures, as long as the budget lasts.
 
     Returns:
         `images`: of all that any of the runs has pictures of, "key", "index", "image" and "truth"; `groups`: by label,
@@ -41,7 +43,7 @@ def side_by_side(groups: Iterable[Group], budget: int = BUDGET) -> dict[str, Any
             try:
                 key, image = identity(picture), embedded(picture.image)
                 truth, prediction = embedded(picture.truth), embedded(picture.prediction)
-            except OSError:  # an index may outlive its files
+            except OSError:  # files of the index may be missing, or no pictures
                 continue
             if key not in images:
                 images[key] = {"key": key, "index": picture.index, "image": image, "truth": truth}
@@ -59,22 +61,33 @@ def first_with_pictures(group: Group) -> Run | None:
 
 
 def identity(picture: Picture) -> str:
-    """Equal for the same image: data of one protocol may still be other data."""
-    return f"{picture.index}-{digest_of_pixels(picture.image.read_bytes(), picture.image)}"
+    """Key of an image: its index and a hash of its pixels, because older runs do not record which data they used."""
+    return f"{picture.index}-{digest_of_pixels(picture.image.read_bytes())}"
 
 
 @lru_cache(maxsize=1024)
-def digest_of_pixels(content: bytes, path: Path) -> str:
-    """Of what is seen, as two versions of a library may compress it differently.
+def digest_of_pixels(content: bytes) -> str:
+    """A hash of the pixels of a PNG; two versions of a library may compress the same pixels differently."""
+    return hashlib.sha256(np.asarray(open_png(content)).tobytes()).hexdigest()[:12]
+
+
+def open_png(content: bytes) -> Image.Image:
+    """The picture.
 
     Raises:
-        OSError: the file is no picture.
+        OSError: it is no PNG.
     """
-    return hashlib.sha256(np.asarray(Image.open(path)).tobytes()).hexdigest()[:12]
+    return Image.open(io.BytesIO(content), formats=["PNG"])
 
 
 def embedded(content: Path | str) -> str:
-    """A PNG as a data URI; the name of a class as it is."""
+    """A PNG file as a data URI, or the name of a class as it is.
+
+    Raises:
+        OSError: the file is missing, or is no PNG.
+    """
     if isinstance(content, str):
         return content
-    return "data:image/png;base64," + base64.b64encode(content.read_bytes()).decode()
+    data = content.read_bytes()
+    open_png(data)
+    return "data:image/png;base64," + base64.b64encode(data).decode()

@@ -1,12 +1,13 @@
-"""What compare.py shows, whatever it shows it as: one table for each protocol, and the runs that are in none."""
+"""The contents of a comparison in every form: one table for each protocol, and the runs that are in no table."""
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from experiments.command_line.known_names import nearest
-from experiments.comparing.groups import Group, by_protocol, differing, make_groups
+from experiments.comparing.groups import UNKNOWN, Group, by_protocol, differing, make_groups
 from experiments.comparing.means import Difference, SeedStatistics, mean_of, paired_difference
 from experiments.run_files.read_run import COSTS, Run
 
@@ -21,24 +22,27 @@ COST_OF = {
 }
 MAIN_METRIC = {"segmentation": "miou", "classification": "top1"}
 CLASS = "iou/"
+FINGERPRINT_DIGITS = 10
+NAMES_WIDTH = 120
+"""Characters of class names in a remark."""
 
 
 @dataclass(frozen=True)
 class GroupRow:
-    """A group of runs, with what is shown of it."""
+    """A group of runs with the numbers that are shown of it."""
 
     group: Group
     score: SeedStatistics | None
     best_epoch: SeedStatistics | None
     difference: Difference | None
-    """To the baseline's score, over the seeds that both have; None for the baseline itself."""
+    """To the baseline's score, over the seeds that both groups have; None for the baseline itself."""
     costs: Mapping[str, float]
     """Means over the runs, by the keys of `COSTS`."""
     classes: Mapping[str, SeedStatistics]
     """IoU of each class that has one."""
     class_differences: Mapping[str, Difference]
     on_front: bool
-    """Whether no other group has at least its score for at most its GMACs."""
+    """Whether the group lies on the Pareto front of score against GMACs."""
 
     @property
     def label(self) -> str:
@@ -54,11 +58,11 @@ class Table:
     metric: str
     rows: Sequence[GroupRow]
     baseline: str | None
-    """Label of the group that others are compared with; None where no group has a score."""
+    """Label of the group that others are compared with; None if no group has a score."""
     differing: Sequence[str]
-    """The settings that are not the same in all groups."""
+    """The settings in which the groups differ."""
     remarks: Sequence[str]
-    """What a reader should know before trusting the order."""
+    """Notes for the reader on the limits of the comparison."""
 
     @property
     def title(self) -> str:
@@ -71,7 +75,7 @@ class Table:
 class Comparison:
     tables: Sequence[Table]
     others: Sequence[Run]
-    """Unfinished, broken and foreign ones, which are not ranked."""
+    """Unfinished, broken and foreign runs, which are not ranked."""
 
 
 def higher_is_better(metric: str) -> bool:
@@ -82,6 +86,7 @@ def describe(protocol: Mapping[str, Any]) -> dict[str, str]:
     """The parts of a protocol in words."""
     words = {
         "data": str(protocol["data"]),
+        "fingerprint": (protocol["fingerprint"] or "unknown")[:FINGERPRINT_DIGITS],
         "task": str(protocol["task"]),
         "images": ", ".join(f"{count} {split}" for split, count in protocol["splits"].items()),
         "size": " x ".join(map(str, protocol["image_size"])),
@@ -90,7 +95,7 @@ def describe(protocol: Mapping[str, Any]) -> dict[str, str]:
         "crf": str(protocol["crf"]),
     }
     if protocol["skipped"]:
-        words["left out as unreadable"] = ", ".join(f"{count} {split}" for split, count in protocol["skipped"].items())
+        words["unreadable samples"] = ", ".join(f"{count} {split}" for split, count in protocol["skipped"].items())
     return words
 
 
@@ -115,7 +120,8 @@ def compare(
         raise ValueError(
             f"--baseline {baseline}: no finished run or group is called so; nearest: {nearest(baseline, known)}"
         )
-    tables = [make_table(several, split, metric, baseline, sort) for several in protocols]
+    first = protocols[0][0].runs[0].protocol if protocols else {}
+    tables = [make_table(several, split, metric, baseline, sort, first) for several in protocols]
     return Comparison(tables, [run for run in runs if run.state != "finished"])
 
 
@@ -132,25 +138,50 @@ def is_called(group: Group, name: str) -> bool:
     return name == group.label or any(run.name == name for run in group.runs)
 
 
-def make_table(groups: Sequence[Group], split: str, metric: str | None, baseline: str | None, sort: Order) -> Table:
-    """The table of groups of one protocol."""
+def make_table(
+    groups: Sequence[Group], split: str, metric: str | None, baseline: str | None, sort: Order, first: Mapping[str, Any]
+) -> Table:
+    """The table of the groups of one protocol.
+
+    Args:
+        first: the protocol of the first table.
+    """
     protocol = groups[0].runs[0].protocol
     metric = metric or MAIN_METRIC.get(protocol["task"], "loss")
-    sign = 1 if higher_is_better(metric) else -1
-    means = {group.label: mean_of(list(group.by_seed(split, metric).values())) for group in groups}
-    points = {
-        group.label: (sign * mean.mean, mean_cost(group, "gmacs")) for group in groups if (mean := means[group.label])
-    }
-    ranked = sorted(groups, key=lambda group: -points[group.label][0] if group.label in points else math.inf)
-    scored = [group for group in ranked if group.label in points]
+    ranks = {group.label: rank for group in groups if (rank := rank_of(group, split, metric)) is not None}
+    ranked = sorted(groups, key=lambda group: ranks.get(group.label, -math.inf), reverse=True)
+    scored = [group for group in ranked if group.label in ranks]
     called = [group for group in scored if baseline is not None and is_called(group, baseline)]
     base = next(iter(called or scored), None)
-    remarks = remarks_on(groups, split, metric)
+    remarks = [*remarks_on_protocol(protocol, first), *remarks_on(groups, split, metric)]
     if baseline is not None and base is not None and not called:
         remarks.append(f"no group is called {baseline} here; others are compared with the best")
-    rows = [make_row(group, base, split, metric, is_on_front(group.label, points)) for group in ranked]
+    front = pareto_front(scored, ranks)
+    rows = [make_row(group, base, split, metric, group.label in front) for group in ranked]
     names = differing([group.settings for group in groups])
     return Table(protocol, split, metric, in_order(rows, sort), base.label if base else None, names, remarks)
+
+
+def rank_of(group: Group, split: str, metric: str) -> float | None:
+    """The group's mean score, negated if lower is better; None if it has no score."""
+    mean = mean_of(list(group.by_seed(split, metric).values()))
+    if mean is None:
+        return None
+    return mean.mean if higher_is_better(metric) else -mean.mean
+
+
+def pareto_front(scored: Sequence[Group], ranks: Mapping[str, float]) -> set[str]:
+    """Labels of the groups that no other group beats in score at most as many GMACs, or equals at fewer."""
+    points = {
+        group.label: (ranks[group.label], costs) for group in scored if (costs := mean_cost(group, "gmacs")) is not None
+    }
+    return {
+        label
+        for label, (rank, costs) in points.items()
+        if not any(
+            theirs >= rank and fewer <= costs and (theirs, fewer) != (rank, costs) for theirs, fewer in points.values()
+        )
+    }
 
 
 def make_row(group: Group, base: Group | None, split: str, metric: str, on_front: bool) -> GroupRow:
@@ -180,19 +211,8 @@ def mean_cost(group: Group, name: str) -> float | None:
     return mean.mean if mean else None
 
 
-def is_on_front(label: str, points: Mapping[str, tuple[float, float | None]]) -> bool:
-    """Whether no other group is at least as good and as cheap, and one of the two by more."""
-    score, gmacs = points.get(label, (None, None))
-    if score is None or gmacs is None:
-        return False
-    others = [
-        (theirs, costs) for theirs, costs in points.values() if costs is not None and (theirs, costs) != (score, gmacs)
-    ]
-    return not any(theirs >= score and costs <= gmacs for theirs, costs in others)
-
-
 def in_order(rows: Sequence[GroupRow], sort: Order) -> list[GroupRow]:
-    """The rows, best first, in another order if asked: costs ascending, throughput descending, what is unknown last."""
+    """The rows in the given order: best score first, costs ascending, throughput descending, unknown values last."""
 
     def place(row: GroupRow) -> tuple[bool, float]:
         value = row.costs.get(COST_OF[sort]) if sort in COST_OF else row.best_epoch and row.best_epoch.mean
@@ -203,8 +223,18 @@ def in_order(rows: Sequence[GroupRow], sort: Order) -> list[GroupRow]:
     return sorted(rows, key=lambda row: row.label) if sort == "name" else sorted(rows, key=place)
 
 
+def remarks_on_protocol(protocol: Mapping[str, Any], first: Mapping[str, Any]) -> list[str]:
+    """Notes on how the protocol differs from that of the first table."""
+    here, there = describe(protocol), describe(first)
+    names = [name for name in {**there, **here} if here.get(name) != there.get(name)]
+    remarks = [f"differs from the first table in: {', '.join(names)}"] if names else []
+    if "classes" in names:
+        remarks.append(f"classes here: {textwrap.shorten(here['classes'], NAMES_WIDTH, placeholder=' ...')}")
+    return remarks
+
+
 def remarks_on(groups: Sequence[Group], split: str, metric: str) -> list[str]:
-    """What makes groups less comparable than their protocol says."""
+    """Notes on what makes groups of one protocol less comparable."""
     runs = [run for group in groups for run in group.runs]
     remarks = []
     seeds = {tuple(group.by_seed(split, metric)) for group in groups}
@@ -214,8 +244,16 @@ def remarks_on(groups: Sequence[Group], split: str, metric: str) -> list[str]:
     if twice:
         remarks.append(f"some seeds ran more than once and count once, by their mean: {'; '.join(twice)}")
     folders = {str(run.config.get("data_dir")) for run in runs}
-    if len(folders) > 1:
+    if len(folders) > 1 and runs[0].protocol["fingerprint"] is None:
         remarks.append(f"data were read from different folders, taken for the same data: {', '.join(sorted(folders))}")
+    unknown = [group.label for group in groups if str(group.settings["global_batch"]).endswith(UNKNOWN)]
+    if unknown:
+        remarks.append(
+            f"an older version did not record the number of ranks, so global batches may differ: {'; '.join(unknown)}"
+        )
+    devices = {str(run.training["device"]) for run in runs if "device" in run.training}
+    if len(devices) > 1:
+        remarks.append(f"time, images/s and memory were measured on different devices: {', '.join(sorted(devices))}")
     for name in sorted({name for run in runs for name in run.versions}):
         versions = {run.versions.get(name, "unknown") for run in runs}
         if len(versions) > 1:

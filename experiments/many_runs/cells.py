@@ -8,16 +8,19 @@ from pathlib import Path
 
 from experiments.command_line.known_names import nearest
 from experiments.command_line.parser import Parser, dashed, settings_from
-from experiments.command_line.run_config import RunConfig, build_parser, usage_problem
+from experiments.command_line.run_checks import usage_problem
+from experiments.command_line.run_config import build_parser
+from experiments.command_line.run_flags import RunConfig
 from experiments.run_files.run_folder import LONGER, RunFolder, changed_setting
 
 OWN = ("backbone", "head", "seed", "name", "out", "resume")
 """Settings of run.py that a grid sets itself."""
+ACTIONS = ("print_config", "list", "matrix", "check_data", "find_lr")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run; its folder is a function of its settings alone, so that the same grid finds it again."""
+    """One run. Its folder depends on its settings alone, so that the same grid finds it again."""
 
     backbone: str
     head: str
@@ -39,7 +42,7 @@ class Cell:
 
     @property
     def arguments(self) -> list[str]:
-        """What run.py takes; the grid's own after what all share, as the last of a repeated flag counts."""
+        """The arguments of run.py; the grid's own come last, because the last of a repeated flag counts."""
         varied = [f"{dashed(name)}={value}" for name, value in self.varied]
         own = ["--backbone", self.backbone, "--head", self.head, "--seed", str(self.seed)]
         return [*self.common, *varied, *own, "--name", self.name, "--out", self.out]
@@ -48,9 +51,9 @@ class Cell:
 def cells(
     backbones: str, heads: str, seeds: str, vary: list[str], out: str, common: list[str], parser: Parser
 ) -> list[Cell]:
-    """The product, seeds running first, so that the first cells to finish say something of every pair's spread.
+    """The Cartesian product of all lists; seeds vary fastest, so all seeds of a pair run before the next pair starts.
 
-    Usage errors, those of run.py's flags included, are the parser's.
+    Ends with a usage error of the parser if a list or a setting is wrong.
     """
     numbers = comma_separated(seeds)
     if not numbers or not all(seed.isdigit() for seed in numbers):
@@ -92,16 +95,16 @@ def comma_separated(text: str) -> list[str]:
 
 
 def refused(made: list[Cell], parser: Parser) -> dict[Cell, str]:
-    """Why run.py would refuse a cell, for those that it would, as far as it is known without torch."""
-    reader = build_parser()
-    reader.prog = parser.prog
+    """The cells that run.py would refuse, with the reason. Checks only what can be checked without importing torch."""
+    reader = build_parser(parser.prog)
     settings: dict[tuple[tuple[str, str], ...], RunConfig] = {}
     problems = {}
     for cell in made:
         if cell.varied not in settings:  # parsing takes longer than all the rest
             parsed = reader.parse_args(cell.arguments)
-            if parsed.print_config or parsed.check_data or parsed.matrix or parsed.list:
-                parser.error("--print-config, --check-data, --matrix and --list train nothing; give them to run.py")
+            if any(getattr(parsed, action) for action in ACTIONS):
+                given = ", ".join(map(dashed, ACTIONS))
+                parser.error(f"{given} do not train; give them to run.py")
             settings[cell.varied] = settings_from(parsed, RunConfig)
         config = dataclasses.replace(settings[cell.varied], backbone=cell.backbone, head=cell.head, seed=cell.seed)
         problem = usage_problem(config) or another_run(config, cell.folder)
@@ -111,7 +114,10 @@ def refused(made: list[Cell], parser: Parser) -> dict[Cell, str]:
 
 
 def another_run(config: RunConfig, path: Path) -> str | None:
-    """What keeps the folder from being this run, finished or not: a finished one would be skipped unseen."""
+    """Why the existing folder holds a different run, or None.
+
+    Finished runs are checked too, because they would otherwise be skipped without comparing their settings.
+    """
     folder = RunFolder(path)
     other = changed_setting(config, folder, LONGER) if folder.config.is_file() else None
     if other is None:

@@ -1,4 +1,4 @@
-"""run.py in processes of its own: each with a log beside its run folder, ended together with this process."""
+"""run.py in child processes: each has a log next to its run folder and ends with this process."""
 
 import os
 import signal
@@ -6,20 +6,65 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Self
 
+from experiments.command_line.cores import available_cores
 from experiments.command_line.known_names import RUN
 from experiments.command_line.process import end_with_parent
 from experiments.run_files.read_run import read_run
+
+SECONDS_BETWEEN_POLLS = 1.0
+"""Each poll reads the files of every run; network file systems are slow at that."""
+GPUS_HELP = (
+    "indices of the GPUs to divide among the jobs, such as 0,1,2,3, the same number for each; default: each run sees "
+    "all GPUs"
+)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The part of the machine that one of several simultaneous runs gets."""
+
+    environment: dict[str, str]
+    arguments: list[str] = field(default_factory=list)
+    """Arguments for run.py."""
+
+
+def slots(jobs: int, gpus: str) -> list[Slot]:
+    """Divide the CPU cores, and the GPUs if they are named, equally among `jobs` runs at a time.
+
+    Args:
+        gpus: the value of `--gpus`: indices with commas between them, or "".
+
+    Raises:
+        ValueError: the jobs cannot get the same number of GPUs, which would give their runs different global batches.
+    """
+    named = [one.strip() for one in gpus.split(",") if one.strip()]
+    if len(set(named)) < len(named):
+        raise ValueError(f"--gpus {gpus}: a GPU is named twice")
+    if len(named) % jobs:
+        raise ValueError(
+            f"--gpus {gpus} --jobs {jobs}: {len(named)} GPUs cannot be divided equally among {jobs} jobs, and runs on "
+            f"more GPUs have a larger global batch; name {len(named) - len(named) % jobs or jobs} GPUs or change --jobs"
+        )
+    each = len(named) // jobs
+    environment = {}
+    if "OMP_NUM_THREADS" not in os.environ:
+        environment["OMP_NUM_THREADS"] = str(max(1, available_cores() // jobs))
+    if not named:
+        return [Slot(environment)] * jobs
+    shares = [",".join(named[job * each : (job + 1) * each]) for job in range(jobs)]
+    return [Slot({**environment, "CUDA_VISIBLE_DEVICES": share}, ["--devices", str(each)]) for share in shares]
 
 
 class Child:
     """One run.py that is running, or has ended.
 
-    Its output is appended to `FOLDER.log`. A session of its own keeps Ctrl-C of the terminal from it, and from its
-    loader processes, which would report it at length: who started it passes signals on.
+    Its output is appended to `FOLDER.log`. It runs in a session of its own, so that a Ctrl-C in the terminal does not
+    reach it or its data-loader workers (which would print tracebacks); the parent forwards signals instead.
     """
 
     def __init__(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
@@ -44,21 +89,21 @@ class Child:
         return time.monotonic() - self.started
 
     def code(self) -> int | None:
-        """The exit code, None while it runs."""
+        """The exit code; None while it runs."""
         return self.process.poll()
 
     def stop(self, signum: int) -> None:
-        """Ask run.py alone: it ends its loaders and the other processes of DDP itself, after saving."""
+        """Send the signal to run.py alone; it saves, and then ends its data-loader workers and other ranks itself."""
         if self.code() is None:
             self.process.send_signal(signum)
 
     def kill(self) -> None:
-        """End it and all that it started, at once."""
+        """End it and all processes that it started, at once."""
         if self.code() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def last_line(self) -> str:
-        """The last line of its log that says something."""
+        """The last line of its log that is not blank."""
         with self.log.open("rb") as log:
             log.seek(max(0, self.log.stat().st_size - 4096))
             lines = log.read().decode(errors="replace").split("\n")
@@ -72,25 +117,14 @@ def failure(child: Child) -> str:
 
 
 def resume_if_damaged(folder: Path) -> list[str]:
-    """What makes run.py go on with a run that is not finished, though half a results.json makes it look so."""
+    """Extra arguments for a run whose results.json is damaged: run.py would otherwise take the run for finished."""
     return ["--resume"] if (folder / "results.json").is_file() else []
 
 
-def slot_environment(jobs: int, slot: int, gpus: list[str]) -> dict[str, str]:
-    """The environment of the run in one of `jobs` slots: its share of the cores, and of the GPUs if they are named."""
-    environment = {}
-    if "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        environment["OMP_NUM_THREADS"] = str(max(1, cores // jobs))
-    if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[slot % len(gpus) :: jobs])
-    return environment
-
-
 class Signals:
-    """SIGINT and SIGTERM that come while the `with` block runs are passed on to runs, instead of ending this process.
+    """Forwards SIGINT and SIGTERM to the runs while the `with` block runs, instead of ending this process.
 
-    The first one asks them to stop, a further one kills them.
+    The first signal asks the runs to stop, a further one kills them.
     """
 
     def __init__(self) -> None:
@@ -113,11 +147,18 @@ class Signals:
 
     @property
     def exit_code(self) -> int:
-        """What a shell would report, had the first signal ended this process."""
+        """The exit code that a shell would report if the first signal had ended this process."""
         return 128 + self.received[0]
 
+    def wait(self) -> None:
+        """Sleep until the next poll, or until shortly after a signal."""
+        end = time.monotonic() + SECONDS_BETWEEN_POLLS
+        known = len(self.received)
+        while len(self.received) == known and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))
+
     def pass_on(self, running: Iterable[Child]) -> None:
-        """What has come since the last call."""
+        """Forward the signals that have come since the last call."""
         for signum in self.received[self.passed_on :]:
             for child in running:
                 if self.passed_on:

@@ -1,51 +1,47 @@
-"""Run the cells of a grid, some at a time: skip what is finished, go on with what was broken off, tell what fails.
+"""Run the cells of a grid, several at a time: skips finished runs, continues interrupted ones, reports failed ones.
 
-A first Ctrl-C or SIGTERM is passed on to the runs, which save and stop; a second kills them.
+A first Ctrl-C or SIGTERM is forwarded to the runs, which save and stop; a second one kills them.
 """
 
-import time
-
 from experiments.many_runs.cells import Cell
-from experiments.many_runs.child_runs import Child, Signals, failure, resume_if_damaged, slot_environment
+from experiments.many_runs.child_runs import Child, Signals, Slot, failure, resume_if_damaged
 from experiments.many_runs.grid_view import CellState, GridView
 from experiments.run_files.read_run import is_finished
 
-SECONDS_BETWEEN_LOOKS = 0.2
 
-
-def run_grid(grid: list[Cell], jobs: int, gpus: list[str]) -> int:
-    """The exit code: 0 if all cells are finished, 1 if some failed, 130 or 143 if Ctrl-C or SIGTERM stopped it."""
+def run_grid(grid: list[Cell], slots: list[Slot]) -> int:
+    """Returns 0 if all cells are finished, 1 if some failed, and 130 or 143 if Ctrl-C or SIGTERM stopped the grid."""
     states = [CellState(cell, "finished" if is_finished(cell.folder) else "waiting") for cell in grid]
     waiting = [state for state in states if state.state == "waiting"]
     running: dict[int, CellState] = {}
     with Signals() as signals, GridView(states) as view:
         while running or (waiting and not signals):
-            for slot in range(jobs):
-                if slot not in running and waiting and not signals:
-                    running[slot] = waiting.pop(0)
-                    start(running[slot], slot_environment(jobs, slot, gpus))
+            for number, slot in enumerate(slots):
+                if number not in running and waiting and not signals:
+                    running[number] = waiting.pop(0)
+                    start(running[number], slot)
             view.update()
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            signals.wait()
             signals.pass_on([state.child for state in running.values() if state.child is not None])
             for state in running.values():
                 follow(state, stopping=bool(signals))
-            running = {slot: state for slot, state in running.items() if state.state == "running"}
+            running = {number: state for number, state in running.items() if state.state == "running"}
         view.update()
     if signals:
         return signals.exit_code
     return int(any(state.state == "failed" for state in states))
 
 
-def start(state: CellState, environment: dict[str, str]) -> None:
+def start(state: CellState, slot: Slot) -> None:
     folder = state.cell.folder
-    state.child = Child([*state.cell.arguments, *resume_if_damaged(folder)], folder, environment)
+    state.child = Child([*state.cell.arguments, *slot.arguments, *resume_if_damaged(folder)], folder, slot.environment)
     state.state = "running"
 
 
 def follow(state: CellState, *, stopping: bool) -> None:
-    """Take over how far a run is, and how it has ended if it has."""
+    """Update the state from the run's files, and from its exit code once it has ended."""
     assert state.child is not None
-    code = state.child.code()  # first: what it wrote before it ended is read then
+    code = state.child.code()  # asked first, so that everything a run wrote before it ended is read below
     state.read()
     if code == 0 and is_finished(state.cell.folder):
         state.state = "finished"

@@ -1,15 +1,14 @@
-"""What a grid tells while it runs: a live table on a terminal, a line for each event in a log; a table at the end."""
+"""What a grid shows while it runs: a live table on a terminal, otherwise a line for each event; a table at the end."""
 
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from experiments.command_line.console import make_console
 from experiments.command_line.progress import duration
 from experiments.many_runs.cells import Cell
 from experiments.many_runs.child_runs import Child
@@ -22,7 +21,7 @@ COLOURS = {"running": "cyan", "failed": "red", "stopped": "yellow", "waiting": "
 
 @dataclass
 class CellState:
-    """How far a cell is."""
+    """The state and progress of a cell."""
 
     cell: Cell
     state: str
@@ -36,7 +35,7 @@ class CellState:
     """Why it failed or was stopped."""
 
     def read(self) -> None:
-        """Take over what its run folder shows."""
+        """Update progress and scores from the run folder."""
         run = read_run(self.cell.folder)
         scores = validation_scores(run)
         self.epoch, self.best = len(scores), max(scores, default=None)
@@ -49,15 +48,15 @@ class GridView:
 
     def __init__(self, states: list[CellState]) -> None:
         self.states = states
-        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_FILES)
+        self.console = make_console(WIDTH_OF_FILES)
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
-        self.told: dict[str, tuple[str, int]] = {}
+        self.shown: dict[str, tuple[str, int]] = {}
 
     def __enter__(self) -> "GridView":
         for state in self.states:
             if state.state == "finished":
                 state.read()
-                self.told[state.cell.name] = (state.state, state.epoch)
+                self.shown[state.cell.name] = (state.state, state.epoch)
         self.console.print(f"{len(self.states)} runs: {self.counts()}")
         if self.console.is_terminal:
             self.live.start()
@@ -69,7 +68,7 @@ class GridView:
         for state in self.states:
             if state.state == "failed":
                 line = f"{state.cell.name} failed, {state.reason} ({state.cell.folder}.log)"
-                self.console.print(line, soft_wrap=True, markup=False)
+                self.console.print(line, soft_wrap=True)
 
     def update(self) -> None:
         """Refresh the table, or print a line for each run that began, ended or finished an epoch."""
@@ -79,13 +78,13 @@ class GridView:
             return
         for state in self.states:
             now = (state.state, state.epoch)
-            if state.state != "waiting" and self.told.get(state.cell.name) != now:
-                self.told[state.cell.name] = now
+            if state.state != "waiting" and self.shown.get(state.cell.name) != now:
+                self.shown[state.cell.name] = now
                 score = "" if state.best is None else f"  best {state.best:.3f}"
                 took = "" if state.seconds is None else f"  {duration(state.seconds)}"
                 reason = f"  {state.reason}" if state.reason else ""
                 line = f"{state.cell.name}  {state.state}  {progress(state)}{score}{took}{reason}"
-                self.console.print(f"{time.strftime('%H:%M:%S')}  {line}", soft_wrap=True, markup=False)
+                self.console.print(f"{time.strftime('%H:%M:%S')}  {line}", soft_wrap=True)
 
     def counts(self) -> str:
         number = Counter(one.state for one in self.states)
@@ -99,14 +98,14 @@ class GridView:
             table.add_column(title, justify="right", no_wrap=True)
         table.add_column("last line", no_wrap=True, overflow="ellipsis", ratio=1)
         for one in states:
-            said = one.child.last_line() if one.child is not None and one.state == "running" else one.reason
+            line = one.child.last_line() if one.child is not None and one.state == "running" else one.reason
             table.add_row(
                 one.cell.name,
-                f"[{COLOURS[one.state]}]{one.state}",
+                Text(one.state, COLOURS[one.state]),
                 progress(one),
                 "" if one.best is None else f"{one.best:.4f}",
                 "" if one.seconds is None else duration(one.seconds),
-                Text(said),
+                line,
             )
         return table
 

@@ -1,16 +1,17 @@
 """Run the trials of an Optuna study, each a run of run.py in a folder of its own.
 
-The study is a SQLite file: killed at any moment, it goes on. A trial that was running then is marked as failed and its
-point asked for once more; that trial continues the folder of the first.
+The study is a SQLite file and can be continued after it was killed at any moment. A trial that was running then is
+marked as failed, and a new trial with the same values continues its run folder.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shlex
 import signal
-import time
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,35 +19,34 @@ from pathlib import Path
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from rich.console import Console
 from rich.table import Table
 
+from experiments.command_line.console import make_console
 from experiments.command_line.parser import dashed
 from experiments.many_runs import child_runs
-from experiments.many_runs.child_runs import Child, Signals, failure, resume_if_damaged, slot_environment
+from experiments.many_runs.child_runs import Child, Signals, Slot, failure, resume_if_damaged
 from experiments.many_runs.search_space import Axis, TuneConfig
 from experiments.run_files.read_run import read_run, validation_scores
 
-SECONDS_BETWEEN_LOOKS = 0.2
 SHOWN = 10
 """Trials in the table at the end."""
 
 
 @dataclass
 class Running:
-    """A trial whose run is under way."""
+    """A trial whose run has been started."""
 
     trial: optuna.Trial
     folder: Path
     child: Child | None
-    """None where the run had finished before the study could be told."""
+    """None if the run had finished before the study could be told."""
     reported: int = 0
     """Epochs the study knows of."""
     pruned: bool = False
 
 
-def run_study(config: TuneConfig, axes: list[Axis], common: list[str]) -> int:
-    """The exit code: 0 if any trial has finished, 1 if none has, 130 or 143 if Ctrl-C or SIGTERM stopped it.
+def run_study(config: TuneConfig, axes: list[Axis], common: list[str], slots: list[Slot]) -> int:
+    """Returns the exit code: 0 if any trial has finished, 1 if none has, 130 or 143 if Ctrl-C or SIGTERM stopped it.
 
     Raises:
         ValueError: the folder holds another study, or another process works on it.
@@ -54,18 +54,17 @@ def run_study(config: TuneConfig, axes: list[Axis], common: list[str]) -> int:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    gpus = [number for number in config.gpus.split(",") if number]
     running: dict[int, Running] = {}
     with locked(out), Signals() as signals:
         study = open_study(config, common)
         while running or (wanted(study, config.trials) and not signals):
-            for slot in range(config.jobs):
-                if slot not in running and wanted(study, config.trials) and not signals:
-                    running[slot] = start(study, axes, common, out, slot_environment(config.jobs, slot, gpus))
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            for number, slot in enumerate(slots):
+                if number not in running and wanted(study, config.trials) and not signals:
+                    running[number] = start(study, axes, common, out, slot)
+            signals.wait()
             signals.pass_on([one.child for one in running.values() if one.child is not None])
-            running = {slot: one for slot, one in running.items() if not ended(study, one, stopping=bool(signals))}
-        summary(study, common)
+            running = {number: one for number, one in running.items() if not ended(study, one, stopping=bool(signals))}
+        print_summary(study, common)
     if signals:
         return signals.exit_code
     return int(not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
@@ -73,17 +72,26 @@ def run_study(config: TuneConfig, axes: list[Axis], common: list[str]) -> int:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Keeps a second process out of the study, which would take our running trials for broken ones."""
+    """Keep a second process out of the study, because it would take our running trials for interrupted ones.
+
+    A file system without locks is reported and accepted.
+
+    Raises:
+        ValueError: another process holds the lock.
+    """
     with (out / "study.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ValueError(f"--out {out}: another tune.py works on this study; wait for it or stop it") from error
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ValueError(f"--out {out}: another tune.py works on this study; wait for it or stop it") from error
+            reason = f"the file system of {out} has no locks ({error.strerror})"
+            print(f"tune.py: {reason}; start no second tune.py on this study", file=sys.stderr)
         yield
 
 
 def open_study(config: TuneConfig, common: list[str]) -> optuna.Study:
-    """The study in the folder, begun or continued, with what was running asked for anew."""
+    """The study in the folder, new or continued; trials that were interrupted are queued again."""
     path = (Path(config.out) / "study.db").resolve()
     study = optuna.create_study(
         storage=f"sqlite:///{path}", study_name="tune", direction="maximize", load_if_exists=True
@@ -97,9 +105,9 @@ def open_study(config: TuneConfig, common: list[str]) -> optuna.Study:
                 "give the same, or another --out"
             )
         study.set_user_attr(key, value)
-    # The sampler's own random state is not kept; another seed for each continuation keeps it from drawing points again.
+    # The sampler's random state is not stored; a seed of its own for each continuation avoids drawing the same points.
     study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(study.trials), constant_liar=True)
-    # No run is judged by its first epoch, nor before there are four to be compared with.
+    # Prunes from a run's second epoch on, and only once there are four trials to compare it with.
     study.pruner = optuna.pruners.MedianPruner(4, 2) if config.prune else optuna.pruners.NopPruner()
     again = {folder_of(trial) for trial in study.get_trials(states=(TrialState.WAITING,))}
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
@@ -110,27 +118,27 @@ def open_study(config: TuneConfig, common: list[str]) -> optuna.Study:
 
 
 def folder_of(trial: FrozenTrial | optuna.Trial) -> str:
-    """Name of its run folder: its own, or that of the broken one it repeats."""
+    """Name of its run folder: its own, or that of the interrupted trial that it repeats."""
     return trial.user_attrs.get("folder", f"trial-{trial.number}")
 
 
 def wanted(study: optuna.Study, trials: int) -> bool:
-    """Whether another trial is to be run; one that repeats a broken one is the same trial."""
+    """Whether another trial is to be run; one that repeats an interrupted trial counts as the same."""
     there = study.get_trials(deepcopy=False)
     return any(one.state == TrialState.WAITING for one in there) or len({folder_of(one) for one in there}) < trials
 
 
-def start(study: optuna.Study, axes: list[Axis], common: list[str], out: Path, environment: dict[str, str]) -> Running:
+def start(study: optuna.Study, axes: list[Axis], common: list[str], out: Path, slot: Slot) -> Running:
+    """Start the next trial of the study."""
     trial = study.ask()
-    values = {axis.name: axis.ask(trial) for axis in axes}
+    values = {axis.name: axis.suggest(trial) for axis in axes}
     folder = out / folder_of(trial)
     say(f"{folder.name}  " + "  ".join(f"{name} {value}" for name, value in values.items()))
     if final_score(folder) is not None:
         return Running(trial, folder, None)
-    own = ["--name", folder.name, "--out", str(out)]
-    return Running(
-        trial, folder, Child([*common, *flags(values), *own, *resume_if_damaged(folder)], folder, environment)
-    )
+    own = [*slot.arguments, "--name", folder.name, "--out", str(out)]
+    arguments = [*common, *flags(values), *own, *resume_if_damaged(folder)]
+    return Running(trial, folder, Child(arguments, folder, slot.environment))
 
 
 def flags(values: dict[str, str]) -> list[str]:
@@ -138,8 +146,8 @@ def flags(values: dict[str, str]) -> list[str]:
 
 
 def ended(study: optuna.Study, one: Running, *, stopping: bool) -> bool:
-    """Tell the study what a run has come to; whether its process has ended."""
-    code = 0 if one.child is None else one.child.code()  # first: what it wrote before it ended is read then
+    """Report a run's new scores and its end to the study. Returns whether its process has ended."""
+    code = 0 if one.child is None else one.child.code()  # asked first: see grid_run.follow
     if one.pruned:
         return code is not None
     for epoch, score in enumerate(validation_scores(read_run(one.folder))[one.reported :], one.reported + 1):
@@ -157,7 +165,7 @@ def ended(study: optuna.Study, one: Running, *, stopping: bool) -> bool:
     if code == 0 and final is not None:
         study.tell(one.trial, final)
         say(f"{one.folder.name}  {final:.4f}; best so far {study.best_value:.4f}")
-    elif not stopping:  # else it stays marked as running, to be asked for again
+    elif not stopping:  # otherwise it stays marked as running and is queued again by the next call
         assert one.child is not None
         study.tell(one.trial, state=TrialState.FAIL)
         say(f"{one.folder.name}  failed, {failure(one.child)} ({one.child.log})")
@@ -170,7 +178,7 @@ def final_score(folder: Path) -> float | None:
     return scores.get("miou", scores.get("top1"))
 
 
-def summary(study: optuna.Study, common: list[str]) -> None:
+def print_summary(study: optuna.Study, common: list[str]) -> None:
     """The best trials, and the command that repeats the best."""
     there = study.get_trials(deepcopy=False)
     best = sorted((one for one in there if one.state == TrialState.COMPLETE), key=lambda one: -(one.value or 0))
@@ -182,7 +190,7 @@ def summary(study: optuna.Study, common: list[str]) -> None:
     for one in best[:SHOWN]:
         values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in one.params.values()]
         table.add_row(folder_of(one), *values, f"{one.value:.4f}")
-    Console().print(table)
+    make_console().print(table)
     again = {name: repr(value) if isinstance(value, float) else str(value) for name, value in best[0].params.items()}
     say(f"best: {folder_of(best[0])}; again, with a --name of your choice:")
     say(shlex.join(["python", os.path.relpath(child_runs.RUN), *common, *flags(again)]))

@@ -1,1 +1,1 @@
-"""What a run leaves on disk, written and read. Imports no torch."""
+"""The files of runs: written and read. Imports no torch."""

@@ -1,12 +1,11 @@
-"""What runs left behind, read for comparing them, whatever state they are in. Imports no torch.
+"""Reads run folders for comparing them, whatever state they are in. Imports no torch.
 
-A run is finished (results.json exists and can be read), unfinished (it has settings, but no results yet), broken (a
-file of it cannot be understood) or foreign (nothing in the folder is a run's). Reading never fails: `reason` says why a
-run is not finished.
+A run is finished (results.json exists and can be read), unfinished (it has settings, but no results yet), broken (one
+of its files cannot be understood) or foreign (the folder holds no files of a run). Reading never fails: `reason` says
+why a run is not finished.
 """
 
 import csv
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,27 +13,17 @@ from typing import Any, Literal
 
 import yaml
 
+from experiments.run_files.json_file import read_json
+from experiments.run_files.read_pictures import PREDICTIONS, Picture, read_pictures
+
 State = Literal["finished", "unfinished", "broken", "foreign"]
 MOST = 1e100
 COSTS = ("params", "gmacs", "wall_time_s", "train_images_per_s", "peak_memory_mib")
-"""Keys of results.json, where the run counted them."""
-PREDICTIONS = "predictions/index.json"
-YamlLoader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
+"""Keys of results.json, if the run counted them."""
+DEPTH = 4
+"""Run folders are found at most so many levels below a given folder."""
+YamlLoader: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's loader is ten times as fast
 EpochRow = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A validation image and what a run made of it."""
-
-    index: int
-    """Of the image in the validation split."""
-    image: Path
-    """PNG of the image."""
-    truth: Path | str
-    """PNG of the labels in the classes' colours; the name of a class in classification."""
-    prediction: Path | str
-    """The same of what the run says."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +35,17 @@ class Run:
     """Its folder, or its address."""
     state: State
     reason: str = ""
-    """Of a run that is not finished: how far it is, or what is wrong with it."""
+    """For a run that is not finished: its progress, or what is wrong with it."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """All settings of config.yaml."""
     protocol: Mapping[str, Any] = field(default_factory=dict)
-    """What must be the same for scores to be comparable; see `protocol_of`. Of finished runs only, as what follows."""
+    """What must be equal for scores to be comparable; see `protocol_of`. This and what follows: finished runs only."""
     scores: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     """By split ("val", "test", "val_crf" ...), then by name ("miou", "iou/road" ...), in [0, 1]."""
     best_epoch: float | None = None
-    """Counted from 1; 0 where the weights were scored as they came."""
+    """Counted from 1; 0 if the weights were scored without training."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """"global_batch", "processes", "device" ...; empty if an older version did not record them."""
     costs: Mapping[str, float] = field(default_factory=dict)
     """Those of `COSTS` that are known."""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -70,7 +61,9 @@ class Run:
 
 
 def find_runs(paths: Iterable[str]) -> Iterator[Run]:
-    """The runs at `paths`, each of which is a run folder or a folder of run folders.
+    """The runs at `paths`, each of which is a run folder or holds run folders at most `DEPTH` levels below.
+
+    A folder directly below a path that holds no runs at all is reported as foreign.
 
     Raises:
         ValueError: there is no such folder.
@@ -79,11 +72,28 @@ def find_runs(paths: Iterable[str]) -> Iterator[Run]:
     for path in map(Path, paths):
         if not path.is_dir():
             raise ValueError(f"{path}: no such folder; give run folders or folders of run folders")
-        inside = sorted(one for one in path.iterdir() if one.is_dir() and not one.name.startswith("."))
-        for folder in [path] if is_run_folder(path) else inside:
-            if folder.resolve() not in seen:
-                seen.add(folder.resolve())
-                yield read_run(folder)
+        for top in [path] if is_run_folder(path) else folders_in(path):
+            for folder in list(run_folders(top, DEPTH - 1)) or [top]:
+                if folder.resolve() not in seen:
+                    seen.add(folder.resolve())
+                    yield read_run(folder)
+
+
+def run_folders(folder: Path, levels: int) -> Iterator[Path]:
+    """The folder itself if it is a run's, otherwise the run folders at most `levels` below it. Follows no links."""
+    if is_run_folder(folder):
+        yield folder
+    elif levels and not folder.is_symlink():
+        for inside in folders_in(folder):
+            yield from run_folders(inside, levels - 1)
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """The folders in a folder in alphabetical order, without hidden ones and those that cannot be read."""
+    try:
+        return sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
+    except OSError:
+        return []
 
 
 def is_finished(folder: Path) -> bool:
@@ -154,6 +164,7 @@ def finished(
             split: {key: null_if_not_finite(value) for key, value in values.items()} for split, values in scores.items()
         },
         best_epoch=number(results, "best_epoch"),
+        training=mapping(results.get("training")),
         costs={key: value for key in COSTS if (value := number(results, key)) is not None},
         versions={key: str(value) for key, value in mapping(results.get("versions")).items()},
         curve=curve,
@@ -163,15 +174,17 @@ def finished(
 
 
 def protocol_of(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What scores depend on besides the network: data, task, split sizes, image size, classes, CRF, samples left out.
+    """What scores depend on besides the network: data, task, split sizes, image size, classes, CRF, skipped samples.
 
     Raises:
         ValueError: the results do not say.
     """
     said = member(results, "protocol", dict)
+    fingerprint = said.get("data_fingerprint")
     skipped = {split: count for split, count in mapping(said.get("skipped")).items() if count and split != "train"}
     return {
         "data": member(said, "data", str),
+        "fingerprint": fingerprint if isinstance(fingerprint, str) else None,
         "task": member(said, "task", str),
         "splits": member(said, "splits", dict),
         "image_size": member(said, "image_size", list),
@@ -183,20 +196,28 @@ def protocol_of(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def member(there: Any, key: str, kind: type) -> Any:
-    """`there[key]`, which must be there and of that kind."""
+    """`there[key]`; a ValueError if it is missing or of another kind."""
     if not isinstance(there, dict) or not isinstance(there.get(key), kind):
         raise ValueError(f"results.json has no '{key}'")
     return there[key]
 
 
 def number(there: Mapping[str, Any], key: str) -> float | None:
-    """What older results lack, or hold otherwise, as None."""
+    """The number under `key`, or None if older results lack it or hold something else there."""
     return null_if_not_finite(there.get(key)) if is_number(there.get(key)) else None
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """What older results lack, or hold null for, as an empty dictionary."""
+    """The value if it is a dictionary, otherwise an empty one, because older results lack some."""
     return value if isinstance(value, dict) else {}
+
+
+def read_training(folder: Path) -> Mapping[str, Any]:
+    """What results.json records about the training; empty if it records nothing or cannot be read."""
+    try:
+        return mapping(mapping(read_json(folder / "results.json")).get("training"))
+    except (ValueError, OSError):
+        return {}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -213,15 +234,8 @@ def read_config(path: Path) -> dict[str, Any]:
     return settings
 
 
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON, or of UTF-8
-        raise ValueError(f"{path.name} is no JSON, or half of it") from error
-
-
 def read_curve(path: Path) -> list[EpochRow]:
-    """metrics.csv without its empty cells; no rows where a run has not written any."""
+    """The rows of metrics.csv without empty cells; no rows if the run has not written any."""
     if not path.is_file():
         return []
     try:
@@ -238,31 +252,11 @@ def read_curve(path: Path) -> list[EpochRow]:
         raise ValueError("metrics.csv is no table of numbers") from error
 
 
-def read_pictures(path: Path) -> tuple[list[Picture], dict[str, str]]:
-    """What `experiments/pictures.py` left, and the colours of the classes; nothing where an older version left none."""
-    if not path.is_file():
-        return [], {}
-    index = read_json(path)
-    try:
-        pictures = [
-            Picture(
-                int(one["index"]),
-                path.parent / one["image"],
-                one["truth"] if index["task"] == "classification" else path.parent / one["truth"],
-                one["prediction"] if index["task"] == "classification" else path.parent / one["prediction"],
-            )
-            for one in index["samples"]
-        ]
-        return pictures, dict(index["colours"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{PREDICTIONS} has no '{error}'") from error
-
-
 def is_number(value: Any) -> bool:
-    """Also None, which stands for the score of a class that does not occur."""
+    """Whether it is a number or None, which stands for the score of a class that does not occur."""
     return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 def null_if_not_finite(value: float | None) -> float | None:
-    """None for what no run can have: NaN, infinities, and numbers whose squares would overflow."""
+    """The value, or None for NaN, infinities and numbers whose squares would overflow."""
     return value if value is not None and abs(value) < MOST else None

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from experiments.command_line.parser import builtin_value, dashed
+from experiments.command_line.parser import dashed
 from experiments.command_line.run_config import RunConfig, to_yaml
 from experiments.run_files.atomic_file import write_atomically
 from experiments.run_files.launch import started_together
@@ -157,7 +157,7 @@ def changed_setting(config: RunConfig, folder: RunFolder, matters: Collection[st
         raise ValueError(f"{folder.config} holds no settings; delete {folder.path} or choose another --name")
     defaults = dataclasses.asdict(RunConfig())  # for flags that did not exist when the folder was made
     for name, value in yaml.safe_load(to_yaml(config)).items():
-        before = there.get(name, builtin_value(defaults[name]))
+        before = there.get(name, defaults[name])
         if before != value and (name not in MAY_DIFFER or name in matters):
             return name, before, value
     return None

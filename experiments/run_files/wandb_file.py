@@ -1,7 +1,7 @@
-"""The `.wandb` files that W&B's client keeps of every run, read back: settings, history, summary.
+"""Reads the `.wandb` files that W&B's client writes for every run: settings, history, summary.
 
 The format is W&B's own: a header of seven bytes, then LevelDB's log format in blocks of 32 KiB, whose records are
-protocol buffers. A process that was killed leaves a file that breaks off; what was written whole before that counts.
+protocol buffers. The file of a killed process ends anywhere; its complete records are read.
 """
 
 import json
@@ -22,7 +22,7 @@ WHOLE, LAST = 1, 4
 
 @dataclass
 class WandbFile:
-    """What one process has logged of a run; a run that was resumed has several."""
+    """What one process has logged of a run; a resumed run has several files."""
 
     path: Path
     run_id: str = ""
@@ -35,19 +35,19 @@ class WandbFile:
     """Seconds since 1970."""
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
-    """Rows in the order they were logged; `_step` is the optimiser's."""
+    """Rows in the order in which they were logged; `_step` is the optimiser step."""
     summary: dict[str, Any] = field(default_factory=dict)
     artifacts: list[str] = field(default_factory=list)
-    """Names of those logged."""
+    """Names of the artifacts that were logged."""
     exit_code: int | None = None
-    """None where the process has not said goodbye."""
+    """None if the process ended without logging an exit code."""
 
 
 def wandb_files(folder: Path) -> list[WandbFile]:
-    """All below a folder, in the order they were begun.
+    """All files below a folder, sorted by their start.
 
     Raises:
-        ValueError: one of them is no file of W&B's.
+        ValueError: one of them is not a file of W&B's.
     """
     # The link `latest-run` names one of the folders a second time.
     paths = {path.resolve() for path in folder.rglob("*.wandb")}
@@ -55,7 +55,7 @@ def wandb_files(folder: Path) -> list[WandbFile]:
 
 
 def last_step(folder: Path, run_id: str) -> int:
-    """The highest step in the history of a run's files; -1 where there is none."""
+    """The highest step in the history of a run's files; -1 if there is none."""
     steps = [
         row["_step"] for one in wandb_files(folder) if one.run_id == run_id for row in one.history if "_step" in row
     ]
@@ -83,7 +83,7 @@ def read_wandb_file(path: Path) -> WandbFile:
 
 
 def take(there: WandbFile, record: Any) -> None:
-    """Add what a record says."""
+    """Add the contents of a record."""
     match record.WhichOneof("record_type"):
         case "run":
             run = record.run
@@ -122,7 +122,7 @@ def put_all(values: dict[str, Any], items: Any) -> None:
 
 
 def chunks(path: Path) -> Iterator[bytes]:
-    """The records of a file, as far as they are whole.
+    """The complete records of a file.
 
     Raises:
         ValueError: it is no file of W&B's.

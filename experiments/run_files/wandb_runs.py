@@ -1,7 +1,7 @@
-"""Runs from Weights & Biases, as `experiments/runs.py` has them from folders: the offline files, or a project.
+"""Runs from Weights & Biases, from offline files or a project, in the same form as `read_run` gives them from folders.
 
-A run's settings are its config, its curve the rows of its history that have an epoch, and its results what it left in
-its summary as "results": the same numbers as config.yaml, metrics.csv and results.json.
+The config of a W&B run holds the settings, the rows of its history that have an epoch are the curve, and "results" in
+its summary holds the results: the same numbers as config.yaml, metrics.csv and results.json.
 """
 
 import math
@@ -11,20 +11,20 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from experiments.command_line.run_config import RunConfig
+from experiments.command_line.run_flags import RunConfig
 from experiments.run_files.read_run import EpochRow, Run, finished, unfinished
 from experiments.run_files.wandb_file import WandbFile, wandb_files
 
-SETTINGS = {one.name for one in fields(RunConfig)}
+SETTING_NAMES = {one.name for one in fields(RunConfig)}
 NOT_IN_METRICS = {"train/loss_step"}
 """Logged between epochs, at steps that may also end one."""
 
 
 def offline_runs(paths: Iterable[str]) -> list[Run]:
-    """The runs whose W&B files lie anywhere below `paths`; a run that was resumed has several files.
+    """The runs whose W&B files are anywhere below `paths`; a resumed run has several files.
 
     Raises:
-        ValueError: there is no such folder, or a file is no file of W&B's.
+        ValueError: there is no such folder, or a file is not one of W&B's.
     """
     parts: dict[tuple[str, str], list[WandbFile]] = defaultdict(list)
     for path in paths:
@@ -37,7 +37,7 @@ def offline_runs(paths: Iterable[str]) -> list[Run]:
 
 
 def offline_run(files: list[WandbFile]) -> Run:
-    """One run from its files, in the order they were begun."""
+    """One run from its files, which are sorted by their start."""
     config: dict[str, Any] = {}
     summary: dict[str, Any] = {}
     for one in files:
@@ -55,7 +55,7 @@ def project_runs(project: str, api: Any = None) -> list[Run]:
         api: in place of `wandb.Api()`, which needs a key.
 
     Raises:
-        ValueError: the name is not of that form, or the server does not give the runs.
+        ValueError: the name has another form, or the server refuses or cannot be reached.
     """
     import wandb
 
@@ -67,7 +67,7 @@ def project_runs(project: str, api: Any = None) -> list[Run]:
             run_of(one.name, one.url, one.config, one.summary_metrics or {}, one.scan_history())
             for one in api.runs(project, lazy=False)
         ]
-    except Exception as error:  # the client raises errors of several kinds, which share no base
+    except Exception as error:  # the client's errors have no common base class
         raise ValueError(f"--wandb {project}: {' '.join(str(error).split())}") from error
 
 
@@ -78,8 +78,8 @@ def run_of(
     summary: Mapping[str, Any],
     history: Iterable[Mapping[str, Any]],
 ) -> Run:
-    """A run in whatever state it is; one that is not Graft's is foreign."""
-    settings = {key: value for key, value in config.items() if key in SETTINGS}
+    """A run in whatever state it is; a run of another program is foreign."""
+    settings = {key: value for key, value in config.items() if key in SETTING_NAMES}
     if not {"backbone", "head", "seed"} <= settings.keys():
         return Run(name, where, "foreign", "its config has no settings of run.py")
     rows = {row["epoch"]: metrics(row) for row in history if is_finite(row.get("epoch"))}
@@ -93,7 +93,7 @@ def run_of(
 
 
 def metrics(row: Mapping[str, Any]) -> EpochRow:
-    """The columns of metrics.csv in a row of history, without what the client adds and what has no value."""
+    """The columns of metrics.csv in a row of history, without the client's own columns and without missing values."""
     return {
         key: float(value)
         for key, value in row.items()

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from datamodules.base import IGNORE_INDEX, Source
 from datamodules.checking import in_threads
 from datamodules.errors import DataError
+from experiments.command_line.console import make_console
 from experiments.command_line.run_config import RunConfig
 from experiments.training.build import build_data
 
@@ -112,17 +111,15 @@ def write_report(
 
 
 def print_report(path: Path, sizes: dict[str, int], faults: list[Finding], unused: list[str]) -> None:
-    console = Console()
+    console = make_console()
     if faults:
         table = Table("kind", "split", "what", title="faults")
         for fault in faults[:MOST_ROWS]:
-            table.add_row(fault.kind, fault.split, escape(fault.message))
+            table.add_row(fault.kind, fault.split, fault.message)
         console.print(table)
     if unused:
-        console.print(
-            f"classes without a training sample: {', '.join(unused)}", highlight=False, soft_wrap=True, markup=False
-        )
+        console.print(f"classes without a training sample: {', '.join(unused)}", soft_wrap=True)
     kinds = Counter(fault.kind for fault in faults)
     total = ", ".join(f"{number} {kind}" for kind, number in kinds.items()) or "no faults"
     checked = ", ".join(f"{number} {split}" for split, number in sizes.items()) or "nothing"
-    console.print(f"{checked} samples checked: {total}; all in {path}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"{checked} samples checked: {total}; all in {path}", soft_wrap=True)

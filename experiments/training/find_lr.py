@@ -6,7 +6,6 @@ import io
 import tempfile
 from pathlib import Path
 
-import lightning.pytorch as pl
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -29,7 +28,7 @@ def find_lr(config: RunConfig) -> int:
     data, module = prepare(config)
     rank_zero_only(print)(f"trying {STEPS} rates from {LOWEST:g} to {HIGHEST:g}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = build_trainer(config, RunFolder(Path(scratch)), [pl.Callback()], module.monitor)
+        trainer = build_trainer(config, RunFolder(Path(scratch)), [], module.monitor)
         with contextlib.redirect_stderr(io.StringIO()):  # hides Lightning's progress bar
             finder = Tuner(trainer).lr_find(
                 module, datamodule=data, min_lr=LOWEST, max_lr=HIGHEST, num_training=STEPS, update_attr=False

@@ -3,7 +3,6 @@
 import errno
 import os
 import signal
-import traceback
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -11,6 +10,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from datamodules.base import GraftDataModule
+from datamodules.worker_faults import explain_worker_fault
 from experiments.callbacks.finite_loss import resume_hint
 from experiments.command_line.process import RunError, end_with_parent
 from experiments.run_files.run_folder import RUN_FOLDER_VARIABLE, RunFolder
@@ -52,6 +52,9 @@ def fit(
 def user_message(error: BaseException, trainer: pl.Trainer) -> str | None:
     """Say in a user's terms what the error is and what to do about it; None for a bug."""
     text = str(error)
+    worker_fault = explain_worker_fault(error)  # first: a full shared memory is an OSError like a full disk
+    if worker_fault is not None:
+        return worker_fault
     if isinstance(error, OSError) and error.errno in (*NO_ROOM, *NOT_WRITABLE):
         doing = "free some space" if error.errno in NO_ROOM else "make it writable"
         return f"{error.filename} cannot be written ({error.strerror}); {doing}"
@@ -60,21 +63,9 @@ def user_message(error: BaseException, trainer: pl.Trainer) -> str | None:
             "out of memory; lower --batch-size (and raise --accumulate as much) or --image-size, or use --precision "
             "bf16-mixed or --checkpoint-activations"
         )
-    if any(hint in text for hint in ("Bus error", "shared memory", "No space left on device")):
-        return "shared memory for batches is full; give the container more (docker: --shm-size 8g) or use --workers 0"
-    if "Too many open files" in text or "ancdata" in text:
-        return "too many open files; raise the limit with ulimit -n 65536 or use fewer --workers"
-    if lost_worker(error):
-        return "a loader process was killed, as the system does when memory runs out; use fewer --workers"
     if trainer.world_size > 1 and any(word in text for word in ("Connection closed", "Connection reset", "NCCL")):
         return (
             f"rank {trainer.global_rank} lost the connection to another rank; look for the reason in that rank's last "
             "lines of output"
         )
     return None
-
-
-def lost_worker(error: BaseException) -> bool:
-    """Return whether a data-loader worker died: torch says so, or fails to receive a batch from it."""
-    receiving = any(frame.name.startswith("rebuild_storage") for frame in traceback.extract_tb(error.__traceback__))
-    return "DataLoader worker" in str(error) or receiving

@@ -11,11 +11,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from datamodules.base import GraftDataModule
+from experiments.command_line.console import make_console
 from experiments.command_line.known_names import ROOT
 from experiments.command_line.run_config import RunConfig
 from experiments.run_files.atomic_file import write_atomically
@@ -140,9 +139,9 @@ def print_results(folder: RunFolder, scores: dict[str, Any], drawn: bool) -> Non
     for split in scores:
         table.add_column(split, justify="right")
     names = [name.split("/", 1)[1] for name in next(iter(scores.values()))]
-    for name in names:  # class names may hold square brackets, which rich takes for markup
-        table.add_row(escape(name), *(f"{values[f'{split}/{name}']:.4f}" for split, values in scores.items()))
-    console = Console()
+    for name in names:
+        table.add_row(name, *(f"{values[f'{split}/{name}']:.4f}" for split, values in scores.items()))
+    console = make_console()
     console.print(table)
     files = "config.yaml metrics.csv results.json" + " predictions.png" * drawn + " checkpoints/"
-    console.print(f"{folder.path}/: {files}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"{folder.path}/: {files}", soft_wrap=True)
