@@ -1,6 +1,8 @@
 """`experiments/sweeps/*.yaml`: what `wandb sweep` takes, and every flag and value one that run.py takes."""
 
+import importlib.util
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,17 @@ def test_every_run_is_one_that_run_py_takes(path: Path) -> None:
         config, _ = parse([*fixed, *utils.create_sweep_command_args({"args": given})["args"]])
         assert config.logger == ["wandb"]
         assert {name: getattr(config, name.replace("-", "_")) for name in run} == run
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_wandb_takes_it(path: Path) -> None:
+    """W&B's own schema. Its package asks for an older numpy than torch does: pip install --no-deps sweeps."""
+    package = importlib.util.find_spec("sweeps")
+    if package is None or package.submodule_search_locations is None:
+        pytest.skip("W&B's package sweeps, which has the schema, is not installed")
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    schema = Path(package.submodule_search_locations[0]) / "config" / "schema.json"
+    jsonschema.validate(read(path), json.loads(schema.read_text(encoding="utf-8")))
 
 
 def test_the_score_is_one_that_runs_log() -> None:
