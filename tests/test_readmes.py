@@ -19,17 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("backbones", "heads", "lightning_modules", "datamodules", "experiments")
 READMES = sorted([*ROOT.glob("*.md"), *(path for package in PACKAGES for path in (ROOT / package).rglob("*.md"))])
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-PLACEHOLDERS = {"HEAD": "unet", "BACKBONE": "resnet50"}
-"""Words in capitals that stand for a name; all others stand for a file, a folder or a run."""
+NAMES = {"--head": "unet", "--backbone": "resnet50", "--data": "folders"}
+"""Flags of run.py that take a known name, and one for a word in capitals that stands for any."""
 FOLDERS = ("--data-dir",)
-FILES = {
-    "--start-from": ".ckpt",
-    "--weights": "",
-    "--class-weights": "",
-    "--augmentation": ".yaml",
-    "--config": ".yaml",
-}
-"""Flags of run.py that may name a file, and the file's usual ending."""
+FILES = ("--start-from", "--weights", "--class-weights", "--augmentation", "--config", "--crf-settings")
+"""Flags of run.py that may name a file."""
+CONTENTS = {"--config": to_yaml(RunConfig()), "--crf-settings": "w1: 4\n"}
+"""What such a file has to hold; others may be empty."""
 
 
 def title(path: Path) -> str:
@@ -100,22 +96,17 @@ def check_run_flags(arguments: list[str], tmp_path: Path) -> None:
         word for argument in arguments for word in (argument.split("=", 1) if "--" in argument[:2] else [argument])
     ]
     for place, (flag, value) in enumerate(itertools.pairwise(given), 1):
-        if flag in FOLDERS:
+        if flag in NAMES and value.isupper():
+            given[place] = NAMES[flag]
+        elif flag in FOLDERS:
             given[place] = str(tmp_path)
-        elif flag == "--crf-settings" and value.endswith(".yaml"):
-            given[place] = make(tmp_path / "crf.yaml", "w1: 4\n")
-        elif flag in FILES and (value.endswith(FILES[flag] or (".pth", ".txt")) or value.isupper()):
-            named = ROOT / value
-            text = to_yaml(RunConfig()) if flag == "--config" else ""
-            given[place] = str(named) if named.is_file() else make(tmp_path / f"named{FILES[flag]}", text)
+        elif flag in FILES and (Path(value).suffix[1:].isalpha() or value.isupper()):
+            file = tmp_path / f"{flag}{Path(value).suffix}"
+            file.write_text(CONTENTS.get(flag, ""), encoding="utf-8")
+            given[place] = str(ROOT / value if (ROOT / value).is_file() else file)
     parser = build_parser()
     config = settings_from(parser.parse_args(given), RunConfig)
     assert usage_problem(config) is None
-
-
-def make(path: Path, text: str) -> str:
-    path.write_text(text, encoding="utf-8")
-    return str(path)
 
 
 def program_of(words: list[str]) -> tuple[str, list[str]] | None:
@@ -137,7 +128,7 @@ def check(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert set(extra.split(",")) <= set(EXTRAS), f"pyproject.toml has no extra {extra}"
     if words[:2] == ["wandb", "sweep"]:
         assert (ROOT / words[2]).is_file(), f"there is no {words[2]}"
-    started = program_of([PLACEHOLDERS.get(word, word) for word in words])
+    started = program_of(words)
     if started is None or started[0].startswith("experiments.recipes"):
         return
     program, arguments = started
