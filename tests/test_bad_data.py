@@ -311,8 +311,8 @@ def test_a_killed_worker_is_one_line(
         capsys.readouterr()
         .err.splitlines()[-1]
         .endswith(
-            "a data-loader worker was killed, as the system does when memory runs out; use fewer --workers; there is no "
-            "checkpoint yet, and the same command starts anew"
+            "a data-loader worker was killed, as the system does when memory runs out; use fewer --workers; "
+            "there is no checkpoint yet, and the same command starts anew"
         )
     )
 
