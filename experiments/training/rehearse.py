@@ -3,11 +3,11 @@
 import copy
 
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.command_line.run_config import RunConfig
 from lightning_modules.base import GraftModule
+from lightning_modules.network import Network
 
 NO_DETERMINISTIC_KERNEL = {
     "_adaptive_avg_pool2d_backward": "adaptive average pooling",
@@ -88,6 +88,6 @@ def check_deterministic(config: RunConfig, module: GraftModule, image_size: tupl
         )
 
 
-def ghost_of(network: nn.Module) -> nn.Module:
+def ghost_of(network: Network) -> Network:
     """Copy a network to the meta device, in training mode."""
     return copy.deepcopy(network).to("meta").train()
