@@ -21,6 +21,7 @@ from datamodules.files import LabelledImages, check
 from datamodules.loader import Batch, Loader, Normalise, Pixels, TrainingLoader
 from datamodules.memory import keep_freed_memory
 from datamodules.samples import OnBadSample, Samples, Shuffled
+from datamodules.size_rules import SizeRule
 from datamodules.source import FileSource, Source
 from datamodules.store import Cache, open_store
 from datamodules.worker_signals import heed_parent_only
@@ -122,6 +123,21 @@ class GraftDataModule(LightningDataModule):
     def sources(self) -> dict[str, Source]:
         """The splits `train`, `val` and perhaps `test`. Raises DataError where the files are not in order."""
         raise NotImplementedError
+
+    def size_rule(self) -> SizeRule:
+        """How an image of the user's own gets the size at which this data set is evaluated."""
+        return SizeRule("own" if self.task == "segmentation" else "centre_crop", self.image_size)
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What a trained network needs to know about its images, as plain values for a checkpoint. After `setup()`."""
+        rule = self.size_rule()
+        return {
+            "size_rule": rule.kind,
+            "size": list(rule.size),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "colours": [list(colour) for colour in self.colours],
+        }
 
     def preparation(self) -> list[A.BasicTransform]:
         """What images of all splits go through first; nothing random, so that it is done once, not once an epoch."""

@@ -21,6 +21,7 @@ import albumentations as A
 from datamodules.base import GraftDataModule, Source, Task
 from datamodules.class_table import MOST_CLASSES, read_classes
 from datamodules.errors import DataError
+from datamodules.size_rules import SizeRule
 from datamodules.files import (
     LabelledImages,
     MaskedImages,
@@ -122,5 +123,8 @@ class Folders(GraftDataModule):
         }
         return dict(sources)
 
+    def size_rule(self) -> SizeRule:
+        return SizeRule("stretch", self.image_size) if self.task == "segmentation" else super().size_rule()
+
     def preparation(self) -> list[A.BasicTransform]:
-        return [A.Resize(*self.image_size, area_for_downscale="image")] if self.task == "segmentation" else []
+        return self.size_rule().transforms() if self.task == "segmentation" else []

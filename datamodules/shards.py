@@ -30,6 +30,7 @@ from PIL import Image, ImageOps
 from datamodules.base import ENOUGH, IGNORE_INDEX, GraftDataModule, Source, Task
 from datamodules.class_table import read_classes
 from datamodules.errors import DataError
+from datamodules.size_rules import SizeRule
 from datamodules.files import decode_plain, hold_out, in_threads
 
 SPLITS = ("train", "val", "test")
@@ -161,8 +162,11 @@ class Shards(GraftDataModule):
         source = ShardSamples(shards, places, 0, self.task)
         return max(class_of(source.read(i)[1], f"{places[i][1].name}.cls") for i in range(len(source)))
 
+    def size_rule(self) -> SizeRule:
+        return SizeRule("stretch", self.image_size) if self.task == "segmentation" else super().size_rule()
+
     def preparation(self) -> list[A.BasicTransform]:
-        return [A.Resize(*self.image_size, area_for_downscale="image")] if self.task == "segmentation" else []
+        return self.size_rule().transforms() if self.task == "segmentation" else []
 
 
 def contents_of(shard: Path) -> dict[str, dict[str, tuple[int, int]]]:

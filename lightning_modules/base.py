@@ -43,6 +43,8 @@ class GraftModule(pl.LightningModule):
         layer_decay: the rate of each layer of the backbone is that of the layer after it times this.
         checkpoint_activations: see `blocks.recompute_activations`.
         warmup: share of all optimiser steps over which the rate rises linearly.
+        preprocessing: size rule, mean, std and colours of the data, which checkpoints keep for prediction; see
+            `GraftDataModule.preprocessing`.
 
     Raises:
         ValueError: a name, an option or a pair that cannot work.
@@ -80,6 +82,7 @@ class GraftModule(pl.LightningModule):
         weight_decay: float = 1e-4,
         schedule: str = "poly",
         warmup: float = 0.05,
+        preprocessing: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         class_names = list(class_names)
