@@ -89,6 +89,9 @@ class AlexNet(FullyConnectedBackbone):
             init_normal(convolution, bias)
         self.channels = (c1, c2, c5, c5)
         self.reductions = (first.reduction, pool1.reduction, pool2.reduction, pool5.reduction)
+        start = 5 - layout.padding
+        # fc6's even window is centred half a value of pool 5 before the value it is stored at
+        self.first_centres = (start, start + 4, start + 12, start + (12 if fully_convolutional else 28))
         self.connect(fully_convolutional, pool5.after)
         self.load(weights)
 

@@ -1,14 +1,21 @@
 """What every backbone is: a module that turns images into maps, and knows its published weights and classifier."""
 
-from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from collections.abc import Collection, Iterable, Sequence
+from typing import ClassVar, NamedTuple
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
 from backbones.atrous import OUTPUT_STRIDES
-from backbones.weights import adapt_input_channels, read_weights, shapes_that_differ
+from backbones.state_dicts import (
+    StateDict,
+    adapt_input_channels,
+    candidates,
+    load_classifier,
+    state_dict_mismatch,
+)
+from backbones.weights import read_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -18,6 +25,20 @@ def to_pixels(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[floa
     """Undo the normalisation of images `(..., C, H, W)`: float -> uint8 in 0..255, exactly the pixels there were."""
     offset, scale = (torch.as_tensor(values, device=images.device).view(-1, 1, 1) for values in (mean, std))
     return ((images * scale + offset) * 255).round().clamp(0, 255).byte()
+
+
+class Fit(NamedTuple):
+    """A file's tensors, sorted into those of a backbone and those of its classifier."""
+
+    prefix: str
+    """What was taken off the names."""
+    size: int
+    """Tensors below that prefix."""
+    backbone: StateDict
+    classifier: StateDict
+    notes: list[str]
+    problem: str
+    """Why the backbone's tensors do not fit; empty if they do."""
 
 
 class Backbone(nn.Module):
@@ -37,11 +58,15 @@ class Backbone(nn.Module):
 
     output_strides: ClassVar[tuple[int, ...]] = OUTPUT_STRIDES
     """The output strides this family can be built at; others are refused with the reason."""
-    optional: ClassVar[tuple[type[nn.Module], ...]] = ()
+    optional_modules: ClassVar[tuple[type[nn.Module], ...]] = ()
     """Kinds of modules that a published checkpoint need not have. Where it has no tensor of one kind, those modules
     keep their initial values; where it has some, it must have all."""
     input_size: int = 224
     """Side in pixels of the square images that the published weights were scored on."""
+    first_centres: tuple[float, ...] | None = None
+    """Image pixel, counted from 0, at the centre of what each map's first value depends on. None: all layers are padded
+    symmetrically, and the value i of a map at reduction r stands for the pixels from i * r to (i + 1) * r, as in
+    torchvision's segmentation networks; odd kernels then displace all scores by up to r / 2, at every size alike."""
     min_size: int = 1
     """Side in pixels of the smallest square image that every layer can work on."""
     valid_borders: int = 0
@@ -86,45 +111,85 @@ class Backbone(nn.Module):
             return None
         return weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
 
-    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Published parameter names -> ours. Most networks use the published ones."""
+    def convert_state_dict(self, state: StateDict) -> StateDict:
+        """Convert the published names and shapes of tensors to ours. Most networks use the published ones."""
         return state
 
-    def load(self, weights: str | None, classifier: nn.Module | None = None) -> None:
-        """Load "imagenet" or a local .pth, .safetensors or run checkpoint, strictly: every tensor must find its place.
+    def keep_levels(self, levels: Collection[int]) -> None:
+        """Remove the layers that compute only maps other than these, so that every parameter left gets a gradient.
 
-        The checkpoint's classifier goes into `classifier`, or is left out where that is None. Only what is `optional`
-        may be absent.
+        Call it after construction and before `load`. `channels`, `reductions` and the length of the list of maps stay;
+        the maps that lose their layers come out empty, `(B, C, 0, 0)`. In most networks every map lies on the way to
+        the last one: there, nothing is removed and all maps are computed.
+
+        Args:
+            levels: indices of the maps to keep; negative ones count from the last.
+        """
+
+    def load(self, weights: str | None, classifier: nn.Module | None = None) -> None:
+        """Load "imagenet" or a local .pth, .safetensors or run checkpoint into this backbone and its classifier.
+
+        The backbone is loaded strictly: no tensor may be missing or left over, except those of `optional_modules`.
+        `classifier`, which `self.classifier(num_classes)` built for any number of classes, takes all of the file's
+        classifier; its output layer, the tensors whose shape depends on the number of classes, only if that number is
+        the file's. A classifier stays as initialised if the file has none or one with other hidden layers; if
+        `classifier` is None, the file's is ignored. One line is printed that says what was taken.
 
         Raises:
             ValueError: the file is missing, unreadable or of another architecture.
         """
         if weights is None or weights == "none":
             return
-        state = self.rename(read_weights(self.published_url() if weights == "imagenet" else weights))
-        for kind in self.optional:
+        file = read_weights(self.published_url() if weights == "imagenet" else weights)
+        fits = (self._fit(prefix, state) for prefix, state in candidates(file.state))
+        first = next(fits)
+        fit = first if not first.problem else next((one for one in fits if not one.problem), first)
+        if fit.problem:
+            raise ValueError(f"--weights {weights} does not fit {self.variant}: {fit.problem}")
+        self.load_state_dict(fit.backbone, strict=True)
+        try:
+            classified = load_classifier(classifier, fit.classifier, self._classifier_names()[1])
+        except ValueError as error:
+            raise ValueError(f"--weights {weights} does not fit {self.variant}: {error}") from None
+        outside = len(file.state) - fit.size
+        notes = [
+            f"from its entry {file.entry}" if file.entry else "",
+            f"named there with the prefix '{fit.prefix}'" if fit.prefix else "",
+            *fit.notes,
+            classified,
+            f"{outside} tensors outside the prefix are left out" if outside else "",
+        ]
+        print_once(f"--weights {weights}: {'; '.join([f'{len(fit.backbone)} tensors', *filter(None, notes)])}")
+
+    def _fit(self, prefix: str, state: StateDict) -> Fit:
+        """Sort tensors into those of the backbone and those of its classifier."""
+        own, names = self.state_dict(), self._classifier_names()[0]
+        converted = self.convert_state_dict(state)
+        body = {key: value for key, value in converted.items() if key not in names}
+        notes = []
+        for kind in self.optional_modules:
             start = self._state_of(kind)
-            if state.keys().isdisjoint(start):
-                state = state | start
-        with torch.device("meta"):
-            classifier_keys = set(self.classifier(1000).state_dict())
-        for module, keys in ((self, set(state) - classifier_keys), (classifier, set(state) & classifier_keys)):
-            if module is not None:
-                self._load_strictly(module, {key: state[key] for key in keys}, weights)
-
-    def _state_of(self, kind: type[nn.Module]) -> dict[str, Tensor]:
-        modules = ((name, module) for name, module in self.named_modules() if isinstance(module, kind))
-        return {f"{name}.{key}": value for name, module in modules for key, value in module.state_dict().items()}
-
-    def _load_strictly(self, module: nn.Module, state: dict[str, Tensor], weights: str) -> None:
-        own = module.state_dict()
+            if start and body.keys().isdisjoint(start):
+                body |= start
+                notes.append(f"{len(start)} tensors of {kind.__name__} are not in it and stay as initialised")
+        if prefix:  # self-supervised training puts another head in the classifier's place
+            places = {name.partition(".")[0] for name in names}
+            body = {key: value for key, value in body.items() if key in own or key.partition(".")[0] not in places}
         # Checkpoints older than PyTorch 0.4.1 lack the batch counters, which nothing here reads.
         counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
-        state = adapt_input_channels(counters | state, own)
-        problem = shapes_that_differ(state, own)
-        if problem:
-            raise ValueError(f"--weights {weights} does not fit {self.variant}: {problem}")
-        module.load_state_dict(state, strict=True)
+        body = adapt_input_channels(counters | body, own)
+        classifier = {key: value for key, value in converted.items() if key in names}
+        return Fit(prefix, len(state), body, classifier, notes, state_dict_mismatch(body, own))
+
+    def _classifier_names(self) -> tuple[set[str], set[str]]:
+        """Names of the classifier's tensors, and of its output layer: those whose shape depends on the classes."""
+        with torch.device("meta"):
+            one, other = self.classifier(1000).state_dict(), self.classifier(1001).state_dict()
+        return set(one), {key for key in one if one[key].shape != other[key].shape}
+
+    def _state_of(self, kind: type[nn.Module]) -> StateDict:
+        modules = ((name, module) for name, module in self.named_modules() if isinstance(module, kind))
+        return {f"{name}.{key}": value for name, module in modules for key, value in module.state_dict().items()}
 
     def init_weights(self, modules: Iterable[nn.Module] | None = None) -> None:
         """He et al. 2015 (fan out) for convolutions, ones and zeros for norms; the default most papers here share."""
@@ -136,3 +201,10 @@ class Backbone(nn.Module):
             elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
+
+
+def print_once(line: str) -> None:
+    """Print a line on the process of rank 0 only."""
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only  # slow to import, and only needed here
+
+    rank_zero_only(print)(line, flush=True)

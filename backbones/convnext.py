@@ -121,6 +121,7 @@ class ConvNeXt(Backbone):
             self.features.extend((entry, stage))
         self.channels = channels
         self.reductions = tuple(step.reduction for step in steps)
+        self.first_centres = (1.5, 3.5, 7.5, 15.5)
         self.min_size = self.reductions[-1]
         init_truncated_normal(self)
         self.load(weights)

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from backbones.atrous import Step, atrous_steps
 from backbones.backbone import Backbone
 from backbones.pooling import Pool2d
+from backbones.state_dicts import StateDict
 
 
 class DenseLayer(nn.Module):
@@ -138,6 +139,7 @@ class DenseNet(Backbone):
         self.features["norm5"] = nn.BatchNorm2d(width)
         self.channels = tuple(channels)
         self.reductions = (stem.reduction, *(step.reduction for step in steps))
+        self.first_centres = (0, 0, 2, 6, 14)
         self.init_weights()
         self.load(weights)
 
@@ -155,7 +157,7 @@ class DenseNet(Backbone):
         nn.init.zeros_(linear.bias)
         return nn.Sequential(OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), classifier=linear))
 
-    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: StateDict) -> StateDict:
         """`denselayerN.norm.1.weight`, as the published files have it -> `denselayerN.norm1.weight`."""
         return {
             re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)", r"\1", key): value for key, value in state.items()

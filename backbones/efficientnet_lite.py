@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from backbones.atrous import Step
 from backbones.efficientnet import B0, Design, EfficientNet, FanOutConv2d
 from backbones.inverted_residual import native_stride, rename_layers, rounded
+from backbones.state_dicts import StateDict
 
 
 class SameConv2d(FanOutConv2d):
@@ -155,7 +156,7 @@ class EfficientNetLite(EfficientNet):
     def published_top1(self) -> float:
         return PUBLISHED[self.variant][1]
 
-    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: StateDict) -> StateDict:
         """timm counts blocks within stages, `blocks.S.B`; the PyPI packages through the network, `_blocks.N`."""
         names = dict(ENDS)
         blocks = [(s, b) for s, stage in enumerate(self.variants[self.variant].stages) for b in range(stage.depth)]

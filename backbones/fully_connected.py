@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.backbone import Backbone
+from backbones.state_dicts import StateDict
 
 HIDDEN = 4096
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
@@ -48,7 +49,7 @@ class FullyConnectedBackbone(Backbone):
             return DenseScores(num_classes, self.margins)
         return FullyConnected(self.channels[-1], self.window, num_classes, self.dropout_first, self.hidden_bias)
 
-    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: StateDict) -> StateDict:
         """With `fully_convolutional`, the published linear layers become convolutions."""
         if not self.fully_convolutional:
             return state

@@ -22,6 +22,7 @@ from backbones.atrous import Step, atrous_steps
 from backbones.backbone import Backbone
 from backbones.pooling import Pool2d
 from backbones.squeeze_excitation import SqueezeExcitation
+from backbones.state_dicts import StateDict
 
 
 class ConvNorm(nn.Module):
@@ -93,8 +94,9 @@ class GoogLeNet(Backbone):
     # Torchvision scores these weights with transform_input=True, which turns ImageNet's normalisation into this one.
     mean: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
     std: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
-    optional = (SqueezeExcitation, Auxiliary)
+    optional_modules = (SqueezeExcitation, Auxiliary)
     min_size = 15
+    first_centres = (0, 2, 6, 14, 22)
 
     def __init__(
         self,
@@ -168,7 +170,7 @@ class GoogLeNet(Backbone):
             )
         )
 
-    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: StateDict) -> StateDict:
         """Leaves out auxiliary classifiers where none are built, or ones for another number of classes."""
         published = state.get("aux1.fc2.weight")
         if published is None or published.shape[0] == self.aux:

@@ -13,6 +13,7 @@ from torchvision.ops import StochasticDepth
 
 from backbones.atrous import Step
 from backbones.backbone import Backbone
+from backbones.state_dicts import StateDict
 
 PLAIN = Step(stride=1, dilation=1, after=1, reduction=1)
 """For convolutions that neither stride nor reach: all 1x1."""
@@ -148,7 +149,7 @@ def small_linear(in_features: int, out_features: int) -> nn.Linear:
     return linear
 
 
-def rename_layers(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
+def rename_layers(state: StateDict, names: dict[str, str]) -> StateDict:
     """Put parameters under their layer's new name. Others keep theirs: ours pass, strict loading reports the rest."""
     renamed = {}
     for key, value in state.items():

@@ -22,6 +22,7 @@ class LeNet(Backbone):
     input_size = 32
     min_size = 16
     valid_borders = 12
+    first_centres = (2.5, 7.5)
 
     def __init__(
         self, variant: str, *, weights: str | None = None, output_stride: int = 32, in_channels: int = 3

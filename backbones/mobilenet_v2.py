@@ -7,7 +7,7 @@ No deliberate difference from the paper's width 1.0. The paper gives no initiali
 its younger relatives.
 """
 
-from torch import Tensor, nn
+from torch import nn
 
 from backbones.atrous import atrous_steps
 from backbones.inverted_residual import (
@@ -18,6 +18,7 @@ from backbones.inverted_residual import (
     rename_layers,
     small_linear,
 )
+from backbones.state_dicts import StateDict
 
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 """The paper's table 2: expansion, channels, blocks and first stride of each stage."""
@@ -50,7 +51,7 @@ class MobileNetV2(InvertedResidualNet):
     def classifier(self, num_classes: int) -> nn.Module:
         return PooledClassifier(nn.Sequential(nn.Dropout(0.2), small_linear(self.channels[-1], num_classes)))
 
-    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: StateDict) -> StateDict:
         """A block is `conv` there, and its last convolution and norm lie flat in it instead of as a pair."""
         names: dict[str, str] = {}
         for place, layer in enumerate(self.features):

@@ -159,7 +159,7 @@ class ResNet(Backbone):
         ValueError: `deformable`, `deformable_version` or `shortcut` is none of the values named above.
     """
 
-    optional = (SqueezeExcitation, Offsets)
+    optional_modules = (SqueezeExcitation, Offsets)
 
     def __init__(
         self,

@@ -43,8 +43,10 @@ class UNetEncoder(Backbone):
             self.pools.append(Pool2d("max", 2, step))
             self.blocks.append(DoubleConv(CHANNELS[i], CHANNELS[i + 1], step.after, valid_convolutions))
         self.dropouts = nn.ModuleList(nn.Dropout(dropout if i >= 3 else 0) for i in range(len(CHANNELS)))
+        self.first_centres = (0, 0.5, 1.5, 3.5, 7.5)
         if valid_convolutions:
             self.valid_borders, self.min_size = 124, 140
+            self.first_centres = (2, 6.5, 15.5, 33.5, 69.5)
         self.channels = CHANNELS
         self.reductions = (first.reduction, *(step.reduction for step in steps))
         for module in self.modules():

@@ -10,6 +10,7 @@ what the weights were trained with. Loads torchvision's checkpoints.
 """
 
 import warnings
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from backbones.atrous import atrous_steps
 from backbones.fully_connected import FullyConnectedBackbone
 from backbones.pooling import Pool2d
+from backbones.state_dicts import StateDict
 
 CHANNELS = (64, 128, 256, 512, 512)
 
@@ -68,6 +70,9 @@ class VGG(FullyConnectedBackbone):
         self.features = nn.Sequential(*layers)
         self.channels = CHANNELS
         self.reductions = tuple(step.reduction for step in steps)
+        windows = [layer.kernel_size for layer in layers if isinstance(layer, Pool2d)]
+        centres = accumulate(2**i / 2 if window == 2 else 0 for i, window in enumerate(windows))
+        self.first_centres = tuple(centres)
         self.init_weights()
         self.connect(fully_convolutional, steps[-1].after)
         self.load(weights)
@@ -80,11 +85,11 @@ class VGG(FullyConnectedBackbone):
                 maps.append(x)
         return [*maps[:-1], self.fully_connected(maps[-1])]
 
-    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def convert_state_dict(self, state: StateDict) -> StateDict:
         """Linear layers become convolutions where asked; a vgg11 checkpoint becomes the start of a deeper network."""
-        return super().rename(self._staged(state))
+        return super().convert_state_dict(self._staged(state))
 
-    def _staged(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _staged(self, state: StateDict) -> StateDict:
         depths, batch_norm = VARIANTS[self.variant]
         start = "vgg11_bn" if batch_norm else "vgg11"
         if self.variant == start or not same_features(state, start):

@@ -17,6 +17,7 @@ Loads torchvision's checkpoints; the neck, which they lack, keeps its start.
 
 import math
 from collections import OrderedDict
+from collections.abc import Collection
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from backbones.backbone import Backbone
 from backbones.convnext import LayerNorm2d, blank_linear
+from backbones.state_dicts import StateDict
 
 
 def xavier_linear(in_features: int, out_features: int, bias_std: float = 0.0) -> nn.Linear:
@@ -100,14 +102,31 @@ class Encoder(nn.Module):
 
 
 class SimplePyramid(nn.Module):
-    """One map -> maps of `out_channels` at strides 4, 8, 16 and 32."""
+    """One map -> maps of `out_channels` at strides 4, 8, 16 and 32, or empty ones where the level was removed."""
 
     def __init__(self, channels: int, stride: int, out_channels: int) -> None:
         super().__init__()
+        self.out_channels = out_channels
         self.levels = nn.ModuleList(scale(channels, stride, target, out_channels) for target in (4, 8, 16, 32))
+
+    def keep(self, levels: set[int]) -> None:
+        for i in range(len(self.levels)):
+            if i not in levels:
+                self.levels[i] = EmptyMap(self.out_channels)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return [level(x) for level in self.levels]
+
+
+class EmptyMap(nn.Module):
+    """Takes the place of a level that no head reads: any `(B, C, H, W)` -> `(B, channels, 0, 0)`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_empty(x.shape[0], self.channels, 0, 0)
 
 
 def scale(channels: int, stride: int, target: int, out_channels: int) -> nn.Sequential:
@@ -149,7 +168,7 @@ class ViT(Backbone):
     """
 
     output_strides: ClassVar[tuple[int, ...]] = (32,)
-    optional: ClassVar[tuple[type[nn.Module], ...]] = (SimplePyramid,)
+    optional_modules: ClassVar[tuple[type[nn.Module], ...]] = (SimplePyramid,)
 
     def __init__(
         self,
@@ -181,6 +200,15 @@ class ViT(Backbone):
         self.reductions = (4, 8, 16, 32) if pyramid else (self.input_size,)
         self.load(weights)
 
+    def keep_levels(self, levels: Collection[int]) -> None:
+        """Remove the pyramid's other levels, each of which has layers of its own.
+
+        Raises:
+            IndexError: the pyramid has no such level.
+        """
+        if self.neck is not None:
+            self.neck.keep({range(len(self.channels))[level] for level in levels})
+
     def forward(self, x: Tensor) -> list[Tensor]:
         height, width = x.shape[2:]
         x = self.conv_proj(F.pad(x, (0, -width % self.patch, 0, -height % self.patch)))
@@ -196,9 +224,24 @@ class ViT(Backbone):
         """The published classifier, which takes the class token that `pyramid=False` gives."""
         return TokenClassifier(self.width, num_classes)
 
-    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The published files are older than torchvision's numbers for the two layers of an MLP."""
-        return {key.replace(".linear_1.", ".0.").replace(".linear_2.", ".3."): value for key, value in state.items()}
+    def convert_state_dict(self, state: StateDict) -> StateDict:
+        """The published files are older than torchvision's numbers for the two layers of an MLP.
+
+        A run's own file has the levels of the pyramid that its head read: others are dropped, and those that it lacks
+        stay as initialised.
+        """
+        state = {key.replace(".linear_1.", ".0.").replace(".linear_2.", ".3."): value for key, value in state.items()}
+        theirs = {level_of(key) for key in state} - {""}
+        if not theirs:
+            return state
+        own = {key: value for key, value in self.state_dict().items() if level_of(key)}
+        lacking = {key: value for key, value in own.items() if level_of(key) not in theirs}
+        return {key: value for key, value in state.items() if not level_of(key) or key in own} | lacking
+
+
+def level_of(key: str) -> str:
+    """The start of a tensor's name that tells which level of the pyramid it belongs to; empty outside the pyramid."""
+    return ".".join(key.split(".")[:3]) if key.startswith("neck.levels.") else ""
 
 
 class TokenClassifier(nn.Module):

@@ -1,61 +1,103 @@
 """Read checkpoints: published ones by address, local .pth / .safetensors files, and Graft's own run checkpoints."""
 
+import argparse
+import pathlib
 import pickle
 import re
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-RUN_PREFIX = "network.backbone."
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "teacher")
+"""Entries under which training programs keep an average of the weights, which is what they score."""
+WRAPPERS = (*AVERAGED, "state_dict", "model_state_dict", "model", "module")
+"""Entries that hold the tensors. If a file has several, the first in this order is read."""
+HARMLESS = (argparse.Namespace, pathlib.PosixPath, pathlib.WindowsPath)
+"""Classes that training programs store beside the tensors; unpickling them runs no code of the file."""
 
 
-def read_weights(source: str) -> dict[str, Tensor]:
-    """The state dict at an https address (kept in torch's own cache) or in a file.
+class Checkpoint(NamedTuple):
+    """The tensors of a file, by name."""
 
-    From a run's checkpoint only the backbone is taken. Everything is read with `weights_only=True`.
+    state: dict[str, Tensor]
+    entry: str
+    """The entry of the file that holds them, such as "model"; empty if they are not wrapped."""
+
+
+def read_weights(source: str) -> Checkpoint:
+    """Read the state dict at an https address (kept in torch's own cache) or in a file, with `weights_only=True`.
 
     Raises:
         ValueError: nothing readable is there; the message names what to do.
     """
-    path = fetched(source) if source.startswith("https://") else Path(source)
+    path = cached_download(source) if source.startswith("https://") else Path(source)
     if not path.is_file():
         raise ValueError(f"--weights {source}: no such file; give imagenet, none, a .pth, .safetensors or .ckpt file")
-    state = read_state(path, "--weights")
-    own = {key.removeprefix(RUN_PREFIX): value for key, value in state.items() if key.startswith(RUN_PREFIX)}
-    return own or state
+    return read_checkpoint(path, "--weights")
 
 
 def read_state(path: Path, flag: str) -> dict[str, Tensor]:
-    """The state dict in a file that `flag` named, out of whatever wraps it.
+    """Read the state dict of a file as `read_checkpoint` does, without the name of its entry."""
+    return read_checkpoint(path, flag).state
+
+
+def read_checkpoint(path: Path, flag: str) -> Checkpoint:
+    """Read the tensors of a file out of the entry that holds them, see `WRAPPERS`.
+
+    Args:
+        flag: the command-line flag to name in error messages.
 
     Raises:
-        ValueError: it cannot be read as one.
+        ValueError: it cannot be read as a state dict, or holds objects that could run code when they are unpickled.
     """
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+            return Checkpoint(load_file(path), "")
+        with torch.serialization.safe_globals(list(HARMLESS)):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        raise ValueError(f"{flag} {path} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{flag} {path} holds a {type(state).__name__}; expected a dict of tensors")
-    for key in ("state_dict", "model"):  # Lightning's and many research codes' wrapping
-        if isinstance(state.get(key), dict):
-            state = state[key]
-    return state
+        raise ValueError(f"{flag} {path} cannot be read as a checkpoint: {reason(error)}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{flag} {path} holds a {type(content).__name__}; expected a dict of tensors")
+    checkpoint = unwrapped(content)
+    if not checkpoint.state:
+        raise ValueError(f"{flag} {path} holds no tensors under {', '.join(WRAPPERS)}; it has {', '.join(content)}")
+    return checkpoint
 
 
-def fetched(url: str) -> Path:
+def unwrapped(content: dict[str, Any]) -> Checkpoint:
+    """Find the tensors of a file: in the first of its `WRAPPERS` that has any, or at its top."""
+    for entry in WRAPPERS:
+        if isinstance(content.get(entry), dict):
+            inner = unwrapped(content[entry])
+            if inner.state:
+                return Checkpoint(inner.state, f"{entry}.{inner.entry}" if inner.entry else entry)
+    return Checkpoint({key: value for key, value in content.items() if isinstance(value, Tensor)}, "")
+
+
+def reason(error: Exception) -> str:
+    """One line on why a file cannot be read; torch's own has many lines, and its advice is to trust the file."""
+    refused = re.search(r"GLOBAL (\S+)", str(error))
+    if refused:
+        return (
+            f"beside tensors it holds a {refused[1]}, which could run code; if you trust the file, load it with "
+            "weights_only=False and save its state dict alone"
+        )
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def cached_download(url: str) -> Path:
     """The file at an address, from torch's cache or fetched into it, with its hash checked where its name has one.
 
     Raises:
         ValueError: it cannot be fetched; the message names the address, the cache and the flag.
     """
     parts = url.split("/")
-    # The hub names every model's file alike; its repository tells them apart.
+    # The hub gives every model's file the same name, so the cache uses the repository's.
     name = f"{parts[4]}.safetensors" if parts[-1] == "model.safetensors" else parts[-1]
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if path.is_file():
@@ -70,43 +112,3 @@ def fetched(url: str) -> Path:
             f"then put it at {path} or give it as --weights FILE"
         ) from error
     return path
-
-
-def adapt_input_channels(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Fit an RGB checkpoint's first convolution to another number of input channels.
-
-    The RGB filters are repeated in turn and scaled by 3 / in_channels, so that a grey image repeated over all channels
-    gives the activations it gave; one channel gets their sum.
-    """
-    adapted = dict(state)
-    for key, value in state.items():
-        target = own.get(key)
-        if (
-            target is None
-            or value.ndim != 4
-            or value.shape[1] != 3
-            or target.shape[1] == 3
-            or target.shape[2:] != value.shape[2:]
-        ):
-            continue
-        n = target.shape[1]
-        adapted[key] = value.sum(1, keepdim=True) if n == 1 else value[:, torch.arange(n) % 3] * (3 / n)
-    return adapted
-
-
-def shapes_that_differ(state: dict[str, Tensor], own: dict[str, Tensor]) -> str:
-    """One line on how a checkpoint differs from a module's own state dict; empty where it fits."""
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} of {len(own)} tensors are missing (first: {missing[0]})")
-    if extra:
-        parts.append(f"{len(extra)} do not belong (first: {extra[0]})")
-    if shapes:
-        key = min(shapes)
-        parts.append(
-            f"{len(shapes)} have another shape (first: {key}, {tuple(state[key].shape)} "
-            f"where {tuple(own[key].shape)} is needed)"
-        )
-    return "; ".join(parts)

@@ -74,9 +74,10 @@ class Xception(Backbone):
     input_size = 299
     mean: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
     std: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
-    optional = (SqueezeExcitation,)
+    optional_modules = (SqueezeExcitation,)
     min_size = 7
     valid_borders = 5
+    first_centres = (3, 3, 3, 3, 3)
 
     def __init__(
         self,

@@ -100,7 +100,7 @@ class XceptionAligned(Backbone):
     input_size = 299
     mean: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
     std: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
-    optional = (SqueezeExcitation,)
+    optional_modules = (SqueezeExcitation,)
 
     def __init__(
         self,

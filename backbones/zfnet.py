@@ -49,6 +49,8 @@ class ZFNet(FullyConnectedBackbone):
             init_normal(convolution)
         self.channels = (96, 96, 256, 256, 256)
         self.reductions = tuple(step.reduction for step in steps)
+        # fc6's even window is centred half a value of pool 5 before the value it is stored at
+        self.first_centres = (2, 2, 10, 10, 10 if fully_convolutional else 26)
         self.connect(fully_convolutional, pool5.after)
         self.load(weights)
 

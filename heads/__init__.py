@@ -1,9 +1,9 @@
-"""Heads by name. Adding one: a file beside this one, an import, and a line in the dict."""
+"""Heads by name. To add one, write a file in this folder and add an import and a line to the dict."""
 
 import difflib
 
 from heads.classifier import Classifier
-from heads.deeplab import DeepLab
+from heads.deeplab import DeepLabV3Plus
 from heads.deeplabv1 import DeepLabV1
 from heads.deeplabv2 import DeepLabV2
 from heads.deeplabv3 import DeepLabV3
@@ -30,8 +30,8 @@ HEADS: dict[str, type[Head]] = {
     "deeplabv1": DeepLabV1,
     "deeplabv2": DeepLabV2,
     "deeplabv3": DeepLabV3,
-    "deeplabv3plus": DeepLab,
-    "deeplab": DeepLab,
+    "deeplabv3plus": DeepLabV3Plus,
+    "deeplab": DeepLabV3Plus,
     "dilatednet": DilatedNet,
     "pspnet": PSPNet,
     "fpn": FPN,
@@ -40,7 +40,7 @@ HEADS: dict[str, type[Head]] = {
 
 
 def find_head(name: str) -> type[Head]:
-    """The class behind a name.
+    """Return the class of a head, an entry of `HEADS`.
 
     Raises:
         ValueError: no head has that name; the message lists the nearest.

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heads.conv_norm import PooledBatchNorm, conv_bn_relu, separable_conv
+from heads.conv_norm import conv_bn_relu, norm_pooled, separable_conv
 
 
 class ASPP(nn.Module):
-    """`(B, C, H, W)` -> `(B, width, H, W)`: a 1x1 branch, a 3x3 branch per rate and the average, joined by 1x1."""
+    """`(B, C, H, W)` -> `(B, width, H, W)`: a 1x1 branch, a 3x3 branch per rate and the average, fused by 1x1."""
 
     def __init__(self, in_channels: int, width: int, rates: Sequence[int], *, separable: bool) -> None:
         super().__init__()
@@ -36,13 +36,13 @@ class ImagePooling(nn.Module):
     def __init__(self, in_channels: int, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, width, 1, bias=False)
-        self.norm = PooledBatchNorm(width)
+        self.norm = nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = F.relu(self.norm(self.conv(x.mean((2, 3), keepdim=True))))
+        pooled = F.relu(norm_pooled(self.norm, self.conv(x.mean((2, 3), keepdim=True))))
         return pooled.expand(-1, -1, *x.shape[2:])
 
 
 def scaled_rates(rates: Sequence[int], published_at: int, reduction: int) -> list[int]:
-    """Dilations that reach as far in the image from a map at stride `reduction` as `rates` do at `published_at`."""
+    """Rescale dilation rates from stride `published_at` to `reduction`, so that they cover the same image distance."""
     return [max(1, rate * published_at // reduction) for rate in rates]

@@ -1,20 +1,26 @@
-"""Convolutions with batch norm and ReLU, as the DeepLab and PSPNet heads are built of."""
+"""Convolutions with batch norm and ReLU, the building blocks of the DeepLab and PSPNet heads."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class PooledBatchNorm(nn.BatchNorm2d):
-    """Batch norm that trains with one image per device.
+def norm_pooled(norm: nn.Module, x: Tensor) -> Tensor:
+    """Apply a batch norm to pooled maps, also if one device has one image with one value per channel.
 
-    One value per channel has no variance, and PyTorch refuses it; such a batch is normalised with the running
-    statistics, which it leaves as they are.
+    PyTorch refuses to compute batch statistics from one value per channel; such a batch is normalised with the running
+    statistics, which it does not update. Across several ranks, SyncBatchNorm has more values and needs no such care.
     """
+    assert isinstance(norm, _BatchNorm)
+    ranks = torch.distributed.get_world_size() if isinstance(norm, nn.SyncBatchNorm) and is_distributed() else 1
+    if norm.training and ranks * x.shape[0] * x.shape[2] * x.shape[3] == 1:
+        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+    return norm(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and x.shape[0] * x.shape[2] * x.shape[3] == 1:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        return super().forward(x)
+
+def is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, rate: int = 1) -> nn.Sequential:

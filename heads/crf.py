@@ -1,15 +1,16 @@
 """Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials.
 
-Krähenbühl and Koltun 2011, arXiv:1210.5644: mean-field inference where every pixel is joined to every other by a
+Krähenbühl and Koltun 2011, arXiv:1210.5644: mean-field inference in which every pixel is connected to every other by a
 bilateral kernel (position and colour) and a Gaussian kernel of position. Gradients flow through the iterations to the
 scores, the kernels' weights and the label compatibility, as in Conditional Random Fields as Recurrent Neural Networks
 (Zheng et al. 2015, arXiv:1502.03240). Deliberate differences: the kernel of position is computed exactly
-(`spatial="lattice"` gives the authors' approximation), and a kernel has one weight, as in the first paper, where
-CRF-RNN has one for each label. As in the authors' code, a pixel's message includes its own belief.
+(`spatial="lattice"` gives the authors' approximation), and each kernel has one weight, as in the first paper, while
+CRF-RNN has one per label. As in the authors' code, a pixel's message includes its own belief.
 """
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,8 +22,8 @@ from heads.permutohedral import Normalization, Permutohedral
 
 Spatial = Literal["exact", "lattice"]
 Kernel = Permutohedral | SpatialGaussian
-CLIP = 1e-5  # least probability of the unary, as in DeepLab's scripts and pydensecrf
-BLOCK = 2**18  # values updated at a time: a few such arrays fit into a core's cache
+CLIP = 1e-5  # lower bound of the unary's probabilities, as in DeepLab's scripts and pydensecrf
+BLOCK = 2**18  # values updated at a time, so that a few such arrays fit into a core's cache
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class CRFSettings:
         sigma_beta: its standard deviation in colour, in units of 0..255.
         w2: weight of the Gaussian kernel of position.
         sigma_gamma: its standard deviation, pixels.
-        iterations: mean-field updates; 0 returns the clipped scores.
-        normalization: how the kernels are normalised: by the root on both sides, or before or after filtering.
+        iterations: number of mean-field updates; 0 returns the clipped scores.
+        normalization: where each kernel is divided by the sum of its weights: "symmetric" (by the square root, before
+            and after filtering), "before" or "after" filtering.
 
     Raises:
         ValueError: a standard deviation not above 0, an infinite weight, negative iterations, unknown normalisation.
@@ -77,7 +79,7 @@ PRESETS: dict[str, CRFSettings] = {
 
 
 class _Filter(torch.autograd.Function):
-    """A kernel's filter, whose gradient is the transposed filter: nothing of its inside is kept for backward."""
+    """Apply a kernel's filter. Its gradient is the transposed filter, so no intermediate results are saved for it."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, kernel: Kernel, reverse: bool) -> Tensor:
@@ -90,7 +92,11 @@ class _Filter(torch.autograd.Function):
 
 
 class ImageKernels:
-    """Both kernels of one image (K, H, W) in 0..255: what depends on the image and the standard deviations alone."""
+    """Both kernels of one image (K, H, W) in 0..255.
+
+    They depend only on the image, the standard deviations and the normalisation, so CRFs that agree in these can share
+    them.
+    """
 
     def __init__(self, image: Tensor, settings: CRFSettings, spatial: Spatial) -> None:
         _, height, width = image.shape
@@ -108,17 +114,17 @@ class ImageKernels:
 
 
 class DenseCRF(nn.Module):
-    """Mean-field inference in the fully connected CRF; moves the borders of a segmentation to those of the image.
+    """Mean-field inference in the fully connected CRF; moves a segmentation's boundaries to edges of the image.
 
     Args:
         settings: kernels and iterations.
-        num_classes: label count; needed only to learn the compatibility.
+        num_classes: number of labels; needed only to learn the compatibility.
         trainable: make the weights (w1, w2) a parameter, and with `num_classes` or `compatibility` that matrix too.
         compatibility: (C, C) penalty of label (row) for meeting label (column); None is Potts: 1 off the diagonal.
         spatial: the kernel of position, exact or by the lattice as in the authors' code.
-        memory_budget: bytes that filtering may take for a while, besides the lattice and three arrays of the scores'
-            size; labels that do not fit are filtered in turns, one at a time at least. Not kept while learning, where
-            what backward needs weighs more.
+        memory_budget: bytes of temporary memory for filtering, in addition to the lattice and three arrays of the
+            scores' size. If not all labels fit, they are filtered in groups of at least one. Ignored while learning,
+            where memory for the backward pass dominates.
     """
 
     weights: Tensor
@@ -152,7 +158,7 @@ class DenseCRF(nn.Module):
 
     @torch.no_grad()
     def build(self, images: Tensor, dtype: torch.dtype = torch.float32) -> list[ImageKernels]:
-        """Kernels of images (B, K, H, W) in 0..255, for any CRF with the same standard deviations.
+        """Kernels of images (B, K, H, W) in 0..255, for any CRF with the same standard deviations and normalisation.
 
         Raises:
             ValueError: images of another shape, or that hold NaN or infinity.
@@ -161,25 +167,41 @@ class DenseCRF(nn.Module):
             raise ValueError(f"images have the shape {tuple(images.shape)}; a CRF takes (B, K, H, W) with pixels")
         if images.is_floating_point() and not images.isfinite().all():
             raise ValueError("the images hold NaN or infinity; a CRF takes values in 0..255")
-        return [ImageKernels(image, self.settings, self.spatial) for image in images.to(dtype)]
+        with full_precision(images.device):
+            return [ImageKernels(image, self.settings, self.spatial) for image in images.to(dtype)]
 
-    def forward(self, scores: Tensor, images: Tensor | Sequence[ImageKernels], *, from_logits: bool = True) -> Tensor:
-        """Refine scores (B, C, H, W) to probabilities (B, C, H, W), of float32 or float64.
+    def forward(
+        self,
+        scores: Tensor,
+        images: Tensor | Sequence[ImageKernels],
+        *,
+        from_logits: bool = True,
+        log: bool = False,
+    ) -> Tensor:
+        """Refine scores (B, C, H, W) to probabilities (B, C, H, W) in float32 or float64.
+
+        Probabilities are clipped at `CLIP` first, except logits that need a gradient: clipping would stop
+        the gradient at pixels where the network is confident and wrong.
 
         Args:
-            scores: logits, or probabilities where `from_logits` is False.
-            images: (B, K, H, W) in 0..255, uint8 or float, any number of channels; or what `build` made of them.
+            scores: logits, or probabilities if `from_logits` is False.
+            images: (B, K, H, W) in 0..255, uint8 or float, any number of channels; or the kernels from `build`.
+            log: return logarithms of the probabilities, which are finite and keep their gradient where the
+                probabilities underflow.
 
         Raises:
-            ValueError: NaN in the scores, values that are no probabilities, sizes that do not match.
+            ValueError: NaN in the scores, values that are not probabilities, sizes that do not match.
         """
-        with torch.autocast(scores.device.type, enabled=False):
+        with full_precision(scores.device):
             scores = scores if scores.dtype == torch.float64 else scores.float()
             kernels = self.build(images, scores.dtype) if isinstance(images, Tensor) else images
             self._check(scores, kernels, from_logits)
-            probabilities = scores.softmax(1) if from_logits else scores
-            unary = probabilities.clamp(min=CLIP).log().movedim(1, 3)
-            q = [self._infer(one.reshape(-1, scores.shape[1]), k) for one, k in zip(unary, kernels, strict=True)]
+            if from_logits and scores.requires_grad and torch.is_grad_enabled():
+                unary = scores.log_softmax(1).movedim(1, 3)
+            else:
+                probabilities = scores.softmax(1) if from_logits else scores
+                unary = probabilities.clamp(min=CLIP).log().movedim(1, 3)
+            q = [self._infer(one.reshape(-1, scores.shape[1]), k, log) for one, k in zip(unary, kernels, strict=True)]
             return torch.stack(q).view_as(unary).movedim(3, 1)
 
     def _check(self, scores: Tensor, kernels: Sequence[ImageKernels], from_logits: bool) -> None:
@@ -195,36 +217,49 @@ class DenseCRF(nn.Module):
         if self.compatibility is not None and self.compatibility.shape != (labels, labels):
             shape = " x ".join(map(str, self.compatibility.shape))
             raise ValueError(f"the compatibility is {shape}, but the scores have {labels} labels")
-        low, high = (float(bound) for bound in scores.detach().aminmax())
+        low, high = torch.stack(scores.detach().aminmax()).tolist()  # waits for the GPU, once per call
         if math.isnan(low) or high == math.inf:
             raise ValueError("the scores hold NaN or infinity; a CRF needs finite logits or probabilities")
         if not from_logits and (low < 0 or high > 1.001):
-            raise ValueError(f"scores from {low:.3g} to {high:.3g} are no probabilities; pass from_logits=True")
+            raise ValueError(
+                f"the scores range from {low:.3g} to {high:.3g}, so they are not probabilities; for logits, pass "
+                f"from_logits=True"
+            )
 
-    def _infer(self, unary: Tensor, kernels: ImageKernels) -> Tensor:
-        """Beliefs (N, C) from the log unary (N, C)."""
+    def _infer(self, unary: Tensor, kernels: ImageKernels, log: bool) -> Tensor:
+        """Beliefs (N, C), or their logarithms, from the log unary (N, C)."""
+        if torch.is_grad_enabled() and (unary.requires_grad or self.weights.requires_grad):
+            return self._infer_with_gradient(unary, kernels, log)
+        q = self._infer_in_place(unary, kernels)
+        return q.clamp_(min=torch.finfo(q.dtype).tiny).log_() if log else q
+
+    def _infer_with_gradient(self, unary: Tensor, kernels: ImageKernels, log: bool) -> Tensor:
+        logits = unary
+        for _ in range(self.settings.iterations):
+            q = _softmax(logits, None)
+            message = self._message(
+                _Filter.apply(q, kernels.bilateral, False), _Filter.apply(q, kernels.spatial, False)
+            )
+            logits = self._logits(unary, message)
+        return logits.log_softmax(1) if log else _softmax(logits, None)
+
+    def _infer_in_place(self, unary: Tensor, kernels: ImageKernels) -> Tensor:
         bilateral, spatial = kernels.bilateral, kernels.spatial
         q = unary.softmax(1)
-        if torch.is_grad_enabled() and (unary.requires_grad or self.weights.requires_grad):
-            for _ in range(self.settings.iterations):
-                q = self._update(
-                    unary, self._message(_Filter.apply(q, bilateral, False), _Filter.apply(q, spatial, False))
-                )
-            return q
         tiles = list(self._tiles(q, kernels))
         for _ in range(self.settings.iterations):
             if len(tiles) == 1:
                 corners, columns = bilateral.spread(q), spatial.spread(q)
                 for pixels in _blocks(q, kernels.size[1]):
                     message = self._message(bilateral.gather(corners, pixels), spatial.gather(columns, pixels))
-                    self._update(unary[pixels], message, out=q[pixels])
+                    _softmax(self._logits(unary[pixels], message), out=q[pixels])
                 continue
             messages = torch.empty_like(q)
             for tile in tiles:
                 part = q[:, tile].contiguous()
                 messages[:, tile] = self._message(bilateral.filter(part), spatial.filter(part))
             for pixels in _blocks(q, kernels.size[1]):
-                self._update(unary[pixels], messages[pixels], out=q[pixels])
+                _softmax(self._logits(unary[pixels], messages[pixels]), out=q[pixels])
         return q
 
     def _message(self, bilateral: Tensor, spatial: Tensor) -> Tensor:
@@ -232,19 +267,35 @@ class DenseCRF(nn.Module):
         w1, w2 = self.weights.to(bilateral.dtype)
         return torch.addcmul(w1 * bilateral, spatial, w2)
 
-    def _update(self, unary: Tensor, message: Tensor, out: Tensor | None = None) -> Tensor:
-        """Beliefs (N, C); for Potts, what other labels cost is what the same label saves, up to a constant."""
+    def _logits(self, unary: Tensor, message: Tensor) -> Tensor:
+        """Logits (N, C) of the updated beliefs.
+
+        For the Potts model, the penalty of all other labels equals, up to a constant, the negated message of the label
+        itself, so the message is simply added to the unary.
+        """
         if self.compatibility is None:
-            return _softmax(unary + message, out)
-        return _softmax(torch.addmm(unary, message, self.compatibility.to(unary.dtype).T, alpha=-1), out)
+            return unary + message
+        return torch.addmm(unary, message, self.compatibility.to(unary.dtype).T, alpha=-1)
 
     def _tiles(self, q: Tensor, kernels: ImageKernels) -> Iterator[slice]:
-        """Labels (C) in slices whose filtering fits into the budget."""
+        """Slices of labels (C) whose filtering fits into the budget."""
         count, labels = q.shape
-        corners = max(k.corners for k in (kernels.bilateral, kernels.spatial))
-        need = q.element_size() * (count + max(2 * corners, 4 * count))
+        rows = max(k.num_rows for k in (kernels.bilateral, kernels.spatial))
+        need = q.element_size() * (count + max(2 * rows, 4 * count))
         step = labels if self.memory_budget is None else max(1, self.memory_budget // need)
         return (slice(first, first + step) for first in range(0, labels, step))
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Compute in float32 as it is: without autocast, and without the faster, less exact matrix products."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _features(settings: CRFSettings) -> tuple[Any, ...]:
@@ -253,8 +304,11 @@ def _features(settings: CRFSettings) -> tuple[Any, ...]:
 
 
 def _softmax(logits: Tensor, out: Tensor | None) -> Tensor:
-    """Softmax over the labels of (N, C). PyTorch's takes thrice as long on rows this short for the sake of a maximum
-    that is needed only where exp overflows or vanishes."""
+    """Softmax over the labels of (N, C).
+
+    torch.softmax takes three times as long on rows this short, because it first subtracts the maximum, which is needed
+    only if exp overflows or underflows.
+    """
     if logits.is_cpu and not logits.requires_grad:
         belief = logits.exp()
         total = belief @ belief.new_ones(belief.shape[1], 1)  # twice as fast as sum(1)
@@ -265,6 +319,6 @@ def _softmax(logits: Tensor, out: Tensor | None) -> Tensor:
 
 
 def _blocks(q: Tensor, width: int) -> Iterator[slice]:
-    """Pixels (N) in slices of whole rows with about BLOCK values."""
+    """Slices of pixels (N) that hold whole image rows and about BLOCK values."""
     step = max(1, BLOCK // (width * q.shape[1])) * width
     return (slice(first, first + step) for first in range(0, len(q), step))

@@ -1,10 +1,11 @@
 """Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs (DeepLab-LargeFOV).
 
-Chen, Papandreou, Kokkinos, Murphy, Yuille 2014, arXiv:1412.7062. Behind the last map, at output stride 8: fc6 as a 3x3
-convolution with dilation 12 and 1024 channels, fc7 as 1x1 with 1024, dropout 0.5 behind each, and 1x1 scores. With
-VGG-16 this is the paper's network of 20.5 M parameters. The dilation is halved at output stride 16 and again at 32.
-Differences from the paper: fc6 and fc7 start by He et al. 2015, not from every fourth weight of VGG's own; VGG's pools
-keep their 2x2 windows, where the paper's network has 3x3.
+Chen, Papandreou, Kokkinos, Murphy, Yuille 2014, arXiv:1412.7062. On the last map, at output stride 8: fc6 as a 3x3
+convolution with dilation 12 and 1024 channels, fc7 as a 1x1 convolution with 1024, dropout 0.5 after each, and 1x1
+scores. With VGG-16 this is the paper's network of 20.5 M parameters. The dilation is halved at output stride 16 and
+again at 32. Differences from the paper: fc6 and fc7 are initialised as in He et al. 2015, not with every fourth weight
+of VGG's own; VGG's pools keep their 2x2 windows, while the paper's network has 3x3; scores are upsampled without
+aligned corners.
 """
 
 from collections.abc import Sequence
@@ -12,16 +13,16 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from heads.aspp import scaled_rates
-from heads.head import Head
+from heads.head import Head, last
 
 
 class DeepLabV1(Head):
-    """Large field of view on the last map; logits at its stride.
+    """Scores with a large field of view on the last map; logits at its stride.
 
     Args:
         rate: dilation of fc6 at output stride 8.
         hidden: channels of fc6 and fc7.
-        dropout: probability of zeroing a value behind fc6 and behind fc7.
+        dropout: dropout probability after fc6 and after fc7.
     """
 
     output_stride = 8
@@ -36,7 +37,7 @@ class DeepLabV1(Head):
         hidden: int = 1024,
         dropout: float = 0.5,
     ) -> None:
-        super().__init__()
+        super().__init__(reductions, [last(reductions)])
         (scaled,) = scaled_rates((rate,), 8, reductions[-1])
         self.branch = large_field_of_view(channels[-1], hidden, num_classes, scaled, dropout)
 
@@ -64,7 +65,7 @@ def large_field_of_view(in_channels: int, hidden: int, num_classes: int, rate: i
 
 
 def init_score(layer: nn.Conv2d) -> nn.Conv2d:
-    """Weights N(0, 0.01) and biases zero, as the paper starts its last layer."""
+    """Initialise weights with N(0, 0.01) and biases with zero, as the paper does in its last layer."""
     nn.init.normal_(layer.weight, 0, 0.01)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)

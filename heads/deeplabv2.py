@@ -1,10 +1,11 @@
 """DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous Convolution, and Fully Connected CRFs.
 
-Chen, Papandreou, Kokkinos, Murphy, Yuille 2016, arXiv:1606.00915 (DeepLabv2). Atrous spatial pyramid pooling as that
-paper first had it: four branches on the last map with dilations 6, 12, 18, 24 (ASPP-L) or 2, 4, 8, 12 (ASPP-S) at
-output stride 8, their scores summed. On ResNet a branch is one 3x3 layer of scores; on VGG, `hidden=1024`, each branch
-has an fc6, fc7 and scores of its own. Dilations are halved at output stride 16 and again at 32. Differences from the
-paper: no fusion of three image scales inside the network; fc6 and fc7 start by He et al. 2015, not from VGG's.
+Chen, Papandreou, Kokkinos, Murphy, Yuille 2016, arXiv:1606.00915 (DeepLabv2). The first form of atrous spatial pyramid
+pooling: four branches on the last map with dilations 6, 12, 18, 24 (ASPP-L) or 2, 4, 8, 12 (ASPP-S) at output stride 8,
+whose scores are summed. On ResNet a branch is one 3x3 score layer; on VGG (`hidden=1024`) each branch has its own fc6,
+fc7 and score layer. Dilations are halved at output stride 16 and again at 32. Differences from the paper: three image
+scales are not fused inside the network; fc6 and fc7 are initialised as in He et al. 2015, not from VGG's; scores are
+upsampled without aligned corners.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from heads.aspp import scaled_rates
 from heads.deeplabv1 import init_score, large_field_of_view
-from heads.head import Head
+from heads.head import Head, last
 
 BRANCHES: dict[str, tuple[int, ...]] = {
     "L": (6, 12, 18, 24),
@@ -28,8 +29,8 @@ class DeepLabV2(Head):
 
     Args:
         branches: "L" for dilations 6, 12, 18, 24, "S" for 2, 4, 8, 12.
-        hidden: channels of each branch's fc6 and fc7; 0 scores the map directly, the ResNet form.
-        dropout: probability of zeroing a value behind fc6 and behind fc7.
+        hidden: channels of each branch's fc6 and fc7; 0 (the ResNet form) scores the map directly.
+        dropout: dropout probability after fc6 and after fc7.
     """
 
     output_stride = 8
@@ -44,7 +45,7 @@ class DeepLabV2(Head):
         hidden: int = 0,
         dropout: float = 0.5,
     ) -> None:
-        super().__init__()
+        super().__init__(reductions, [last(reductions)])
         if branches not in BRANCHES:
             raise ValueError(f"deeplabv2 has branches=L or branches=S, not branches={branches}")
         rates = scaled_rates(BRANCHES[branches], 8, reductions[-1])

@@ -2,9 +2,9 @@
 
 Chen, Papandreou, Schroff, Adam 2017, arXiv:1706.05587. Atrous spatial pyramid pooling on the last map: a 1x1 branch,
 three 3x3 branches at rates 6, 12, 18 for output stride 16, doubled at 8 and halved at 32, and the image's average,
-256 channels each with batch norm. Differences from the paper, both as in torchvision, whose trained classifier fits
-layer by layer: dropout 0.5 behind the pyramid, and a 3x3 convolution with batch norm before the scores. Multi-grid
-rates are the backbone's affair.
+256 channels each with batch norm. Differences from the paper, all as in torchvision, whose trained checkpoints fit
+layer by layer: dropout 0.5 after the pyramid, a 3x3 convolution with batch norm before the scores, and upsampling
+without aligned corners. Multi-grid rates are an option of the backbone.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from heads.aspp import ASPP, scaled_rates
 from heads.conv_norm import conv_bn_relu
-from heads.head import Head
+from heads.head import Head, last
 
 RATES_AT_16 = (6, 12, 18)
 
@@ -22,8 +22,8 @@ class DeepLabV3(Head):
     """Pyramid pooling by dilation on the last map; logits at its stride.
 
     Args:
-        rates: dilations of the pyramid's branches at output stride 16.
-        dropout: probability of zeroing a value behind the pyramid.
+        rates: dilation rates of the pyramid's branches at output stride 16.
+        dropout: dropout probability after the pyramid.
     """
 
     output_stride = 16
@@ -37,7 +37,7 @@ class DeepLabV3(Head):
         rates: Sequence[int] = RATES_AT_16,
         dropout: float = 0.5,
     ) -> None:
-        super().__init__()
+        super().__init__(reductions, [last(reductions)])
         self.aspp = ASPP(channels[-1], 256, scaled_rates(rates, 16, reductions[-1]), separable=False)
         self.dropout = nn.Dropout(dropout)
         self.refine = conv_bn_relu(256, 256, 3)

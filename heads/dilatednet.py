@@ -1,12 +1,13 @@
 """Multi-Scale Context Aggregation by Dilated Convolutions (DilatedNet). Yu, Koltun 2015, arXiv:1511.07122.
 
 A front end scores the last map at output stride 8, and the context module refines those scores by 3x3 convolutions
-whose dilation doubles, starting as the identity. As in the paper, VGG keeps fc6 and fc7 as convolutions, and its pools
-4 and 5 are taken out; AlexNet and ZFNet keep fc6 and fc7, and on them as on all other backbones strides are traded for
-dilation exactly. The dilations count pixels of the map at every output stride. `--staged` trains front end and context
-one after the other. Differences from the paper: layers pad themselves with zeros unless `padding` is "reflect"; in the
-second stage the backbone is held and the 1x1 scores on it are not. The paper does not say how wide the large module's
-extra layers are in the ten-layer form; here they are as wide as layer 6.
+whose dilation doubles; it is initialised to the identity. As in the paper, VGG keeps fc6 and fc7 as convolutions, and
+its pools 4 and 5 are removed. AlexNet and ZFNet also keep fc6 and fc7; on them, as on all other backbones, strides are
+traded for dilation. The context module's dilations count values of the map, whatever the output stride. `--staged`
+trains the front end first, then the context module on it. Differences from the paper: layers are zero-padded unless
+`padding` is "reflect"; biases learn at the rate of the weights, not at twice that; in the second stage of `--staged`
+the backbone is frozen but the 1x1 score layer is still trained. The paper does not give the widths of the large
+module's extra layers in the ten-layer form; here they are as wide as layer 6.
 """
 
 from collections.abc import Sequence
@@ -16,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from heads.deeplabv1 import init_score
-from heads.head import Head
+from heads.head import Head, last
 
-NOISE = 1e-3
-"""Deviation of a layer's initial noise, as a part of its centre taps. The paper asks for much less than 1."""
+NOISE = 1e-2
+"""Standard deviation of a layer's initial noise, relative to its centre taps, as in the authors' code."""
 MARGIN = 192
-"""Pixels; a multiple of every output stride, so that the maps stay where they are."""
+"""Pixels of the mirrored border; a multiple of every output stride, so that maps keep their grid. The paper: 186."""
 
 
 class Layer(NamedTuple):
@@ -49,14 +50,15 @@ class DilatedNet(Head):
     Args:
         context: "basic" has `num_classes` channels in each layer, "large" up to 32 times as many, "none" is the front
             end alone.
-        layers: of the context module: 8 for VOC, 10 for Cityscapes, 7 for KITTI.
-        padding: "zeros" at every layer; "reflect" mirrors the image outwards by 192 pixels before the backbone, more
-            than the front end's field of view reaches, so that no zeros are seen near the border (the paper: 186).
+        layers: number of layers of the context module: 8 for VOC, 10 for Cityscapes, 7 for KITTI.
+        padding: "zeros" at every layer; "reflect" also mirrors the image outwards by 192 pixels before the backbone.
+            No score sees zeros then if the network's receptive field is at most 385 pixels: that holds for the front
+            end of VGG (380) and small MobileNets, but not for ResNet-50 (427), and for none with the context module.
     """
 
     output_stride = 8
-    backbone_knobs = {"fully_convolutional": True, "remove_pools": True}
-    stages = ({"head_options": {"context": "none"}}, {"backbone_lr_mult": 0.0})
+    backbone_options = {"fully_convolutional": True, "remove_pools": True}
+    stages = ({"head_options": {"context": "none"}}, {"freeze_backbone": True})
 
     def __init__(
         self,
@@ -68,24 +70,22 @@ class DilatedNet(Head):
         layers: Literal[7, 8, 10] = 8,
         padding: Literal["zeros", "reflect"] = "zeros",
     ) -> None:
-        super().__init__()
+        super().__init__(reductions, [last(reductions)])
         if padding not in ("zeros", "reflect"):
             raise ValueError(f"dilatednet has padding=zeros or padding=reflect, not padding={padding}")
-        self.padding = padding
+        if padding == "reflect":
+            self.mirror_before = MARGIN
         self.score = init_score(nn.Conv2d(channels[-1], num_classes, 1))
         self.context: nn.Module = nn.Identity()
         if context != "none":
             self.context = context_module(num_classes, context, layers)
-
-    def margins(self, size: int) -> tuple[int, int]:
-        return (MARGIN, MARGIN) if self.padding == "reflect" else (0, 0)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         return self.context(self.score(features[-1]))
 
 
 def context_module(num_classes: int, width: str, layers: int) -> nn.Sequential:
-    """`(B, num_classes, H, W)` -> the same shape: layer and ReLU in turn, no ReLU behind the last.
+    """`(B, num_classes, H, W)` -> the same shape: a ReLU after each layer but the last.
 
     Raises:
         ValueError: there is no such width or number of layers.
@@ -106,10 +106,10 @@ def context_module(num_classes: int, width: str, layers: int) -> nn.Sequential:
 
 
 def init_identity(layer: nn.Conv2d, num_classes: int) -> nn.Conv2d:
-    """Start as the identity of `num_classes` maps, each spread evenly over neighbouring channels (equation 5).
+    """Initialise to the identity of `num_classes` maps, each spread evenly over neighbouring channels (equation 5).
 
-    ReLUs between such layers pass what is not negative. `NOISE` breaks the symmetry of channels that would else learn
-    the same; it moves the output by about one percent of the input per layer.
+    The ReLUs between such layers leave non-negative values unchanged. `NOISE` breaks the symmetry between channels that
+    would otherwise learn the same weights.
     """
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)

@@ -1,4 +1,4 @@
-"""The Gaussian kernel of position alone, exact: a banded matrix along each side of the image."""
+"""The Gaussian kernel of position alone, computed exactly: a banded matrix along each side of the image."""
 
 import math
 
@@ -7,24 +7,25 @@ from torch import Tensor
 
 from heads.permutohedral import ALL, Normalization, normalizers, sum_rows
 
-REACH = 5  # in standard deviations; the weight beyond is 6e-7 of the whole
-INDEX_ENTRIES = 2**20  # of the index along rows, which is built for as many image rows at a time
+REACH = 5  # radius in standard deviations; the weight beyond it is 6e-7 of the whole
+INDEX_ENTRIES = 2**20  # maximum size of the index along rows; it limits how many image rows are filtered at a time
 
 
 class SpatialGaussian:
     """The normalised Gaussian filter exp(-|p_i - p_j|^2 / 2 sigma^2) over the pixels of an image.
 
     Args:
-        height: of the image, pixels.
-        width: of the image, pixels.
-        sigma: standard deviation, pixels.
-        normalization: as in `Permutohedral`; along each side, which is the same.
-        like: a tensor of the values' dtype and device.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
+        sigma: standard deviation in pixels.
+        normalization: as in `Permutohedral`. Normalising along each side in turn gives the same result.
+        like: a tensor with the dtype and device of the values.
     """
 
     def __init__(self, height: int, width: int, sigma: float, normalization: Normalization, like: Tensor) -> None:
         self.height = height
-        self.corners = height * width  # rows of what `spread` returns, as for the lattice
+        self.num_rows = height * width
+        """Number of rows of what `spread` returns, as for the lattice."""
         self.columns, self.column_weights = _band(height, sigma, normalization, like)
         index, weights = _band(width, sigma, normalization, like)
         rows = max(1, min(height, INDEX_ENTRIES // index.numel()))
@@ -51,7 +52,7 @@ class SpatialGaussian:
 def _band(
     length: int, sigma: float, normalization: Normalization, like: Tensor
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Indices (length, 2 * radius + 1) around each place and their weights, of the filter and of its transpose."""
+    """Indices (length, 2 * radius + 1) around each position, and their weights in the filter and in its transpose."""
     radius = min(math.ceil(REACH * sigma), length - 1)
     offset = torch.arange(-radius, radius + 1, device=like.device)
     index = torch.arange(length, device=like.device)[:, None] + offset

@@ -1,10 +1,11 @@
 """Hypercolumns for Object Segmentation and Fine-grained Localization.
 
-Hariharan, Arbeláez, Girshick, Malik 2014, arXiv:1411.5752. A pixel's hypercolumn is what all maps say about it, coarse
-ones interpolated; one linear classifier reads it. A linear classifier commutes with interpolation, so scoring each map
-and summing the enlarged scores gives the same logits for a fraction of the memory (section 3.2); both forms have the
-same parameters. VGG and AlexNet take part with fc7 as a convolution, as in the paper. Differences from the paper: whole
-images, not boxes of detections; one classifier for all places, not a grid of them; all maps of the backbone.
+Hariharan, Arbeláez, Girshick, Malik 2014, arXiv:1411.5752. A pixel's hypercolumn is the concatenation of all feature
+maps at that pixel, with coarse maps interpolated; one linear classifier is applied to it. A linear classifier commutes
+with interpolation, so scoring each map and summing the upsampled scores gives the same logits with a fraction of the
+memory (section 3.2); both forms have the same parameters. The last map of VGG and AlexNet is fc7 as a convolution, as
+in the paper. Differences from the paper: it scores whole images, not boxes of detections; it has one classifier for all
+locations, not a grid of classifiers; it reads all maps of the backbone.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ class Hypercolumn(Head):
         form: "sum" of every map's scores, or "concatenate" the maps before they are scored.
     """
 
-    backbone_knobs = {"fully_convolutional": True}
+    backbone_options = {"fully_convolutional": True}
 
     def __init__(
         self,
@@ -34,7 +35,7 @@ class Hypercolumn(Head):
         *,
         form: Literal["sum", "concatenate"] = "sum",
     ) -> None:
-        super().__init__()
+        super().__init__(reductions, range(len(reductions)))
         if form not in ("sum", "concatenate"):
             raise ValueError(f"hypercolumn has form=sum or form=concatenate, not form={form}")
         self.form = form
@@ -44,14 +45,10 @@ class Hypercolumn(Head):
     def forward(self, features: list[Tensor]) -> Tensor:
         size = features[0].shape[2:]
         if self.form == "concatenate":
-            return self.score(torch.cat([enlarge(x, size) for x in features], 1))
+            return self.score(torch.cat([self.fit(x, i, 0, size) for i, x in enumerate(features)], 1))
         weights = self.score.weight.split(self.channels, dim=1)
         first, *others = (
             F.conv2d(x, weight, self.score.bias if i == 0 else None)
             for i, (x, weight) in enumerate(zip(features, weights, strict=True))
         )
-        return sum((enlarge(scores, size) for scores in others), first)
-
-
-def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
-    return x if x.shape[2:] == size else F.interpolate(x, list(size), mode="bilinear", align_corners=False)
+        return sum((self.fit(scores, i, 0, size) for i, scores in enumerate(others, 1)), first)

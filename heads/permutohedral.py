@@ -3,8 +3,8 @@
 Adams, Baek and Davis 2010 (Computer Graphics Forum 29(2); no arXiv id): a Gaussian filter over N points of D features
 in O(N D^2): spread the points' values over the corners of the lattice's simplices, blur along its D + 1 directions,
 gather again. As in the authors' code, only corners that a point touches exist. Differences: corners are found by
-sorting integers instead of in a hash table, and each step is a sum of weighted rows, labels contiguous, in one call
-of `embedding_bag`, which is threaded and takes any device.
+sorting integer keys instead of in a hash table, and each step is a weighted sum of rows with contiguous labels, in one
+call of `embedding_bag`, which is multi-threaded and runs on any device.
 """
 
 import math
@@ -32,7 +32,8 @@ class Permutohedral:
         first = torch.ones_like(ordered, dtype=torch.bool)
         torch.ne(ordered[1:], ordered[:-1], out=first[1:])
         corners = ordered[first]
-        self.corners = len(corners)
+        self.num_rows = len(corners)
+        """Number of the lattice's corners, which is the number of rows that `spread` returns."""
         corner = first.cumsum(0, dtype=torch.int32).sub_(1)
         self.slice_index = torch.empty_like(corner).scatter_(0, order, corner).view_as(codes).T.contiguous()
         self.splat_index = (order % len(features)).int()
@@ -62,7 +63,7 @@ class Permutohedral:
 
 
 def normalizers(sums: Tensor, normalization: Normalization) -> tuple[Tensor, Tensor]:
-    """What to multiply values by before and after a filter whose weights have these sums."""
+    """Factors (before, after) by which to multiply values around a filter whose weights have these sums."""
     if normalization == "symmetric":
         return sums.rsqrt(), sums.rsqrt()
     one, inverse = torch.ones_like(sums), 1 / sums
@@ -70,16 +71,19 @@ def normalizers(sums: Tensor, normalization: Normalization) -> tuple[Tensor, Ten
 
 
 def sum_rows(table: Tensor, index: Tensor, weight: Tensor, start: Tensor | None = None) -> Tensor:
-    """Weighted sums of rows of a table (R, C): of the rows in each row of `index`, or between starts in a flat one."""
+    """Weighted sums of rows of `table` (R, C).
+
+    One sum per row of a 2-D `index`, or one per segment of a flat `index` whose segments begin at `start`.
+    """
     return F.embedding_bag(index, table, start, mode="sum", per_sample_weights=weight)
 
 
 def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the points lie.
+    """Find the simplex in which each point lies.
 
     Returns:
-        Integers that name the corners of each point's simplex (D + 1, N); the point's barycentric weights (D + 1, N);
-        and what to add to a corner's integer to name its next one in each direction (D + 1).
+        Integer keys of the corners of each point's simplex (D + 1, N); the point's barycentric weights (D + 1, N); and,
+        for each direction (D + 1), the number that turns a corner's key into its neighbour's when added.
     """
     size = features.shape[1] + 1
     # The lattice lies in the plane where `size` coordinates sum to 0, scaled so that all steps together deviate by 1
@@ -103,10 +107,10 @@ def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     slot = rank.long()
     ordered = torch.empty_like(rest).scatter_(0, slot, rest)
     weights = torch.cat(((1 + ordered[-1:] - ordered[:1]), (ordered[:-1] - ordered[1:]).flip(0)))
-    # A corner's integer: its coordinates but the last as digits of a mixed radix, with room for neighbours. Beyond 64
-    # bits (7 colour channels or more) it wraps around: with odd radices, still a hash that all but never collides.
+    # A corner's key: all coordinates but the last as digits of a mixed radix, with room for neighbours. Beyond 64 bits
+    # (7 colour channels or more) it wraps around; with odd radices it is still a hash that almost never collides.
     low, high = nearest[:-1].aminmax(dim=1)
-    radices = [int(n) * size | 1 for n in high - low + 4]
+    radices = [int(n) * size | 1 for n in (high - low + 4).tolist()]  # waits for the GPU, once per image
     places = [math.prod(radices[:i]) for i in range(size - 1)] + [0]
     place = torch.tensor([(p + 2**63) % 2**64 - 2**63 for p in places], device=features.device)
     place_at = torch.empty_like(slot).scatter_(0, slot, place[:, None].expand_as(slot))

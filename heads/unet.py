@@ -1,32 +1,33 @@
 """U-Net: Convolutional Networks for Biomedical Image Segmentation. Ronneberger, Fischer, Brox 2015, arXiv:1505.04597.
 
-The expanding path: the coarsest map is enlarged by an up-convolution, joined with the next finer map of the backbone
-and passed through two 3x3 convolutions, up to the finest map. Each level is as wide as the map it joins, at most the
-original's 64, 128, 256, 512. Differences from the paper: convolutions are padded, so nothing is cropped, unless `valid`
-is set, and followed by batch norm unless `norm` is off. With `unet_encoder` and both settings it is the original.
+The expanding path: the coarsest map is upsampled by an up-convolution, concatenated with the next finer map of the
+backbone and passed through two 3x3 convolutions, and so on up to the finest map. Each level has as many channels as the
+map it joins, but at most the original's 64, 128, 256, 512. Differences from the paper: convolutions are padded, so that
+nothing is cropped, unless `valid` is set, and followed by batch norm unless `norm` is off. On `unet_encoder`,
+`valid=True` (with the encoder's `valid_convolutions`) and `norm=False` give the original network.
 """
 
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from heads.head import Head
 
 VALID_REDUCTIONS = (1, 2, 4, 8, 16)
-VALID_CUT = 92  # pixels on each side: 572 -> 388 in the paper's figure 1
+UNSCORED = 92  # image pixels on each side: 572 -> 388 in the paper's figure 1
+CROPPED = 124  # of them, what the encoder crops of its coarsest map, both sides together
 
 
 class UNet(Head):
     """The expanding path over all maps of the backbone; logits at the finest map's resolution.
 
     Args:
-        up: "transpose" learns to enlarge, as the paper does; "interpolate" is bilinear, then a 1x1 convolution.
-        norm: batch norm behind each 3x3 convolution.
-        width: channels of the finest level at most, doubling with each coarser one.
-        valid: convolutions without padding, on maps cropped to fit, as in the paper: for unet_encoder with
+        up: "transpose" is the paper's up-convolution; "interpolate" is a 1x1 convolution, then bilinear upsampling.
+        norm: batch norm after each 3x3 convolution.
+        width: maximum number of channels of the finest level; it doubles with each coarser level.
+        valid: convolutions without padding, on cropped maps, as in the paper. Needs unet_encoder with
             `valid_convolutions`. The image is mirrored outwards, so that every pixel still gets a score.
 
     Raises:
@@ -44,7 +45,7 @@ class UNet(Head):
         width: int = 64,
         valid: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(reductions, range(len(reductions)))
         if up not in ("transpose", "interpolate"):
             raise ValueError(f"unet has up=transpose or up=interpolate, not up={up}")
         if valid and tuple(reductions) != VALID_REDUCTIONS:
@@ -52,8 +53,9 @@ class UNet(Head):
                 "unet has valid=true for maps at strides 1, 2, 4, 8, 16 only: --backbone unet_encoder "
                 "--backbone-options '{valid_convolutions: true}' at --output-stride 16 or 32"
             )
-        self.valid = valid
-        self.cut = VALID_CUT if valid else 0
+        self.up, self.valid = up, valid
+        if valid:
+            self.valid_borders, self.mirror_before = CROPPED, UNSCORED
         widths = [min(skip, width * 2**i) for i, skip in enumerate(channels[:-1])]
         coarser = [*widths[1:], channels[-1]]
         self.ups, self.joins = nn.ModuleList(), nn.ModuleList()
@@ -68,21 +70,22 @@ class UNet(Head):
         self.score = nn.Conv2d(widths[0] if widths else channels[-1], num_classes, 1)
         self.apply(init_he)
 
-    def margins(self, size: int) -> tuple[int, int]:
-        """The mirrored border that unpadded convolutions use up, and what keeps every side even before each pool."""
-        if not self.valid:
-            return 0, 0
-        whole = size + 2 * VALID_CUT
-        return VALID_CUT, VALID_CUT + (12 - whole) % 16
+    @property
+    def first_pixel(self) -> int:
+        return UNSCORED if self.valid else super().first_pixel
+
+    def mirror_after(self, size: int) -> int:
+        """What unpadded convolutions crop, plus what makes every side even before each pool."""
+        return UNSCORED + (12 - size - 2 * UNSCORED) % 16 if self.valid else 0
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        *skips, x = features
-        for skip, up, join in zip(reversed(skips), self.ups, self.joins, strict=True):
-            x = up(x)
+        x = features[-1]
+        for level, up, join in zip(reversed(self.levels[:-1]), self.ups, self.joins, strict=True):
+            x, skip = up(x), features[level]
             if self.valid:
                 skip = cropped(skip, x.shape[2:])
-            if x.shape[2:] != skip.shape[2:]:
-                x = F.interpolate(x, skip.shape[2:], mode="bilinear", align_corners=False)
+            else:
+                x = self.fit(x, level + 1, level, skip.shape[2:], upsampled=self.up == "transpose")
             x = join(torch.cat((skip, x), 1))
         return self.score(x)
 
@@ -104,6 +107,6 @@ def double_conv(in_channels: int, out_channels: int, norm: bool, valid: bool) ->
 
 
 def init_he(module: nn.Module) -> None:
-    """Deviation sqrt(2 / N) with N incoming nodes, as section 3 of the paper asks for the 3x3 convolutions."""
+    """Initialise 3x3 convolutions with standard deviation sqrt(2 / N), N incoming nodes (section 3 of the paper)."""
     if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -96,7 +96,7 @@ class GraftModule(pl.LightningModule):
             in_channels=in_channels,
             backbone_options=backbone_options,
             head_options=head_options,
-            aux=bool(aux_weight),
+            aux=None if aux_weight is None else aux_weight != 0,
         )
         if optimizer not in ("sgd", "adamw"):
             raise ValueError(f"no optimizer '{optimizer}'; there are sgd, adamw")

@@ -6,28 +6,30 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import BACKBONES, find_backbone
 from backbones.backbone import Backbone
 from heads import HEADS, find_head
+from heads.classifier import Classifier
 from heads.fcn_head import FCNHead
-from heads.head import level, missing_strides
+from heads.head import Head, index_of_stride, missing_strides
+from heads.placing import place
 
 
 class Network(nn.Module):
     """Any backbone under any head: images `(B, C, H, W)` -> logits.
 
     Logits are `(B, num_classes)` for classification and `(B, num_classes, H, W)`, the image's own size, for
-    segmentation.
+    segmentation. Only what the head reads is built, so every parameter gets a gradient.
 
     Args:
         weights: "imagenet", a file, or None; see `Backbone.load`.
-        output_stride: 8, 16 or 32; None takes the head's own, or 32 where the backbone cannot be dilated.
-        backbone_options, head_options: constructor knobs beyond the common ones, by name.
-        aux: an auxiliary FCN head on the map of native stride 16 (the last but one where there is none), which works
-            in training only, through `forward_with_aux`. For segmentation heads.
+        output_stride: 8, 16 or 32; None takes the head's own, or 32 if the backbone cannot be dilated.
+        backbone_options, head_options: constructor options beyond the common ones, by name.
+        aux: whether there are auxiliary logits, which exist in training only (`forward_with_aux`). Segmentation heads
+            get an FCN head on the map of native stride 16 (without one, the last but one). Classification heads use
+            the backbone's auxiliary classifiers. None: those classifiers if the backbone has any, and no FCN head.
 
     Raises:
         ValueError: unknown names or options, or a pair that cannot work; the message says what would.
@@ -44,81 +46,134 @@ class Network(nn.Module):
         in_channels: int = 3,
         backbone_options: Mapping[str, Any] | None = None,
         head_options: Mapping[str, Any] | None = None,
-        aux: bool = False,
+        aux: bool | None = None,
     ) -> None:
         super().__init__()
         build, head_class = find_backbone(backbone), find_head(head)
-        knobs = accepted_options(backbone, build, backbone_options or {})
-        known = inspect.signature(build).parameters
-        knobs = {name: value for name, value in head_class.backbone_knobs.items() if name in known} | knobs
-        supported = cast("type[Backbone]", cast("partial[Backbone]", build).func).output_strides
-        own = head_class.output_stride if head_class.output_stride in supported else max(supported)
-        self.output_stride = output_stride or own
-        if head_class.takes_classifier and "aux" in known:
-            knobs = {"aux": num_classes} | knobs
-        if aux and head_class.task == "classification" and "aux" not in known:
-            raise ValueError(f"--aux-weight adds a head to segmentation heads; {head} on {backbone} has no such thing")
-        self.backbone = build(output_stride=self.output_stride, in_channels=in_channels, **knobs)
-        channels, reductions = self.backbone.channels, self.backbone.reductions
+        self.task = head_class.task
+        options = backbone_settings(backbone, head, backbone_options or {}, num_classes, aux)
+        self.output_stride = output_stride or default_output_stride(build, head_class)
+        self.backbone = build(output_stride=self.output_stride, in_channels=in_channels, **options)
+        self.head = self._head(backbone, head, num_classes, head_options or {})
+        self.aux_level = auxiliary_level(self.backbone.reductions)
+        self.aux_head = self._aux_head(backbone, num_classes) if aux and self.task == "segmentation" else None
+        self.has_aux = bool(options.get("aux")) or self.aux_head is not None
+        self._give_offsets()
+        self.backbone.keep_levels([*self.head.levels, *([] if self.aux_head is None else [self.aux_level])])
+        self.backbone.load(weights, self.head.classifier if isinstance(self.head, Classifier) else None)
+
+    def _head(self, backbone: str, head: str, num_classes: int, given: Mapping[str, Any]) -> Head:
+        """Build the head on the maps that the backbone has."""
+        reductions, head_class = self.backbone.reductions, find_head(head)
         if missing_strides(head_class, reductions):
             raise ValueError(refusal(backbone, head, reductions))
-        options = accepted_options(head, head_class, head_options or {})
+        options = accepted_options(head, head_class, given)
         if head_class.takes_classifier:
             options["classifier"] = self.backbone.classifier(num_classes)
-        self.head = head_class(channels, reductions, num_classes, **options)
-        self.task = head_class.task
-        self.aux_head: FCNHead | None = None
-        self.aux_level = -2
-        if aux and head_class.task == "segmentation":
-            if len(channels) < 2:
-                raise ValueError(f"--aux-weight needs a map before the last; {backbone} has one map only")
-            found = level(reductions[:-1], 16)
-            self.aux_level = len(channels) - 2 if found is None else found
-            self.aux_head = FCNHead(channels[: self.aux_level + 1], reductions[: self.aux_level + 1], num_classes)
-        self.has_aux = bool(knobs.get("aux")) or self.aux_head is not None
-        published = options.get("classifier") if num_classes == 1000 else None
-        self.backbone.load(weights, published)
+        built = head_class(self.backbone.channels, reductions, num_classes, **options)
+        if built.valid_borders not in (0, self.backbone.valid_borders):
+            raise ValueError(
+                f"{head} with these options needs maps from which unpadded convolutions have cropped "
+                f"{built.valid_borders} pixels; {backbone} crops {self.backbone.valid_borders}. Use --backbone "
+                f"unet_encoder --backbone-options '{{valid_convolutions: true}}', or leave valid out of --head-options"
+            )
+        return built
+
+    def _aux_head(self, backbone: str, num_classes: int) -> FCNHead:
+        channels, reductions, level = self.backbone.channels, self.backbone.reductions, self.aux_level
+        if len(channels) < 2:
+            raise ValueError(f"--aux-weight needs a map before the last; {backbone} has one map only")
+        return FCNHead(channels[: level + 1], reductions[: level + 1], num_classes)
+
+    def _give_offsets(self) -> None:
+        """Tell the heads where the backbone's maps begin."""
+        centres, reductions = self.backbone.first_centres, self.backbone.reductions
+        if centres is not None:
+            self.head.offsets = tuple(c - (r - 1) / 2 for c, r in zip(centres, reductions, strict=True))
+            if self.aux_head is not None:
+                self.aux_head.offsets = self.head.offsets[: self.aux_level + 1]
 
     def forward_with_aux(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits, and those of the auxiliary head or the backbone's auxiliary classifiers, which train only."""
-        features, aux = self.backbone.forward_with_aux(self._with_margins(x))
+        """Logits, and those of the auxiliary head or of the backbone's auxiliary classifiers, which only train."""
+        features, aux = self.backbone.forward_with_aux(self._with_mirrored_border(x))
         if self.aux_head is not None:
-            aux = [self._at_image_size(self.aux_head([features[self.aux_level]]), x)]
-        return self._at_image_size(self.head(features), x, self.head.cut), aux
+            aux = [self._at_image_size(self.aux_head([features[self.aux_level]]), x, self.aux_head)]
+        return self._at_image_size(self.head(features), x, self.head), aux
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._at_image_size(self.head(self.backbone(self._with_margins(x))), x, self.head.cut)
+        return self._at_image_size(self.head(self.backbone(self._with_mirrored_border(x))), x, self.head)
 
-    def _with_margins(self, x: Tensor) -> Tensor:
-        """The image, mirrored outwards where the head asks for it."""
-        h, w = x.shape[2:]
-        rows, columns = self.head.margins(h), self.head.margins(w)
-        if rows == columns == (0, 0):
+    def _with_mirrored_border(self, x: Tensor) -> Tensor:
+        """The image, mirrored outwards if the head asks for it."""
+        before = self.head.mirror_before
+        if not before:
             return x
-        return x[:, :, mirrored(h, *rows, x.device)][:, :, :, mirrored(w, *columns, x.device)]
+        for axis in (2, 3):
+            size = x.shape[axis]
+            x = x.index_select(axis, mirrored(size, before, self.head.mirror_after(size), x.device))
+        return x
 
-    def _at_image_size(self, logits: Tensor, x: Tensor, cut: int = 0) -> Tensor:
-        """Enlarge logits to the pixels that they stand for, and leave the margins out."""
+    def _at_image_size(self, logits: Tensor, x: Tensor, head: Head) -> Tensor:
+        """Upsample logits to the image, without the mirrored border; in float32 or float64, whatever autocast does."""
         if self.task == "classification":
             return logits
-        h, w = x.shape[2:]
-        (top, bottom), (left, right) = self.head.margins(h), self.head.margins(w)
-        size = (h + top + bottom - 2 * cut, w + left + right - 2 * cut)
-        if logits.shape[2:] != size:
-            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-        return logits[:, :, top - cut : top - cut + h, left - cut : left - cut + w] if size != (h, w) else logits
+        if logits.dtype != torch.float64:
+            logits = logits.float()
+        return place(logits, head.stride, x.shape[2:], head.first_pixel - self.head.mirror_before)
+
+
+def backbone_settings(
+    backbone: str, head: str, given: Mapping[str, Any], num_classes: int, aux: bool | None
+) -> dict[str, Any]:
+    """The backbone's options: those given, those that the head asks for, and its auxiliary classifiers.
+
+    Raises:
+        ValueError: an unknown option, or auxiliary classifiers that do not fit the head.
+    """
+    build, head_class = find_backbone(backbone), find_head(head)
+    known = inspect.signature(build).parameters
+    options = accepted_options(backbone, build, given)
+    options = {name: value for name, value in head_class.backbone_options.items() if name in known} | options
+    if head_class.task == "classification":
+        if "aux" in known:
+            wanted = head_class.takes_classifier if aux is None else aux
+            options = {"aux": num_classes if wanted else 0} | options
+        elif aux:
+            raise ValueError(
+                f"--aux-weight needs a segmentation head, or a backbone with auxiliary classifiers (googlenet); "
+                f"{head} on {backbone} has no auxiliary loss, leave the flag out"
+            )
+    scored = num_classes if head_class.task == "classification" else 0
+    if "aux" in known and options.get("aux", 0) not in (0, scored):
+        fix = f"use {{aux: {scored}}} or leave it out" if scored else f"leave it out, because {head} scores pixels"
+        raise ValueError(
+            f"--backbone-options has aux={options['aux']}: {backbone}'s auxiliary classifiers score images, {fix}"
+        )
+    return options
+
+
+def default_output_stride(build: Any, head: type[Head]) -> int:
+    """The head's own output stride, or the largest one if the backbone cannot be built at it."""
+    supported = cast("type[Backbone]", cast("partial[Backbone]", build).func).output_strides
+    return head.output_stride if head.output_stride in supported else max(supported)
+
+
+def auxiliary_level(reductions: tuple[int, ...]) -> int:
+    """Index of the map that an auxiliary head reads: that of native stride 16, or the last but one."""
+    found = index_of_stride(reductions[:-1], 16) if len(reductions) > 1 else None
+    return len(reductions) - 2 if found is None else found
 
 
 def mirrored(size: int, before: int, after: int, device: torch.device) -> Tensor:
-    """Indices of a row of `size` pixels reflected at its ends, as often as needed; the edge is not repeated."""
+    """Indices that reflect a row of `size` pixels at its ends, as often as needed; the edge is not repeated."""
     position = torch.arange(-before, size + after, device=device)
-    period = max(1, 2 * (size - 1))
+    period = torch.sym_max(1, 2 * (size - 1))
     position = position % period
     return torch.where(position < size, position, period - position)
 
 
 def accepted_options(name: str, build: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as given, all of which `build` must know."""
+    """Copy the given options; raise a ValueError if `build` does not know one of them."""
     known = [
         parameter.name
         for parameter in inspect.signature(build).parameters.values()
@@ -132,8 +187,8 @@ def accepted_options(name: str, build: Any, options: Mapping[str, Any]) -> dict[
 
 
 def refusal(backbone: str, head: str, reductions: tuple[int, ...]) -> str:
-    """Why a pair cannot work, from the numbers, and which pairs near it do."""
-    needs = ", ".join(map(str, HEADS[head].needs))
+    """Say why a pair cannot work, and which similar pairs do."""
+    needs = ", ".join(map(str, HEADS[head].required_strides))
     has = ", ".join(map(str, reductions))
     works = [name for name, other in HEADS.items() if not missing_strides(other, reductions)]
     return (
@@ -144,7 +199,7 @@ def refusal(backbone: str, head: str, reductions: tuple[int, ...]) -> str:
 
 
 def nearest_backbone(backbone: str, head: str) -> str:
-    """The first backbone after this one in the list (they are sorted by age) whose maps fit the head."""
+    """The next backbone in `BACKBONES`, which is sorted by age, whose maps fit the head; it wraps around at the end."""
     names = list(BACKBONES)
     start = names.index(backbone) + 1 if backbone in names else 0
     for name in names[start:] + names[:start]:

@@ -16,14 +16,13 @@ from backbones.backbone import to_pixels
 from heads.crf import CRFSettings, DenseCRF
 
 TRAINING_ITERATIONS = 5
-LEAST = 1e-12  # probability; its logarithm is finite, and so is the gradient
 
 
 class CRFRefinement(nn.Module):
     """Logits `(B, C, H, W)` and the images behind them, normalised by `mean` and `std` -> log-probabilities.
 
-    Log-probabilities are logits: their softmax is the CRF's answer, so every loss and score takes them as they are.
-    Mean and std are in the state, so a checkpoint knows what its CRF must undo to see pixels.
+    Log-probabilities are logits: their softmax is the CRF's result, so every loss and score accepts them unchanged.
+    `mean` and `std` are buffers, so a checkpoint contains the normalisation that its CRF must undo to get pixel values.
     """
 
     mean: Tensor
@@ -51,4 +50,4 @@ class CRFRefinement(nn.Module):
         self.crf.settings = dataclasses.replace(self.settings, iterations=iterations)
         with torch.autocast(images.device.type, enabled=False):  # half precision cannot tell small probabilities apart
             pixels = to_pixels(images.float(), self.mean, self.std)
-            return self.crf(logits.float(), pixels).clamp(min=LEAST).log()
+            return self.crf(logits.float(), pixels, log=True)

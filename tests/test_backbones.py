@@ -42,7 +42,7 @@ def test_logits_equal_the_oracle(name: str) -> None:
     with torch.device("meta"):  # no time spent on weights that are replaced
         backbone = BACKBONES[name](**KNOBS.get(name, {}))
         classifier = backbone.classifier(1000)
-    renamed = backbone.rename(state)
+    renamed = backbone.convert_state_dict(state)
     own = backbone.state_dict().keys() | classifier.state_dict().keys()
     assert own == renamed.keys()
     for module in (backbone, classifier):

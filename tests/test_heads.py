@@ -9,7 +9,7 @@ from backbones import BACKBONES
 from backbones.pooling import Pool2d
 from heads import HEADS, dilatednet
 from heads.aspp import scaled_rates
-from heads.deeplab import DeepLab
+from heads.deeplab import DeepLabV3Plus
 from heads.deeplabv2 import DeepLabV2
 from heads.dilatednet import context_module
 from heads.fcn import FCN8s
@@ -72,7 +72,7 @@ def test_one_image_trains_and_every_map_it_needs_counts(name: str) -> None:
             nn.init.normal_(parameter)
     features = [x.requires_grad_() for x in maps(32, batch=1)]
     head(features).square().mean().backward()
-    needed = {*HEADS[name].needs, 32}
+    needed = {*HEADS[name].required_strides, 32}
     for stride, x in zip(strides(32), features, strict=True):
         assert stride not in needed or (x.grad is not None and x.grad.any()), f"the map at stride {stride} is not read"
 
@@ -81,7 +81,7 @@ def test_one_image_trains_and_every_map_it_needs_counts(name: str) -> None:
 def test_any_number_of_maps(name: str) -> None:
     """Down to the coarsest one that the head needs, whatever else there is."""
     head = HEADS[name]
-    finest = min([*head.needs, 32])
+    finest = min([*head.required_strides, 32])
     start = strides(32).index(finest)
     features = maps(32)[start:]
     assert head(CHANNELS[start:], strides(32)[start:], 3)(features).shape[:2] == (2, 3)
@@ -177,7 +177,7 @@ def test_unet_is_the_original(in_channels: int, classes: int, published: int) ->
             head_options={"valid": True, "norm": False},
         )
         assert count(network) == published
-        assert network.head.margins(388) == (92, 92)
+        assert (network.head.mirror_before, network.head.mirror_after(388)) == (92, 92)
         features = network.backbone(torch.empty(1, in_channels, 572, 572))
         assert [x.shape[2] for x in features] == [568, 280, 136, 64, 28]
         assert network.head(features).shape == (1, classes, 388, 388)
@@ -283,7 +283,7 @@ def test_rates_follow_the_output_stride() -> None:
 
 
 def test_deeplabv3plus_is_deeplab() -> None:
-    assert HEADS["deeplabv3plus"] is DeepLab
+    assert HEADS["deeplabv3plus"] is DeepLabV3Plus
 
 
 def test_hypercolumn_forms_give_the_same_logits() -> None:

@@ -144,7 +144,7 @@ def test_gates_start_beside_published_weights_and_learn(name: str, tmp_path: Pat
     state = publish(name, path)
     backbone = BACKBONES[name](weights=str(path), se=True)
     own = backbone.state_dict()
-    assert all(own[key].equal(value) for key, value in backbone.rename(state).items() if key in own)
+    assert all(own[key].equal(value) for key, value in backbone.convert_state_dict(state).items() if key in own)
     gates = [module for module in backbone.modules() if isinstance(module, SqueezeExcitation)]
     assert gates
     backbone(torch.randn(2, 3, 64, 64))[-1].square().sum().backward()

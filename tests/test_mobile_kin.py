@@ -222,8 +222,8 @@ def pypi_names(variant: str) -> list[str]:
 def test_lite_understands_the_names_of_the_pypi_packages(name: str) -> None:
     published = randomise(oracle(name)).state_dict()
     backbone = BACKBONES[name]()
-    from_pypi = backbone.rename(dict(zip(pypi_names(name), published.values(), strict=True)))
-    from_timm = backbone.rename(published)
+    from_pypi = backbone.convert_state_dict(dict(zip(pypi_names(name), published.values(), strict=True)))
+    from_timm = backbone.convert_state_dict(published)
     assert from_pypi.keys() == from_timm.keys()
     assert all(from_pypi[key] is from_timm[key] for key in from_timm)
 

@@ -11,9 +11,9 @@ from backbones import BACKBONES, find_backbone
 from backbones.backbone import Backbone
 from experiments.command_line.known_names import catalogue
 from heads import HEADS
-from heads.conv_norm import PooledBatchNorm
+from heads.conv_norm import norm_pooled
 from heads.fcn import bilinear_upsampling
-from heads.head import level, missing_strides
+from heads.head import index_of_stride, missing_strides
 from lightning_modules.network import Network, mirrored
 from tests.oracles import KNOBS
 
@@ -166,7 +166,7 @@ def test_an_auxiliary_head_reads_the_stride_16_map_and_works_in_training_only() 
     assert all(parameter.grad is None for parameter in network.aux_head.parameters())
     with torch.device("meta"):
         assert Network("lenet5", "unet", CLASSES, aux=True).aux_level == 0
-        with pytest.raises(ValueError, match="--aux-weight adds a head to segmentation heads"):
+        with pytest.raises(ValueError, match="--aux-weight needs a segmentation head, or a backbone with auxiliary classifiers"):
             Network("resnet18", "classifier", CLASSES, aux=True)
 
 
@@ -179,11 +179,11 @@ def test_mirrored_margins_go_back_and_forth_as_often_as_needed() -> None:
 
 
 def test_pooled_norm_leaves_its_statistics_alone_on_one_value() -> None:
-    norm = PooledBatchNorm(3)
+    norm = nn.BatchNorm2d(3)
     before = norm.running_mean.clone()
-    norm(torch.randn(1, 3, 1, 1))
+    norm_pooled(norm, torch.randn(1, 3, 1, 1))
     assert torch.equal(norm.running_mean, before)
-    norm(torch.randn(2, 3, 1, 1))
+    norm_pooled(norm, torch.randn(2, 3, 1, 1))
     assert not torch.equal(norm.running_mean, before)
 
 
@@ -196,9 +196,9 @@ def test_a_head_takes_the_output_stride_there_is() -> None:
 
 
 def test_levels_keep_their_order_under_dilation() -> None:
-    assert [level((2, 4, 8, 8, 8), stride) for stride in (4, 8, 16, 32)] == [1, 2, 3, 4]
-    assert [level((2, 4, 8, 16, 16), stride) for stride in (8, 16, 32)] == [2, 3, 4]
-    assert [level((2, 4), stride) for stride in (2, 4, 8)] == [0, 1, None]
+    assert [index_of_stride((2, 4, 8, 8, 8), stride) for stride in (4, 8, 16, 32)] == [1, 2, 3, 4]
+    assert [index_of_stride((2, 4, 8, 16, 16), stride) for stride in (8, 16, 32)] == [2, 3, 4]
+    assert [index_of_stride((2, 4), stride) for stride in (2, 4, 8)] == [0, 1, None]
     assert missing_strides(HEADS["fcn8s"], (2, 4)) == [8, 16, 32]
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from backbones import BACKBONES
-from backbones.weights import fetched, read_weights
+from backbones.weights import cached_download, read_weights
 
 
 def test_every_kind_of_file_gives_the_same_tensors(tmp_path: Path) -> None:
@@ -49,4 +49,4 @@ def test_the_cache_is_used_and_keeps_models_apart(tmp_path: Path, monkeypatch: p
     cached = tmp_path / "checkpoints" / "xception41.tf_in1k.safetensors"
     cached.parent.mkdir()
     save_file({"a": torch.ones(1)}, cached)
-    assert fetched("https://huggingface.co/timm/xception41.tf_in1k/resolve/main/model.safetensors") == cached
+    assert cached_download("https://huggingface.co/timm/xception41.tf_in1k/resolve/main/model.safetensors") == cached

@@ -1,0 +1,48 @@
+"""Upsampling that places each value on the pixels it stands for, whatever the sizes of map and image.
+
+Stretching a map to the image's size, as is usual, gives its values a stride of H / h instead of the stride they have:
+scores then drift by up to a stride from one border to the other, and by another amount in images of another size. For
+sizes that the stride divides, placing and stretching are the same.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def place(
+    x: Tensor, stride: int, size: Sequence[int], shift: int = 0, mode: Literal["bilinear", "nearest"] = "bilinear"
+) -> Tensor:
+    """Upsample a map `(B, C, h, w)` by `stride`, then crop it, or repeat its border, to `(B, C, *size)`.
+
+    Value i of a row stands for the `stride` pixels that begin at pixel `shift + i * stride`. The result has the dtype
+    of `x`, although autocast interpolates in float32 on GPUs. All sizes may be symbolic, as in `torch.export`.
+
+    Args:
+        stride: pixels of the result per value of `x`.
+        size: H and W of the result.
+        shift: pixels of the result before the first value; negative if the map begins outside.
+    """
+    # The pixels before `shift` are covered by whole values, of which `start` pixels are cropped again. If the map does
+    # not begin with the image, one more value on each side keeps the interpolation exact up to the border.
+    before = -(-shift // stride) + (shift != 0)
+    start = before * stride - shift
+    for axis, length in enumerate(size, 2):
+        x = _values(x, axis, before, -(-(length + start) // stride) + (shift != 0))
+    if stride > 1:
+        enlarged = [stride * side for side in x.shape[2:]]
+        corners = None if mode == "nearest" else False
+        x = F.interpolate(x, enlarged, mode=mode, align_corners=corners).to(x.dtype)
+    return x[:, :, start : start + size[0], start : start + size[1]]
+
+
+def _values(x: Tensor, axis: int, before: int, count: int) -> Tensor:
+    """`count` values along an axis, beginning `before` values before the first; the border's values are repeated."""
+    side = x.shape[axis]
+    if before == 0 and not isinstance(side, torch.SymInt) and side == count:
+        return x
+    index = torch.arange(count, device=x.device) - before
+    return x.index_select(axis, index.clamp(0, side - 1))
