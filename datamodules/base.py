@@ -18,13 +18,15 @@ from datamodules.augmentation import compose, find_augmentation, scale_crop_flip
 from datamodules.checking import check
 from datamodules.collate import IGNORE_INDEX, collate
 from datamodules.crops import centre_crop, random_crop_flip
+from datamodules.decoding import WHITE
 from datamodules.errors import DataError
-from datamodules.files import LabelledImages
+from datamodules.files import LabelledImages, MaskedImages
 from datamodules.fingerprint import content_hash, fingerprint_of
 from datamodules.loader import Batch, EqualBatches, Loader, Normalise, TrainingLoader, Uint8Dataset
 from datamodules.memory import keep_freed_memory
 from datamodules.node_folder import once_per_node
 from datamodules.samples import OnBadSample, Samples, Shuffled
+from datamodules.size_rules import SizeRule
 from datamodules.source import FileSource, Source
 from datamodules.store import Cache, open_store
 from datamodules.worker_signals import ignore_signals_except_parents
@@ -146,6 +148,24 @@ class GraftDataModule(LightningDataModule):
             ValueError: files are missing or do not fit together.
         """
         raise NotImplementedError
+
+    def size_rule(self) -> SizeRule:
+        """How an image of the user's own gets the size at which this data set is evaluated."""
+        return SizeRule("own" if self.task == "segmentation" else "centre_crop", self.image_size)
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What a trained network needs to know about its images, as plain values for a checkpoint. After `setup()`."""
+        rule = self.size_rule()
+        sources = [samples.source for samples in (self.train, self.val, self.test) if samples is not None]
+        return {
+            "size_rule": rule.kind,
+            "size": list(rule.size),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "colours": [list(colour) for colour in self.colours],
+            "white": next((one.white for one in sources if isinstance(one, (LabelledImages, MaskedImages))), WHITE),
+            "least": next((one.least for one in sources if isinstance(one, LabelledImages)), None),
+        }
 
     def preparation(self) -> list[A.BasicTransform]:
         """Deterministic transforms applied first to the images of all splits.

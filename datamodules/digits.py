@@ -14,6 +14,7 @@ import numpy as np
 from sklearn.datasets import load_digits, load_sample_images
 
 from datamodules.base import GraftDataModule, Source, Task
+from datamodules.size_rules import SizeRule
 
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 SPLITS = ("train", "val", "test")
@@ -62,6 +63,9 @@ class Digits(GraftDataModule):
     def augmentation(self) -> list[A.BasicTransform]:
         # No flips: a flipped digit is another digit or none.
         return [A.RandomBrightnessContrast(brightness_limit=0.15, contrast_limit=0.15, p=0.8)]
+
+    def size_rule(self) -> SizeRule:
+        return SizeRule("stretch" if self.task == "classification" else "own", self.image_size)
 
     def evaluation(self) -> list[A.BasicTransform]:
         return []  # digits and scenes are generated at `image_size`

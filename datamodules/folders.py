@@ -30,6 +30,7 @@ from datamodules.label_scan import scan_labels
 from datamodules.layout import SPLITS, class_trees, contents, mask_pairs, split_folders
 from datamodules.notes import note
 from datamodules.pairing import folders_in, hold_out, kinds
+from datamodules.size_rules import SizeRule
 
 LAYOUTS = {
     "segmentation": "--data-dir must name a folder with images/ and masks/",
@@ -138,8 +139,11 @@ class Folders(GraftDataModule):
             if split in images
         }
 
+    def size_rule(self) -> SizeRule:
+        return SizeRule("stretch", self.image_size) if self.task == "segmentation" else super().size_rule()
+
     def preparation(self) -> list[A.BasicTransform]:
-        return [A.Resize(*self.image_size, area_for_downscale="image")] if self.task == "segmentation" else []
+        return self.size_rule().transforms() if self.task == "segmentation" else []
 
 
 def find_table(root: Path) -> ClassTable | None:

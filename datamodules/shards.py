@@ -33,6 +33,7 @@ from datamodules.class_table import read_classes
 from datamodules.decoding import decode_plain, to_rgb
 from datamodules.errors import DataError
 from datamodules.pairing import hold_out
+from datamodules.size_rules import SizeRule
 
 FORMAT = 2
 """Part of the name of cached tables of contents; to be raised when their layout changes."""
@@ -200,8 +201,11 @@ class Shards(GraftDataModule):
             return None
         return Place(name, files[image], files[target], contents.classes[name] if target == "cls" else NO_CLASS)
 
+    def size_rule(self) -> SizeRule:
+        return SizeRule("stretch", self.image_size) if self.task == "segmentation" else super().size_rule()
+
     def preparation(self) -> list[A.BasicTransform]:
-        return [A.Resize(*self.image_size, area_for_downscale="image")] if self.task == "segmentation" else []
+        return self.size_rule().transforms() if self.task == "segmentation" else []
 
 
 def contents_of(shard: Path) -> Contents:

@@ -20,6 +20,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from datamodules.base import GraftDataModule, Source, Task
 from datamodules.download import Archive, provide
 from datamodules.errors import DataError
+from datamodules.size_rules import SizeRule
 
 SIDE = 32
 MOST_HELD_OUT = 5_000
@@ -84,6 +85,9 @@ class SmallImages(GraftDataModule):
             A.RandomCrop(height, width),
             *([A.HorizontalFlip(p=0.5)] if self.mirrors else []),
         ]
+
+    def size_rule(self) -> SizeRule:
+        return SizeRule("stretch", self.image_size)
 
     def evaluation(self) -> list[A.BasicTransform]:
         return [] if self.image_size == (SIDE, SIDE) else [A.Resize(*self.image_size)]

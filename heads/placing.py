@@ -31,7 +31,8 @@ def place(
     before = -(-shift // stride) + (shift != 0)
     start = before * stride - shift
     for axis, length in enumerate(size, 2):
-        x = _values(x, axis, before, -(-(length + start) // stride) + (shift != 0))
+        # Not -(-n // stride): ONNX divides integers towards zero.
+        x = _values(x, axis, before, (length + start + stride - 1) // stride + (shift != 0))
     if stride > 1:
         enlarged = [stride * side for side in x.shape[2:]]
         corners = None if mode == "nearest" else False

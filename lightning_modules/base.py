@@ -56,6 +56,8 @@ class GraftModule(pl.LightningModule):
         weight_decay: see `parameter_groups.decayed_parameters`.
         schedule: a name in `schedules.SCHEDULES`.
         warmup: fraction of all optimiser steps over which the learning rate rises linearly.
+        preprocessing: size rule, mean, std and colours of the data, which checkpoints keep for prediction; see
+            `GraftDataModule.preprocessing`.
 
     Raises:
         ValueError: a name, an option or a pair that cannot work.
@@ -93,6 +95,7 @@ class GraftModule(pl.LightningModule):
         weight_decay: float = 1e-4,
         schedule: str = "poly",
         warmup: float = 0.05,
+        preprocessing: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         class_names = list(class_names)

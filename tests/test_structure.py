@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "callbacks": {"command_line", "run_files"},
     "training": {"command_line", "run_files", "callbacks"},
     "analysis": {"command_line", "run_files", "callbacks", "training"},
+    "inference": {"command_line", "run_files", "callbacks", "training", "analysis"},
     "comparing": {"command_line", "run_files"},
     "many_runs": {"command_line", "run_files"},
     "benchmarks": {"command_line", "run_files", "callbacks", "training", "analysis"},

@@ -53,6 +53,8 @@ class FieldTracer(TorchDispatchMode):
         self.known: dict[int, tuple[Tensor, Field]] = {}  # the tensor is held, so that its id stays its own
         self.layers: list[Layer] = []
         self.attention = False
+        self.global_pooling = False
+        """Whether any layer, a gate too, averages over a whole map."""
 
     def start(self, image: Tensor) -> Tensor:
         self.known[id(image)] = (image, Field(0, 0, 1))
@@ -92,8 +94,12 @@ class FieldTracer(TorchDispatchMode):
                 return self._window(name, shape, field, kernel[-1], stride or kernel, padding or [0], dilation, False)
             case "mean":
                 axes = args[1] if len(args) > 1 else [-1]
-                return field._replace(whole=True) if {-1, args[0].ndim - 1} & set(axes) else field
+                if not {-1, args[0].ndim - 1} & set(axes):
+                    return field
+                self.global_pooling = True
+                return field._replace(whole=True)
             case "_adaptive_avg_pool2d" | "adaptive_max_pool2d":
+                self.global_pooling = True
                 return field._replace(whole=True)
             case "slice":
                 _, axis, start = (*args, 0, 0)[:3]

@@ -117,4 +117,5 @@ def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] |
         weight_decay=config.weight_decay,
         schedule=config.schedule,
         warmup=config.warmup,
+        preprocessing=data.preprocessing(),
     )

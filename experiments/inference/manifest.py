@@ -1,0 +1,62 @@
+"""manifest.jsonl: one line per finished picture, so that a prediction that was killed goes on where it stopped."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+NAME = "manifest.jsonl"
+
+
+class Manifest:
+    """The manifest of an output folder. Its first line holds the settings, each further one a finished picture.
+
+    Raises:
+        ValueError: the folder's manifest was written with other settings.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.path = folder / NAME
+        self.finished: dict[str, str] = {}
+        """The stamp of each finished picture, by its name."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.path.is_file():
+            self._read(settings)
+        if not self.path.is_file() or self.path.stat().st_size == 0:
+            self.path.write_text(json.dumps({"settings": settings}, ensure_ascii=False) + "\n", encoding="utf-8")
+        self.file = self.path.open("a", encoding="utf-8")
+
+    def _read(self, settings: dict[str, Any]) -> None:
+        """Take over the finished pictures, and cut off a last line that was not written whole."""
+        content = self.path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with self.path.open("r+b") as file:
+                file.truncate(whole)
+        lines = content[:whole].decode("utf-8").splitlines()
+        if not lines:
+            return
+        before = json.loads(lines[0])["settings"]
+        if before != settings:
+            names = sorted(name for name in before.keys() | settings.keys() if before.get(name) != settings.get(name))
+            raise ValueError(
+                f"--out {self.path.parent} holds predictions with another {', '.join(names)}; "
+                "give another --out, or remove the folder"
+            )
+        for line in lines[1:]:
+            entry = json.loads(line)
+            self.finished[entry["input"]] = entry["stamp"]
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Note a finished picture: all its files are in place."""
+        self.file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self.file.flush()
+
+    def entries(self) -> Any:
+        """The entries of all finished pictures, read from the file one by one."""
+        with self.path.open(encoding="utf-8") as file:
+            next(file)
+            for line in file:
+                yield json.loads(line)
+
+    def close(self) -> None:
+        self.file.close()
