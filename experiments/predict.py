@@ -13,7 +13,7 @@ if not __package__:  # started as a file: import this checkout, not an installed
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from experiments.command_line.crf_settings import crf_settings_problem, read_crf_settings
-from experiments.command_line.kinds import NonNegativeInt, PositiveFloat, PositiveInt
+from experiments.command_line.kinds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from experiments.command_line.parser import Parser, flag, positional, settings_from
 from experiments.command_line.process import run_program
 
@@ -31,7 +31,9 @@ class PredictConfig:
         "csv (one table)",
         group="results",
     )
-    abstain: float = flag(0.0, "leave pixels or pictures below this confidence in [0, 1] unlabelled", group="results")
+    abstain: NonNegativeFloat = flag(
+        0.0, "leave pixels or pictures below this confidence in [0, 1] unlabelled", group="results"
+    )
     scales: list[PositiveFloat] = flag(
         (1.0,), "multiples of the image size whose probabilities are averaged", group="protocol"
     )

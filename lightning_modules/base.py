@@ -269,7 +269,7 @@ class GraftModule(pl.LightningModule):
     def configure_model(self) -> None:
         """Under FSDP2, shard the weights over the ranks. The Trainer calls this for training, and again for scoring."""
         if self.device_mesh is not None and not is_sharded(self.network):
-            shard(self, self.device_mesh["data_parallel"])
+            shard(self.network, self.crf, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
         hparams = self.hparams

@@ -1,6 +1,6 @@
 """FSDP2: shard a module's weights over the ranks, and keep the ranks in step where they have unequal work."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -9,27 +9,24 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from lightning_modules.blocks import blocks
-
-if TYPE_CHECKING:
-    from lightning_modules.base import GraftModule
+from lightning_modules.network import Network
 
 SIDE = 224
 """Height and width in pixels of the blank image that a rank without work computes; every network takes it."""
 
 
-def shard(module: "GraftModule", mesh: DeviceMesh) -> None:
+def shard(network: Network, crf: nn.Module | None, mesh: DeviceMesh) -> None:
     """Shard the backbone's blocks, then the rest of the network, and a CRF that is learned, over the mesh's ranks.
 
     Raises:
         ValueError: the backbone has no blocks.
     """
-    network = module.network
     for block in blocks(network.backbone):
         fully_shard(block, mesh=mesh)
     fully_shard(network, mesh=mesh)
     register_fsdp_forward_method(network, "forward_with_aux")
-    if module.crf is not None and any(True for _ in module.crf.parameters()):
-        fully_shard(module.crf, mesh=mesh)
+    if crf is not None and any(True for _ in crf.parameters()):
+        fully_shard(crf, mesh=mesh)
 
 
 def is_sharded(module: nn.Module) -> bool:
