@@ -224,7 +224,9 @@ class ViT(Backbone):
         if self.neck is None:
             return [tokens[:, 0, :, None, None]]
         maps = self.neck(tokens[:, 1:].transpose(1, 2).unflatten(2, grid))
-        return [m[..., : -(-height // r), : -(-width // r)] for m, r in zip(maps, self.reductions, strict=True)]
+        # Rounded up without negative numbers: ONNX divides integers towards zero.
+        sizes = [((height + r - 1) // r, (width + r - 1) // r) for r in self.reductions]
+        return [m[..., :h, :w] for m, (h, w) in zip(maps, sizes, strict=True)]
 
     def classifier(self, num_classes: int) -> nn.Module:
         """The published classifier, which reads the class token that `pyramid=False` gives."""

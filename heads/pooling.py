@@ -23,7 +23,8 @@ class BinnedPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for axis in (2, 3):
             side = x.shape[axis]
-            ends = [(i * side // self.bins, -(-(i + 1) * side // self.bins)) for i in range(self.bins)]
+            # Rounded up without negative numbers: ONNX divides integers towards zero.
+            ends = [(i * side // self.bins, ((i + 1) * side + self.bins - 1) // self.bins) for i in range(self.bins)]
             parts = [span(x, axis, first, last - first) for first, last in ends]
             x = torch.stack([part.mean(axis) if self.kind == "average" else part.amax(axis) for part in parts], axis)
         return x

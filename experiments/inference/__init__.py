@@ -1,1 +1,1 @@
-"""What uses a trained network: loading, predicting, evaluating."""
+"""What uses a trained network: loading, predicting, evaluating, exporting."""
