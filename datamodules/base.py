@@ -294,6 +294,8 @@ class GraftDataModule(LightningDataModule):
         # Keep the state until the loader is made: Lightning restores a loader's own state too late if the optimiser
         # has already asked for the number of steps.
         self.resumed = state_dict
+        if self._sampler is not None:  # under FSDP2, Lightning restores after it has made the loader
+            self._sampler.resume(**state_dict)
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, and how many of its samples all ranks together have trained on.

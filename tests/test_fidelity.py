@@ -80,7 +80,7 @@ def test_the_table_marks_what_differs(monkeypatch: pytest.MonkeyPatch, capsys) -
     assert "attention" in printed
     assert "427 *" in printed
     assert "3 networks, 1 with a figure that differs" in printed
-    monkeypatch.setattr(fidelity_report, "figures", lambda name: Figures(11_689_513, 1.9, "nobody"))
+    monkeypatch.setattr(fidelity_report, "published_figures", lambda name: Figures(11_689_513, 1.9, "nobody"))
     assert fidelity_report.backbone_row("resnet18")[1:5] == ["11,689,512 *", "11,689,513", "1.814 *", "1.9"]
     assert fidelity_report.params_cell(8_949_210, 8.9, 1)[0] == "8,949,210"
     assert fidelity_report.params_cell(8_951_000, 8.9, 1)[0] == "8,951,000 *"

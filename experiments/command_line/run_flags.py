@@ -63,8 +63,7 @@ class RunConfig:
     data_dir: str | None = data_flag(None, "folder of the data set; digits needs none", path=True)
     mask_suffix: str | None = data_flag(
         None,
-        "what the names of masks add to those of their images, such as _mask; default: detected, if it is the same for "
-        "all masks",
+        "text that mask names have and image names lack, such as _mask; default: detected, if it is the same for all",
     )
     download: bool = data_flag(False, "download the data set if it is missing and can be downloaded automatically")
     image_size: list[PositiveInt] | None = data_flag(

@@ -57,7 +57,8 @@ def compare(
     chosen = (one for one in pictures(data, split) if isinstance(one, tuple) and one[0] in picked)
     count = 0
     for _, image, truth, _ in with_progress(chosen, len(picked), "images"):
-        sizes = [(max(h, least), max(w, least)) for h, w in SIZES] if count == 0 else []
+        several = count == 0 and network.task == "segmentation"  # a classifier's size is fixed
+        sizes = [(max(h, least), max(w, least)) for h, w in SIZES] if several else []
         for size in sizes:
             batch = as_batch(cv2.resize(image, size[::-1]))
             difference = max(difference, distance(run(batch), of_network(reference, batch), output))

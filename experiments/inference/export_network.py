@@ -1,7 +1,7 @@
 """Writes a trained network as a file that runs without this framework: torch.export, ONNX or OpenVINO.
 
 The file holds the whole way from uint8 pixels to probabilities or labels: normalisation, the network, upsampling to the
-image. Batch and image size are free. Class names, colours and the size rule are in its metadata.
+image. The batch size is free, and for segmentation the image size, down to the network's largest stride. Class names, colours and the size rule are in its metadata.
 """
 
 import json
@@ -74,7 +74,8 @@ def write_export(network: TrainedNetwork, form: Format, path: Path, output: Outp
     """
     module = PixelsToOutput(network, output).eval().cpu()
     example = torch.randint(0, 256, example_shape(network), dtype=torch.uint8)
-    free = {"images": {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}}
+    axes = (0, 2, 3) if network.task == "segmentation" else (0,)
+    free = {"images": dict.fromkeys(axes, torch.export.Dim.DYNAMIC)}
     with torch.no_grad():
         program = torch.export.export(module, (example,), dynamic_shapes=free, strict=False)
     text = json.dumps(metadata_of(network, output), ensure_ascii=False)
@@ -91,7 +92,9 @@ def write_export(network: TrainedNetwork, form: Format, path: Path, output: Outp
 
 
 def example_shape(network: TrainedNetwork) -> tuple[int, int, int, int]:
-    """The shape of the traced example: odd sides that the network takes."""
+    """The shape of the traced example: odd sides that the network takes; a classifier's own size."""
+    if network.task == "classification":
+        return *TRACED_SIZE[:2], *network.size_rule.size
     least = network.module.network.backbone.min_size
     batch, channels, height, width = TRACED_SIZE
     return batch, channels, max(height, least | 1), max(width, (least + 32) | 1)

@@ -94,7 +94,7 @@ def claim_path(config: RunConfig) -> Path:
     """Choose the folder's path. A new numbered folder is made here, so that runs that start together get one each."""
     while True:
         path = choose_path(config)
-        if config.resume or config.name is not None or started_together(config) or path.exists():
+        if config.resume or config.name is not None or started_together(config) or RunFolder(path).config.is_file():
             return path
         try:
             path.mkdir(parents=True)

@@ -62,6 +62,9 @@ def build_trainer(config: RunConfig, folder: RunFolder, callbacks: list[pl.Callb
         ValueError: the accelerator, the strategy or what it needs is not available here.
     """
     quiet_lightning()
+    # Before the Trainer is made: Lightning would wait for the missing processes, or raise an error of its own.
+    if config.devices.isdigit() and (problem := slurm_problem(int(config.devices) * config.nodes)):
+        raise ValueError(problem)
     try:
         trainer = make(config, folder, callbacks, monitor)
     except (MisconfigurationException, ImportError, ValueError) as error:
