@@ -28,14 +28,15 @@ class ExportConfig:
     run: str = positional("run folder, or a checkpoint of one", path=True)
     to: Literal["torch_export", "onnx", "openvino"] = flag("onnx", "format of the file", group="file")
     out: str | None = flag(None, "file to write; default: RUN/export.onnx, .pt2 or .xml", path=True, group="file")
-    output: Literal["probabilities", "labels"] = flag("probabilities", "what the file computes", group="file")
+    output: Literal["probabilities", "labels"] = flag("probabilities", "output of the file", group="file")
     int8: bool = flag(False, "quantise to int8 with ranges from training images; ONNX only", group="file")
     calibration: PositiveInt = flag(32, "training images that --int8 takes ranges from", group="file")
     images: PositiveInt = flag(100, "images that the file is compared on, evenly spaced", group="check")
     split: Literal["train", "val", "test"] = flag("val", "split that they come from", group="check")
-    max_difference: NonNegativeFloat = flag(
-        1e-4,
-        "largest accepted difference of a probability, or fraction of labels; --int8 is judged by its score alone",
+    max_difference: NonNegativeFloat | None = flag(
+        None,
+        "largest accepted difference of a probability (default: 0.0001), or fraction of labels (default: 0.01); --int8 "
+        "is judged by its score alone",
         group="check",
     )
     max_drop: NonNegativeFloat | None = flag(
@@ -101,19 +102,18 @@ def export(config: ExportConfig) -> int:
                 whole.unlink()
         found = compare(network, runner(config.to, part), config.output, data, config.split, config.images)
         most = config.max_drop if config.max_drop is not None else 0.01 if config.int8 else 0.001
+        farthest = config.max_difference
+        if farthest is None:
+            farthest = 0.01 if config.output == "labels" else 1e-4
         name = MAIN_SCORE[network.task]
         line = (
             f"{name} {found.score:.4f} -> {found.exported_score:.4f} on {found.images} {config.split} images, "
             f"{'labels that differ' if config.output == 'labels' else 'largest difference of a probability'} "
             f"{found.difference:.1e}"
         )
-        too_far = not found.difference <= config.max_difference and not config.int8
+        too_far = not found.difference <= farthest and not config.int8
         if too_far or not found.drop <= most:
-            limits = (
-                f"a loss of {most:g}"
-                if config.int8
-                else f"a loss of {most:g} and a difference of {config.max_difference:g}"
-            )
+            limits = f"a loss of {most:g}" if config.int8 else f"a loss of {most:g} and a difference of {farthest:g}"
             print(f"export.py: refused: {line}; accepted are {limits}. Nothing was written", file=sys.stderr)
             return 1
         for source, target in files:

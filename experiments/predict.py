@@ -27,7 +27,7 @@ class PredictConfig:
     out: str = flag("predictions", "folder that results are written to", path=True, group="results")
     save: list[Literal["labels", "overlay", "probabilities", "coco", "csv"]] = flag(
         ("labels", "overlay", "csv"),
-        "what is written: labels (PNG), overlay (JPEG with legend), probabilities (.npy, float16), coco (one JSON), "
+        "kinds of files: labels (PNG), overlay (JPEG with legend), probabilities (.npy, float16), coco (one JSON), "
         "csv (one table)",
         group="results",
     )

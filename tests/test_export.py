@@ -60,10 +60,11 @@ def test_a_damaged_file_is_refused(segmenter: Path, monkeypatch: pytest.MonkeyPa
     def damaged(program, path: Path, metadata: str) -> None:
         write(program, path, metadata)
         model = onnx.load(str(path))
-        largest = max(model.graph.initializer, key=lambda one: len(one.raw_data))
-        weights = np.frombuffer(largest.raw_data, np.float32).copy()
-        weights[: len(weights) // 2] *= -1
-        largest.raw_data = weights.tobytes()
+        for one in model.graph.initializer:
+            if one.data_type == onnx.TensorProto.FLOAT and one.raw_data:
+                weights = np.frombuffer(one.raw_data, np.float32).copy()
+                weights[::2] *= -1
+                one.raw_data = weights.tobytes()
         onnx.save(model, str(path))
 
     monkeypatch.setattr(export_network, "write_onnx", damaged)

@@ -14,7 +14,7 @@ from tests.interrupted_runs import arguments, make_data, same_end
 from tests.slurm_cluster import ask, cluster, missing, wait
 
 ROOT = Path(__file__).resolve().parent.parent
-LONG = ("--epochs", "80")  # 240 steps of two processes, of which signals cut off most
+LONG = ("--epochs", "40")  # 120 steps of two processes, of which signals cut off most
 JOBS_S = 150
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))

@@ -164,7 +164,7 @@ class RunConfig:
     )
     nodes: PositiveInt = hardware_flag(1, "machines (nodes) that train together")
     strategy: str = hardware_flag(
-        "auto", "how ranks share the work: auto, ddp, fsdp2 (shards the weights) or another one of Lightning's"
+        "auto", "division of work among ranks: auto, ddp, fsdp2 (shards the weights) or another one of Lightning's"
     )
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = hardware_flag(
         "32-true", "float32, or automatic mixed precision with float16 or bfloat16"

@@ -1,7 +1,8 @@
 """Writes a trained network as a file that runs without this framework: torch.export, ONNX or OpenVINO.
 
 The file holds the whole way from uint8 pixels to probabilities or labels: normalisation, the network, upsampling to the
-image. The batch size is free, and for segmentation the image size, down to the network's largest stride. Class names, colours and the size rule are in its metadata.
+image. The batch size is free, and for segmentation the image size, down to the network's largest stride. Class names,
+colours and the size rule are in its metadata.
 """
 
 import json

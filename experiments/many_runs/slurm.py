@@ -62,7 +62,8 @@ def queue(
 
     Args:
         lines: the arguments of run.py for each run; several make an array job.
-        fetch: downloads the weights and data that the runs ask for; called before the job is submitted.
+        fetch: downloads the weights and data that the runs ask for; called before the job is submitted, if they
+            ask for any.
     """
     runs = [run_config_of(line) for line in lines]
     log = log_of(config, runs)
@@ -80,7 +81,8 @@ def queue(
         )
 
     def work() -> int:
-        fetch(runs)
+        if any(run.weights == "imagenet" or run.download for run in runs):
+            fetch(runs)  # imports torch
         return submit(text, log)
 
     return run_program("submit.py", work, "nothing was submitted")
