@@ -65,8 +65,8 @@ def compare(
         batch = as_batch(network.size_rule.apply(image))
         exported, expected = run(batch), of_network(reference, batch)
         difference = max(difference, distance(exported, expected, output))
-        if output == "labels":
-            exported = one_hot(exported, data.num_classes)
+        if output == "labels":  # both, so that resizing to the truth treats them alike
+            exported, expected = (one_hot(one, data.num_classes) for one in (exported, expected.argmax(1)))
         ours += counted(expected[0], truth, data.ignore_index)
         theirs += counted(exported[0], truth, data.ignore_index)
         count += 1
