@@ -16,6 +16,7 @@ if not __package__:  # started as a file: import this checkout, not an installed
 from experiments.command_line.kinds import NonNegativeFloat, PositiveInt
 from experiments.command_line.parser import Parser, flag, positional, settings_from
 from experiments.command_line.process import run_program
+from experiments.command_line.protocol_flags import run_problem
 
 NEEDS = {"torch_export": (), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 NEEDS["openvino"] = (*NEEDS["onnx"], "openvino")
@@ -59,8 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def usage_problem(config: ExportConfig) -> str | None:
     """What can be known to be wrong before torch is imported."""
-    if not Path(config.run).exists():
-        return f"{config.run}: no such run folder or checkpoint"
+    if run_problem(config.run):
+        return run_problem(config.run)
     missing = [name for name in NEEDS[config.to] if importlib.util.find_spec(name) is None]
     if missing:
         return f"--to {config.to} needs {', '.join(missing)}; pip install 'graft[export]'"

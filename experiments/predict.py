@@ -12,17 +12,16 @@ from typing import Any, Literal
 if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from experiments.command_line.crf_settings import crf_settings_problem, read_crf_settings
-from experiments.command_line.kinds import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from experiments.command_line.kinds import NonNegativeFloat, PositiveInt
 from experiments.command_line.parser import Parser, flag, positional, settings_from
 from experiments.command_line.process import run_program
+from experiments.command_line.protocol_flags import ProtocolFlags, protocol_problem
 
 
-@dataclass
-class PredictConfig:
+@dataclass(kw_only=True)
+class PredictConfig(ProtocolFlags):
     """The order of the fields is the order of `--help`."""
 
-    run: str = positional("run folder, or a checkpoint of one", path=True)
     inputs: list[str] = positional("files, folders, patterns, lists of files (.txt), videos, camera:0", many=True)
     out: str = flag("predictions", "folder that results are written to", path=True, group="results")
     save: list[Literal["labels", "overlay", "probabilities", "coco", "csv"]] = flag(
@@ -34,22 +33,8 @@ class PredictConfig:
     abstain: NonNegativeFloat = flag(
         0.0, "leave pixels or pictures below this confidence in [0, 1] unlabelled", group="results"
     )
-    scales: list[PositiveFloat] = flag(
-        (1.0,), "multiples of the image size whose probabilities are averaged", group="protocol"
-    )
-    flip: bool = flag(False, "average with the mirror image", group="protocol")
-    window: list[PositiveInt] | None = flag(
-        None, "cut larger images into windows of H W pixels, or one number for both", group="protocol"
-    )
-    overlap: NonNegativeInt | None = flag(
-        None, "pixels that windows share; default: enough to equal the whole image, or a quarter", group="protocol"
-    )
-    crf_settings: str | None = flag(
-        None, "refine by a fully connected CRF: a preset of heads/crf.py or a YAML file", path=True, group="protocol"
-    )
     every: PositiveInt = flag(1, "take every N-th frame of videos and cameras", group="videos")
     frames: PositiveInt | None = flag(None, "stop after N frames of each video or camera", group="videos")
-    device: str = flag("auto", "where the network runs: auto, cpu, cuda, cuda:1, mps", group="hardware")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,30 +50,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 def usage_problem(config: PredictConfig) -> str | None:
     """What can be known to be wrong before torch is imported."""
-    if not Path(config.run).exists():
-        return f"{config.run}: no such run folder or checkpoint"
     if not config.inputs:
         return "name at least one picture, folder or pattern after the run"
     if not 0 <= config.abstain <= 1:
         return f"--abstain is a confidence in [0, 1], not {config.abstain:g}"
-    if config.window is not None and len(config.window) > 2:
-        return "--window takes one number or two, H W"
-    if config.crf_settings is not None and crf_settings_problem(config.crf_settings):
-        return crf_settings_problem(config.crf_settings)
-    return None
+    return protocol_problem(config)
 
 
 def predict(config: PredictConfig) -> int:
     from experiments.inference.inputs import Inputs, stamp
     from experiments.inference.predict_all import predict_all
-    from experiments.inference.protocol import Predictor, Protocol
-    from experiments.inference.trained import checkpoint_of, load
+    from experiments.inference.protocol import predictor_of
+    from experiments.inference.trained import checkpoint_of
 
     inputs = Inputs(config.inputs, config.every, config.frames)
-    network = load(config.run, None if config.device == "auto" else config.device)
-    window = (config.window[0], config.window[-1]) if config.window else None
-    crf = None if config.crf_settings is None else read_crf_settings(config.crf_settings)
-    predictor = Predictor(network, Protocol(tuple(config.scales), config.flip, window, config.overlap, crf))
+    predictor = predictor_of(config.run, config)
     for line in filter(None, (predictor.note, passed_over(inputs.passed_over))):
         print(line, flush=True)
     settings: dict[str, Any] = {

@@ -2,14 +2,15 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+from backbones.frozen_statistics import frozen_batch_norm_statistics
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
 
@@ -86,19 +87,3 @@ def recomputed(forward: Callable[..., Any], block: nn.Module, *inputs: Any) -> A
 
 def first_and_second_pass(block: nn.Module) -> tuple[Any, Any]:
     return nullcontext(), frozen_batch_norm_statistics(block)
-
-
-@contextmanager
-def frozen_batch_norm_statistics(block: nn.Module) -> Iterator[None]:
-    """Batch norms normalise as in training but keep their statistics, because the first pass has counted the batch."""
-    norms = [module for module in block.modules() if isinstance(module, _BatchNorm) and module.training]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked -= 1

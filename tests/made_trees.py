@@ -1,11 +1,9 @@
 """Small data sets in the layouts of `camvid` and `folders`, whose pixels tell their labels, and their data modules."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 
 from datamodules import DATAMODULES
 from datamodules.base import GraftDataModule
@@ -61,13 +59,3 @@ def build(name: str, task: str, root: Path, **options: Any) -> GraftDataModule:
     data = DATAMODULES[name](task, data_dir=make_tree(name, task, root), **{"batch_size": 4, "workers": 0} | options)
     data.setup()
     return data
-
-
-def on_process(data: GraftDataModule, rank: int, processes: int) -> GraftDataModule:
-    cpu = SimpleNamespace(root_device=torch.device("cpu"))
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=processes, strategy=cpu)
-    return data
-
-
-def names(loader: Any) -> list[str]:
-    return [name for batch in loader for name in batch["name"]]

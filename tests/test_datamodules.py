@@ -15,7 +15,8 @@ import datamodules
 from datamodules import DATAMODULES
 from datamodules.digits import Digits
 from tests.fake_data import accept_fake_checksums
-from tests.made_trees import LABELS, STEP, build, make_tree, names, on_process
+from tests.made_trees import LABELS, STEP, build, make_tree
+from tests.test_shards import names, on_process
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 CASES = [(name, task) for name, kind in DATAMODULES.items() for task in kind.tasks]

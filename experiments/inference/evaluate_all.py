@@ -1,12 +1,12 @@
 """Scores a trained network on a split of a data set, picture by picture."""
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+import torch
 
 from datamodules.base import GraftDataModule
 from datamodules.errors import DataError
@@ -14,7 +14,7 @@ from experiments.command_line.progress import with_progress
 from experiments.command_line.run_config import RunConfig
 from experiments.inference.counts import Counts, count_picture, count_pixels
 from experiments.inference.protocol import Predictor
-from experiments.inference.trained import TrainedNetwork, checkpoint_of
+from experiments.inference.trained import TrainedNetwork, checkpoint_of, run_settings
 from experiments.training.build import build_data
 from lightning_modules.trimap import TrimapScores
 
@@ -23,6 +23,7 @@ from lightning_modules.trimap import TrimapScores
 class Evaluation:
     """What came of one network on one split."""
 
+    split: str
     names: list[str]
     """Of the pictures, in the order of the split."""
     indices: list[int]
@@ -46,10 +47,7 @@ def data_of(run: str, data: str | None, data_dir: str | None, network: TrainedNe
     Raises:
         ValueError: the run's settings are missing, or the data set has other classes than the network.
     """
-    file = checkpoint_of_run(run)
-    values: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) if file else {}
-    known = {one.name for one in dataclasses.fields(RunConfig)}
-    values = {name: value for name, value in values.items() if name in known}
+    values = run_settings(checkpoint_of(Path(run)))
     if data is None and "data" not in values:
         raise ValueError(f"{run} has no config.yaml beside it; name the data set with --data and --data-dir")
     if data is not None and data != values.get("data"):
@@ -66,14 +64,6 @@ def data_of(run: str, data: str | None, data_dir: str | None, network: TrainedNe
             f"{', '.join(network.class_names[:8])} ({len(network.class_names)}); give the data set it was trained for"
         )
     return module
-
-
-def checkpoint_of_run(run: str) -> Any:
-    """The config.yaml of a run folder or of the run that a checkpoint lies in; None if there is none."""
-    from pathlib import Path
-
-    file = checkpoint_of(Path(run)).parent.parent / "config.yaml"
-    return file if file.is_file() else None
 
 
 def pictures(data: GraftDataModule, split: str) -> Iterator[tuple[int, np.ndarray, Any, str] | DataError]:
@@ -99,7 +89,7 @@ def evaluate(predictor: Predictor, data: GraftDataModule, split: str) -> Evaluat
     network = predictor.network
     segments = network.task == "segmentation"
     trimap = TrimapScores(data.num_classes, data.ignore_index) if segments else None
-    found = Evaluation([], [], Counts.none(data.num_classes), np.empty(0), [], [], {}, [])
+    found = Evaluation(split, [], [], Counts.none(data.num_classes), np.empty(0), [], [], {}, [])
     each = []
     for one in with_progress(pictures(data, split), len(getattr(data, split).source), "pictures"):
         if isinstance(one, DataError):
@@ -109,7 +99,7 @@ def evaluate(predictor: Predictor, data: GraftDataModule, split: str) -> Evaluat
         probabilities = predictor(image)
         if trimap is not None:
             counts = count_pixels(probabilities, truth, data.ignore_index)
-            trimap.update(as_batch(probabilities), as_batch(truth.astype(np.int64)))
+            trimap.update(torch.from_numpy(probabilities)[None], torch.from_numpy(truth.astype(np.int64))[None])
             matrix = counts.matrix
             each.append(np.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0)]))
             found.labels.append((-1, -1))
@@ -129,9 +119,3 @@ def evaluate(predictor: Predictor, data: GraftDataModule, split: str) -> Evaluat
         bands = trimap.compute()
         found.trimap = {"all" if width is None else str(width): float(value) for width, value in bands.items()}
     return found
-
-
-def as_batch(values: np.ndarray) -> Any:
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(values))[None]

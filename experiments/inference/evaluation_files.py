@@ -15,10 +15,10 @@ from PIL import Image
 from datamodules.base import GraftDataModule
 from experiments.inference.counts import Counts
 from experiments.inference.evaluate_all import Evaluation
-from experiments.inference.paired import picture_scores
+from experiments.inference.paired import paired_scores, picture_scores
 from experiments.inference.protocol import Predictor
 from experiments.inference.results import SegmentationResult, overlay
-from experiments.inference.scores import coverage_curve, reliability
+from experiments.inference.scores import coverage_curve, per_class, reliability, summary
 from experiments.run_files.atomic_file import write_atomically
 
 matplotlib.use("Agg")
@@ -28,6 +28,71 @@ MOST_NAMED = 40
 """Classes whose names are written beside the confusion matrix."""
 SIDE = 320
 """Longest side in pixels of pictures in the page."""
+
+
+def content_of(found: Evaluation, predictor: Predictor, data_name: str, ignore_index: int) -> dict[str, Any]:
+    """What evaluation.json holds of one network: scores, protocol, a row for each class, and curves."""
+    network = predictor.network
+    return {
+        "scores": summary(found.counts, network.task),
+        "protocol": {
+            "data": data_name,
+            "split": found.split,
+            "pictures": len(found.names),
+            "skipped": found.skipped,
+            "classes": list(network.class_names),
+            "ignore_index": ignore_index,
+            **predictor.describe(),
+        },
+        "per_class": per_class(found.counts, network.task, network.class_names),
+        "trimap": found.trimap,
+        "reliability": reliability(found.counts),
+        "coverage": coverage_curve(found.counts),
+    }
+
+
+def write_evaluation(
+    found: Evaluation, predictor: Predictor, data: GraftDataModule, out: Path, run: str, worst: int
+) -> None:
+    """Write the table of pictures, the drawings, and a page of the `worst` pictures."""
+    network = predictor.network
+    write_per_image(found, out / "per_image.csv", network.task, network.class_names)
+    draw_confusion(found.counts.matrix, network.class_names, out / "confusion.png")
+    draw_confidence(found.counts, out / "confidence.png")
+    scores = picture_scores(found.each, network.task)
+    order = np.argsort(np.nan_to_num(scores, nan=np.inf), kind="stable")[:worst].tolist()
+    title = f"{run}: the worst of {len(found.names)} {found.split} pictures"
+    write_page(found, predictor, data, out / "worst.html", order, title)
+
+
+def compare_evaluations(
+    found: Evaluation,
+    theirs: Evaluation,
+    predictor: Predictor,
+    data: GraftDataModule,
+    out: Path,
+    runs: tuple[str, str],
+    most: int,
+) -> dict[str, Any]:
+    """Compare two networks picture by picture, and write a page of the `most` pictures where they differ most.
+
+    Raises:
+        ValueError: the two have seen different pictures.
+    """
+    if theirs.indices != found.indices:
+        raise ValueError("the data changed while they were read: the two networks saw different pictures")
+    task = predictor.network.task
+    change = picture_scores(found.each, task) - picture_scores(theirs.each, task)
+    order = np.argsort(-np.abs(np.nan_to_num(change)), kind="stable")[:most].tolist()
+    title = f"{runs[0]} on the pictures where it differs most from {runs[1]}"
+    write_page(found, predictor, data, out / "changed.html", order, title)
+    changed = [{"name": found.names[i], "difference": float(change[i])} for i in order if np.isfinite(change[i])]
+    return {
+        "run": runs[1],
+        "scores": summary(theirs.counts, task),
+        **paired_scores(found.each, theirs.each, task),
+        "most_changed": changed,
+    }
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -101,12 +166,12 @@ def draw_confidence(counts: Counts, path: Path) -> None:
 
 
 def write_page(
-    found: Evaluation, predictor: Predictor, data: GraftDataModule, split: str, path: Path, order: list[int], title: str
+    found: Evaluation, predictor: Predictor, data: GraftDataModule, path: Path, order: list[int], title: str
 ) -> None:
     """A page of pictures in the given order, each as image, truth and prediction; it needs no other file."""
     network = predictor.network
     scores = picture_scores(found.each, network.task)
-    source = getattr(data, split).source
+    source = getattr(data, found.split).source
     rows = []
     for i in order:
         image, truth, name = source[found.indices[i]]

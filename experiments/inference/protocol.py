@@ -6,10 +6,11 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from experiments.inference.trained import TrainedNetwork
+from experiments.command_line.crf_settings import read_crf_settings
+from experiments.command_line.protocol_flags import ProtocolFlags
+from experiments.inference.trained import TrainedNetwork, load, probabilities_of
 from experiments.inference.windows import reach_of, windowed_logits
 from heads.crf import CRFSettings, DenseCRF
 
@@ -77,11 +78,9 @@ class Predictor:
         for scale, mirrored in views:
             view = resized(prepared, scale)
             logits = self._logits(np.ascontiguousarray(view[:, ::-1]) if mirrored else view)
-            if self.network.task == "segmentation":
-                logits = logits.flip(3) if mirrored else logits
-                if logits.shape[2:] != image.shape[:2]:
-                    logits = F.interpolate(logits, image.shape[:2], mode="bilinear", align_corners=False)
-            probabilities = logits.softmax(1)
+            if mirrored and self.network.task == "segmentation":
+                logits = logits.flip(3)
+            probabilities = probabilities_of(logits, image.shape[:2])
             total = probabilities if total is None else total + probabilities
         assert total is not None
         mean = total / len(views)
@@ -110,6 +109,14 @@ class Predictor:
             "size_rule": self.network.size_rule.kind,
             "size": list(self.network.size_rule.size),
         }
+
+
+def predictor_of(run: str, flags: ProtocolFlags) -> Predictor:
+    """A run's network under the protocol that flags ask for; `run` may be another one than theirs."""
+    window = (flags.window[0], flags.window[-1]) if flags.window else None
+    crf = None if flags.crf_settings is None else read_crf_settings(flags.crf_settings)
+    protocol = Protocol(tuple(flags.scales), flags.flip, window, flags.overlap, crf)
+    return Predictor(load(run, None if flags.device == "auto" else flags.device), protocol)
 
 
 def resized(image: np.ndarray, scale: float) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import yaml
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -49,7 +50,7 @@ class TrainedNetwork:
 
     @property
     def task(self) -> str:
-        """ "classification" or "segmentation"."""
+        """The task of the head: classification or segmentation."""
         return self.module.task
 
     def __call__(self, picture: Picture) -> Result:
@@ -72,13 +73,7 @@ class TrainedNetwork:
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """Class probabilities, float32: `(C, H, W)` at the size of the image uint8 `(H, W, 3)`, or `(C,)`."""
-        logits = self.logits(self.size_rule.apply(image))
-        if self.task == "classification":
-            return logits[0].softmax(0).numpy()
-        if logits.shape[2:] != image.shape[:2]:
-            # Logits are resized, not labels: fewer jagged edges and, at equal cost, a better score.
-            logits = torch.nn.functional.interpolate(logits, image.shape[:2], mode="bilinear", align_corners=False)
-        return logits[0].softmax(0).numpy()
+        return probabilities_of(self.logits(self.size_rule.apply(image)), image.shape[:2])[0].numpy()
 
     @torch.inference_mode()
     def logits(self, image: np.ndarray) -> Tensor:
@@ -115,6 +110,14 @@ def load(path: str | Path, device: str | torch.device | None = None) -> TrainedN
         preprocessing["white"],
         preprocessing["least"],
     )
+
+
+def probabilities_of(logits: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Probabilities from logits: `(1, C, h, w)` -> `(1, C, *size)`, or `(1, C)` -> `(1, C)`."""
+    if logits.dim() == 4 and logits.shape[2:] != size:
+        # Resizing logits gives smoother borders, and better scores, than resizing labels.
+        logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+    return logits.softmax(1)
 
 
 def checkpoint_of(path: Path) -> Path:
@@ -160,17 +163,25 @@ def preprocessing_of_older(checkpoint: Path) -> dict[str, Any]:
     Raises:
         ValueError: there is no config.yaml beside it, or it does not fit this version.
     """
-    file = checkpoint.parent.parent / "config.yaml"
-    if not file.is_file():
+    settings = run_settings(checkpoint)
+    if not settings:
         raise ValueError(
             f"{checkpoint} was written by an older version and does not hold image size, mean and std; "
-            f"put it back into its run folder (there is no {file})"
+            f"put it back into its run folder (there is no {checkpoint.parent.parent / 'config.yaml'})"
         )
-    values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    known = {one.name for one in dataclasses.fields(RunConfig)}
-    data = build_data(RunConfig(**{name: value for name, value in values.items() if name in known}))
+    data = build_data(RunConfig(**settings))
     data.class_names = tuple(hyperparameters(checkpoint)["class_names"])
     return data.preprocessing()
+
+
+def run_settings(checkpoint: Path) -> dict[str, Any]:
+    """The settings of the run that a checkpoint lies in, as far as this version knows them; empty if it lies alone."""
+    file = checkpoint.parent.parent / "config.yaml"
+    if not file.is_file():
+        return {}
+    known = {one.name for one in dataclasses.fields(RunConfig)}
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return {name: value for name, value in values.items() if name in known}
 
 
 def pixels_of(picture: Image.Image | np.ndarray | Tensor) -> np.ndarray:

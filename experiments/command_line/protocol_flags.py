@@ -1,0 +1,42 @@
+"""Flags of the programs that run a trained network on pictures: which network, and how each picture is predicted."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.command_line.crf_settings import crf_settings_problem
+from experiments.command_line.kinds import NonNegativeInt, PositiveFloat, PositiveInt
+from experiments.command_line.parser import flag, positional
+
+
+@dataclass(kw_only=True)
+class ProtocolFlags:
+    """What evaluate.py and predict.py have in common."""
+
+    run: str = positional("run folder, or a checkpoint of one", path=True)
+    scales: list[PositiveFloat] = flag(
+        (1.0,), "multiples of the image size whose probabilities are averaged", group="protocol"
+    )
+    flip: bool = flag(False, "average with the mirror image", group="protocol")
+    window: list[PositiveInt] | None = flag(
+        None, "cut larger images into windows of H W pixels, or one number for both", group="protocol"
+    )
+    overlap: NonNegativeInt | None = flag(
+        None, "pixels that windows share; default: enough to equal the whole image, or a quarter", group="protocol"
+    )
+    crf_settings: str | None = flag(
+        None, "refine by a fully connected CRF: a preset of heads/crf.py or a YAML file", path=True, group="protocol"
+    )
+    device: str = flag("auto", "where the network runs: auto, cpu, cuda, cuda:1, mps", group="hardware")
+
+
+def run_problem(run: str) -> str | None:
+    """Why a path cannot be a run folder or a checkpoint."""
+    return None if Path(run).exists() else f"{run}: no such run folder or checkpoint"
+
+
+def protocol_problem(flags: ProtocolFlags) -> str | None:
+    """What can be known to be wrong with these flags before torch is imported."""
+    if flags.window is not None and len(flags.window) > 2:
+        return "--window takes one number or two, H W"
+    crf_problem = crf_settings_problem(flags.crf_settings) if flags.crf_settings is not None else None
+    return run_problem(flags.run) or crf_problem
