@@ -42,9 +42,8 @@ def test_what_pytorch_refuses_is_refused() -> None:
         norm.eval()(empty(1, 3, 1, 1))
         with pytest.raises(RuntimeError, match="a batch norm of 3 channels cannot normalise 4 channels"):
             norm(empty(1, 4, 2, 2))
-        for shape, size in (((1, 3, 0, 4), (2, 2)), ((1, 3, 4, 4), (0, 2)), ((1, 3, 4, 4), (2,))):
-            with pytest.raises((RuntimeError, ValueError)):
-                F.interpolate(empty(*shape), size, mode="bilinear")
+        with pytest.raises(ValueError, match="spatial dim"):
+            F.interpolate(empty(1, 3, 4, 4), (2,), mode="bilinear")
 
 
 def test_tensors_with_values_are_computed() -> None:
