@@ -75,6 +75,12 @@ def quick_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     make_weights_quick(monkeypatch)
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of this test compute their predictions and draw none, which takes a quarter of a short run."""
+    monkeypatch.setattr("experiments.training.predictions.write_predictions", lambda drawn, data, path: None)
+
+
 def randomise(module: torch.nn.Module) -> torch.nn.Module:
     """Give batch norms statistics, and constant parameters values, that an error in them would show with.
 

@@ -21,13 +21,12 @@ from experiments.run import main
 from experiments.run_files import launch, run_folder
 from experiments.training import write_results
 from experiments.training.write_results import own_version
+from tests.warm_process import run_python
 
 ROOT = Path(__file__).resolve().parent.parent
-RUN = [sys.executable, str(ROOT / "experiments" / "run.py")]
+RUN = str(ROOT / "experiments" / "run.py")
 
-
-def call(*arguments: str, **more) -> subprocess.CompletedProcess:
-    return subprocess.run([*RUN, *arguments], capture_output=True, text=True, timeout=300, check=False, **more)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")
@@ -173,8 +172,10 @@ def test_a_run_of_one_process_is_rank_0(left_over: dict[str, str], folder: Path,
     """Several runs in one SLURM job, or variables that something else has left."""
     job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "sweep", "SLURM_LOCALID": "1", "SLURM_NODEID": "0"}
     environment = {**os.environ, **left_over} | (job if "SLURM_PROCID" in left_over else {})
-    done = call(
-        *small(folder, tmp_path, "--backbone", "lenet5", "--head", "hypercolumn", "--epochs", "1"), env=environment
+    # Lightning reads the variables when it is imported.
+    command = [sys.executable, RUN, *small(folder, tmp_path, "--backbone", "lenet5", "--head", "hypercolumn")]
+    done = subprocess.run(
+        [*command, "--epochs", "1"], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     files = {path.name for path in (tmp_path / "lenet5-hypercolumn-folders").iterdir()}
@@ -234,7 +235,8 @@ def test_ctrl_c_says_how_to_go_on_and_that_works(folder: Path, tmp_path: Path, c
 
 
 def test_two_processes_report_what_one_reports(folder: Path, tmp_path: Path) -> None:
-    done = call(*small(folder, tmp_path, "--name", "two", "--devices", "2", "--strategy", "ddp", "--epochs", "1"))
+    two = ("--name", "two", "--devices", "2", "--strategy", "ddp", "--epochs", "1")
+    done = run_python([RUN, *small(folder, tmp_path, *two)])
     assert done.returncode == 0, done.stderr[-2000:]
     two = json.loads((tmp_path / "two" / "results.json").read_text())["scores"]["val"]
     import lightning.pytorch as pl

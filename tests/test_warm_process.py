@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.warm_process import run_program, start_program
+from tests.warm_process import run_python, start_python
 
 SHOW = """
 import json, os, sys
@@ -27,7 +27,7 @@ def test_it_shows_what_a_started_process_shows(form: str, session: bool, tmp_pat
     real = subprocess.run(
         [sys.executable, *arguments, "3"], stdin=subprocess.DEVNULL, capture_output=True, text=True, **options
     )  # fmt: skip
-    warm = run_program([*arguments, "3"], **options)
+    warm = run_python([*arguments, "3"], **options)
     # Python itself adds a variable for the C locale.
     assert warm.stdout == real.stdout.replace(', "LC_CTYPE": "C.UTF-8"', "")
     assert (warm.returncode, warm.stderr) == (real.returncode, real.stderr)
@@ -44,7 +44,7 @@ def test_it_shows_what_a_started_process_shows(form: str, session: bool, tmp_pat
     ],
 )
 def test_it_ends_as_a_started_process_does(code: str, expected: int, error: str) -> None:
-    done = run_program(["-c", code])
+    done = run_python(["-c", code])
     assert done.returncode == expected
     assert (done.stderr.strip().splitlines() or [""])[-1] == error
     assert ("at the end" in done.stdout) == ("atexit" in code)
@@ -53,7 +53,7 @@ def test_it_ends_as_a_started_process_does(code: str, expected: int, error: str)
 def test_it_gets_signals_and_others_go_on(tmp_path: Path) -> None:
     sleep = ["-c", "import time; print('up', flush=True); time.sleep(100)"]
     with (tmp_path / "out").open("w") as out:
-        killed, other = start_program(sleep, stdout=out), start_program(sleep, stdout=out)
+        killed, other = start_python(sleep, stdout=out), start_python(sleep, stdout=out)
     assert killed.poll() is None
     killed.send_signal(signal.SIGKILL)
     assert killed.wait(20) == -signal.SIGKILL
@@ -63,15 +63,15 @@ def test_it_gets_signals_and_others_go_on(tmp_path: Path) -> None:
         other.wait(0.1)
     other.send_signal(signal.SIGTERM)
     assert other.wait(20) == -signal.SIGTERM
-    assert run_program(["-c", "print(1)"]).stdout == "1\n"
+    assert run_python(["-c", "print(1)"]).stdout == "1\n"
 
 
 def test_it_computes_with_as_many_threads_as_asked() -> None:
     for count in ("1", "2"):
         code = "import torch; print(torch.get_num_threads(), bool(torch.ones(1000, 1000).exp().sum() > 0))"
-        assert run_program(["-c", code], env=os.environ | {"OMP_NUM_THREADS": count}).stdout == f"{count} True\n"
+        assert run_python(["-c", code], env=os.environ | {"OMP_NUM_THREADS": count}).stdout == f"{count} True\n"
 
 
 def test_one_that_does_not_end_is_killed() -> None:
     with pytest.raises(subprocess.TimeoutExpired):
-        run_program(["-c", "import time; time.sleep(100)"], timeout=0.5)
+        run_python(["-c", "import time; time.sleep(100)"], timeout=0.5)

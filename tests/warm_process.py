@@ -60,7 +60,7 @@ class Program:
             os.kill(self.pid, number)
 
 
-def start_program(
+def start_python(
     arguments: Sequence[str],
     *,
     cwd: Path = ROOT,
@@ -86,14 +86,14 @@ def start_program(
     return Program(arguments, ours)
 
 
-def run_program(arguments: Sequence[str], *, timeout: float = 200, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Like `subprocess.run([sys.executable, *arguments], capture_output=True, text=True)`; options of start_program.
+def run_python(arguments: Sequence[str], *, timeout: float = 200, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Like `subprocess.run([sys.executable, *arguments], capture_output=True, text=True)`; options of start_python.
 
     Raises:
         subprocess.TimeoutExpired: it did not end within so many seconds, and has been killed.
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
-        program = start_program(arguments, stdout=out, stderr=error, **options)
+        program = start_python(arguments, stdout=out, stderr=error, **options)
         try:
             code = program.wait(timeout)
         except BaseException:
