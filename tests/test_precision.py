@@ -1,6 +1,5 @@
-"""`--precision auto`: bfloat16 on hardware that multiplies it, and the precision of the first part of a run after that."""
+"""`--precision auto`: bfloat16 on hardware that multiplies it; a resumed run keeps its precision."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -55,4 +54,4 @@ def test_a_run_states_its_precision_and_keeps_it_when_it_goes_on_elsewhere(
 def test_an_older_checkpoint_was_trained_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     capable(monkeypatch, "amx_bf16")
     torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
-    assert choose_precision(dataclasses.replace(RunConfig()), CPU, tmp_path / "last.ckpt")[0] == "32-true"
+    assert choose_precision(RunConfig(), CPU, tmp_path / "last.ckpt")[0] == "32-true"

@@ -16,8 +16,8 @@ def choose_precision(config: RunConfig, device: torch.device, checkpoint: Path |
     """Return the precision in Lightning's words and, if `--precision auto` chose it, one line that says why.
 
     Args:
-        checkpoint: last.ckpt of a run that is continued. It goes on in the precision that it began with, also on another
-            machine, because a curve of two precisions would be that of no run.
+        checkpoint: last.ckpt of a run that is continued. It goes on in the precision that it began with, also on
+            another machine, so that its whole curve is of one precision.
     """
     if config.precision != "auto":
         return config.precision, ""

@@ -22,8 +22,8 @@ from experiments.training.build import crf_settings, prepare
 from experiments.training.fit import fit
 from experiments.training.make_trainer import build_trainer, set_matmul_precision
 from experiments.training.network_cost import network_cost
-from experiments.training.rehearse import check_deterministic, check_shapes
 from experiments.training.precision import choose_precision
+from experiments.training.rehearse import check_deterministic, check_shapes
 from experiments.training.resume import SameStart, check_same_data
 from experiments.training.score import finish
 from lightning_modules.base import GraftModule
