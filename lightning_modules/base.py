@@ -271,7 +271,12 @@ class GraftModule(pl.LightningModule):
         if self.device_mesh is not None and not is_sharded(self.network):
             shard(self.network, self.crf, self.device_mesh["data_parallel"])
 
-    def configure_optimizers(self) -> Any:
+    def new_optimizer(self, *, fused: bool = True) -> torch.optim.Optimizer:
+        """The optimiser over all parameters that are trained.
+
+        Args:
+            fused: update all parameters in one kernel, which is faster. It rounds differently in the last bit.
+        """
         hparams = self.hparams
         groups = parameter_groups(
             self.network, hparams["lr"], hparams["backbone_lr_mult"], hparams["weight_decay"], hparams["layer_decay"]
@@ -281,9 +286,13 @@ class GraftModule(pl.LightningModule):
             # because it would shrink the CRF's weights.
             groups.insert(0, {"params": list(self.crf.parameters()), "lr": hparams["lr"], "weight_decay": 0.0})
         if hparams["optimizer"] == "sgd":
-            optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=hparams["lr"], momentum=hparams["momentum"])
-        else:
-            optimizer = torch.optim.AdamW(groups, lr=hparams["lr"])
+            return torch.optim.SGD(groups, lr=hparams["lr"], momentum=hparams["momentum"], fused=fused)
+        return torch.optim.AdamW(groups, lr=hparams["lr"], fused=fused)
+
+    def configure_optimizers(self) -> Any:
+        # With float16, fused optimisers undo the loss scale themselves, and Lightning then cannot clip gradients.
+        optimizer = self.new_optimizer(fused=self.trainer.precision != "16-mixed" and self.device_mesh is None)
+        hparams = self.hparams
         total = int(self.trainer.estimated_stepping_batches)
         warmup = round(total * hparams["warmup"])
 

@@ -1,18 +1,21 @@
 """What `--precision auto` is on this machine: bfloat16 where the hardware multiplies it, float32 elsewhere."""
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from experiments.command_line.run_config import RunConfig
 from experiments.training.resume import PRECISION, read_checkpoint
 
-FLOAT32, BFLOAT16 = "32-true", "bf16-mixed"
+Precision = Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
+FLOAT32: Precision = "32-true"
+BFLOAT16: Precision = "bf16-mixed"
 CPU_UNITS = ("amx_bf16", "avx512_bf16")
 """Instructions that multiply bfloat16. Without them a CPU converts every number to float32 first, which is slower."""
 
 
-def choose_precision(config: RunConfig, device: torch.device, checkpoint: Path | None = None) -> tuple[str, str]:
+def choose_precision(config: RunConfig, device: torch.device, checkpoint: Path | None = None) -> tuple[Precision, str]:
     """Return the precision in Lightning's words and, if `--precision auto` chose it, one line that says why.
 
     Args:
