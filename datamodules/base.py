@@ -25,10 +25,10 @@ from datamodules.fingerprint import content_hash, fingerprint_of
 from datamodules.loader import Batch, EqualBatches, Loader, Normalise, TrainingLoader, Uint8Dataset
 from datamodules.memory import keep_freed_memory
 from datamodules.node_folder import once_per_node
+from datamodules.sample_cache import Cache, open_cache
 from datamodules.samples import OnBadSample, Samples, Shuffled
 from datamodules.size_rules import SizeRule
 from datamodules.source import FileSource, Source
-from datamodules.store import Cache, open_store
 from datamodules.worker_signals import ignore_signals_except_parents
 
 Task = Literal["classification", "segmentation"]
@@ -88,7 +88,7 @@ class GraftDataModule(LightningDataModule):
 
         With `download`, a missing data set is downloaded if that is possible. With `on_bad_sample` "skip", training
         replaces an unreadable sample by the next readable one, and evaluation leaves it out. `cache` says where decoded
-        samples are cached; see `datamodules/store.py`. `augmentation` is a preset or a file, as described in
+        samples are cached; see `datamodules/sample_cache.py`. `augmentation` is a preset or a file, as described in
         `datamodules/augmentation.py`; with None the data set's own augmentation is used. A `~` in `data_dir` is the
         user's home directory.
         `mask_suffix` is what the names of masks add to those of their images, for data sets of plain folders.
@@ -164,7 +164,7 @@ class GraftDataModule(LightningDataModule):
             "std": list(self.std),
             "colours": [list(colour) for colour in self.colours],
             "white": next((one.white for one in sources if isinstance(one, (LabelledImages, MaskedImages))), WHITE),
-            "least": next((one.least for one in sources if isinstance(one, LabelledImages)), None),
+            "least": next((one.min_side for one in sources if isinstance(one, LabelledImages)), None),
         }
 
     def preparation(self) -> list[A.BasicTransform]:
@@ -217,7 +217,7 @@ class GraftDataModule(LightningDataModule):
         """
         files = [samples for samples in splits if isinstance(samples.source, FileSource)]
         jobs: list[Callable[[], None]] = [
-            partial(samples.keep, index) for samples in files for index in range(len(samples))
+            partial(samples.check_and_cache, index) for samples in files for index in range(len(samples))
         ]
 
         def inspect() -> None:
@@ -246,7 +246,7 @@ class GraftDataModule(LightningDataModule):
     ) -> Samples:
         preparation = self.preparation()
         if isinstance(source, LabelledImages):
-            source.least = MIN_DECODED_SIZE_FACTOR * max(self.image_size)
+            source.min_side = MIN_DECODED_SIZE_FACTOR * max(self.image_size)
         return Samples(
             source,
             compose(transforms),
@@ -255,7 +255,7 @@ class GraftDataModule(LightningDataModule):
             endless=endless,
             on_bad_sample=skip if self.on_bad_sample == "skip" else "error",
             whole_masks=skip == "drop",
-            store=open_store(self.cache) if isinstance(source, FileSource) else None,
+            cache=open_cache(self.cache) if isinstance(source, FileSource) else None,
             preparation=compose(preparation) if preparation else None,
         )
 
@@ -338,14 +338,14 @@ class GraftDataModule(LightningDataModule):
             worker_init_fn=prepare_worker,
             **batching,
         )
-        loader.finish = self.finish
+        loader.to_device_and_normalise = self.to_device_and_normalise
         return loader
 
     def _device(self) -> torch.device:
         """Where the network is."""
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
-    def finish(self, batch: Batch) -> Batch:
+    def to_device_and_normalise(self, batch: Batch) -> Batch:
         """Move a uint8 batch from the workers to the network's device, fill its padding with the mean colour and
         normalise it.
 

@@ -49,7 +49,7 @@ class MaskedImages:
         """Image and mask."""
         return self.pairs[index].image, self.pairs[index].mask
 
-    def recipe(self, index: int) -> tuple[Any, ...]:
+    def decoding_key(self, index: int) -> tuple[Any, ...]:
         """How masks and deep images are read."""
         return self.labels, self.read, self.white
 
@@ -103,13 +103,13 @@ def spans(values: Sequence[int], most: int = 8) -> str:
 class LabelledImages:
     """A split of image files with a class each.
 
-    `least` may be set to the pixels that both sides need to have, `white` to the level of white in images of more than
-    8 bits.
+    `min_side` may be set to the pixels that both sides need to have, `white` to the level of white in images of more
+    than 8 bits.
     """
 
     def __init__(self, files: list[tuple[Path, int]]) -> None:
         self.files = files
-        self.least: int | None = None
+        self.min_side: int | None = None
         self.white = WHITE
 
     def __len__(self) -> int:
@@ -117,12 +117,12 @@ class LabelledImages:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int, str]:
         path, label = self.files[index]
-        return read_image(path, self.least, self.white), label, f"{path.parent.name}/{path.stem}"
+        return read_image(path, self.min_side, self.white), label, f"{path.parent.name}/{path.stem}"
 
     def paths(self, index: int) -> tuple[Path, ...]:
         """The image."""
         return (self.files[index][0],)
 
-    def recipe(self, index: int) -> tuple[Any, ...]:
+    def decoding_key(self, index: int) -> tuple[Any, ...]:
         """The class, how large the image must be, and how deep images are read."""
-        return self.files[index][1], self.least, self.white
+        return self.files[index][1], self.min_side, self.white

@@ -71,9 +71,10 @@ class EqualBatches(Sampler[list[int]]):
 
 
 class Loader(DataLoader[Any]):
-    """A DataLoader of uint8 batches. `finish`, set by the data module, moves each to the device and normalises it."""
+    """A DataLoader of uint8 batches, each of which moves to the network's device and is normalised."""
 
-    finish: Callable[[Batch], Batch]
+    to_device_and_normalise: Callable[[Batch], Batch]
+    """Set by the data module."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         # A generator, so that workers start fetching only when the first batch is requested; by then the sampler knows
@@ -81,7 +82,7 @@ class Loader(DataLoader[Any]):
         with sigterm_blocked():
             batches = super().__iter__()
         for batch in batches:
-            yield self.finish(batch)
+            yield self.to_device_and_normalise(batch)
 
 
 class TrainingLoader(Loader):

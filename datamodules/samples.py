@@ -14,14 +14,14 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from datamodules.errors import DataError
 from datamodules.loader import Normalise
+from datamodules.sample_cache import SampleCache
 from datamodules.source import FileSource, Sample, Source
-from datamodules.store import Store
 
 OnBadSample = Literal["error", "replace", "drop"]
 
 
 class Samples(Dataset[dict[str, Any] | None]):
-    """A source behind its preparation, which is done once for a sample where there is a store, and its pipeline.
+    """A source behind its preparation, which is done once for a sample where there is a cache, and its pipeline.
 
     Items are asked for by index, or by `(epoch, index)`. Random augmentation is a function of (seed, epoch, index)
     alone: every sample brings its own generators (20 microseconds), so that neither the number of workers nor the
@@ -44,7 +44,7 @@ class Samples(Dataset[dict[str, Any] | None]):
         *,
         endless: bool = False,
         on_bad_sample: OnBadSample = "error",
-        store: Store | None = None,
+        cache: SampleCache | None = None,
         preparation: A.Compose | None = None,
         whole_masks: bool = False,
     ) -> None:
@@ -55,10 +55,10 @@ class Samples(Dataset[dict[str, Any] | None]):
         self.pipeline = pipeline
         self.seed = seed
         self.normalise = normalise
-        self.store = store if isinstance(source, FileSource) else None
+        self.cache = cache if isinstance(source, FileSource) else None
         self.preparation = preparation
         self.whole_masks = whole_masks
-        self.recipe = f"{preparation!r} of images" if whole_masks else repr(preparation)
+        self.preparation_key = f"{preparation!r} of images" if whole_masks else repr(preparation)
         if on_bad_sample != "error":
             self._need_one()
 
@@ -86,25 +86,25 @@ class Samples(Dataset[dict[str, Any] | None]):
         return {"image": tensor(self.pipeline(image=image)["image"]), "target": torch.tensor(target), "name": name}
 
     def load(self, index: int) -> Sample:
-        """The prepared sample, from the store if it is there, and into it if it is not.
+        """The prepared sample, from the cache if it is there, and into it if it is not.
 
         Raises:
             ValueError: it cannot be read.
         """
         source = self.source
-        if self.store is None or not isinstance(source, FileSource):
+        if self.cache is None or not isinstance(source, FileSource):
             return self._prepared(source[index])
         try:
-            key = self.store.key(source, index, self.recipe)
+            key = self.cache.key(source, index, self.preparation_key)
         except OSError:  # a file is missing, which the source says better
             return self._prepared(source[index])
-        sample = self.store.get(key)
+        sample = self.cache.get(key)
         if sample is None:
             sample = self._prepared(source[index])
-            self.store.put(key, sample)
+            self.cache.put(key, sample)
         return sample
 
-    def keep(self, index: int) -> None:
+    def check_and_cache(self, index: int) -> None:
         """Check that the sample can be read, and cache it if there is room.
 
         Returns nothing, so that checking a whole split does not hold all its samples in memory.

@@ -45,7 +45,7 @@ class TrainedNetwork:
     std: tuple[float, ...]
     white: int = WHITE
     """Level of white in files of more than 8 bits."""
-    least: int | None = None
+    min_side: int | None = None
     """JPEG files may be decoded smaller as long as both sides keep this many pixels."""
 
     @property
@@ -64,7 +64,7 @@ class TrainedNetwork:
 
     def read(self, path: str | Path) -> np.ndarray:
         """A file as uint8 `(H, W, 3)`, decoded as in training. Raises ValueError if it cannot be read."""
-        return read_image(Path(path), self.least, self.white)
+        return read_image(Path(path), self.min_side, self.white)
 
     def result(self, probabilities: np.ndarray, image: np.ndarray) -> Result:
         """The result for probabilities `(C, H, W)` or `(C,)` of an image uint8 `(H, W, 3)`."""

@@ -23,7 +23,7 @@ from experiments.training.make_trainer import build_trainer, set_matmul_precisio
 from experiments.training.network_cost import network_cost
 from experiments.training.rehearse import check_deterministic, check_shapes
 from experiments.training.resume import SameStart, check_same_data
-from experiments.training.score import finish
+from experiments.training.score import score_and_report
 from lightning_modules.base import GraftModule
 
 
@@ -74,5 +74,5 @@ def run(config: RunConfig, folder: RunFolder, data: GraftDataModule, module: Gra
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.epochs:
         fit(trainer, module, data, folder, checkpoint)
-    finish(config, folder, trainer, module, data, crf=crf_settings(config), costs=costs, clock=clock)
-    curves.finish(folder, costs, trainer.global_step)
+    score_and_report(config, folder, trainer, module, data, crf=crf_settings(config), costs=costs, clock=clock)
+    curves.log_results(folder, costs, trainer.global_step)
