@@ -189,7 +189,8 @@ class Backbone(nn.Module):
             body = {key: value for key, value in body.items() if key in own or key.partition(".")[0] not in places}
         # Checkpoints older than PyTorch 0.4.1 lack the batch counters, which nothing here reads.
         counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
-        body = adapt_input_channels(counters | body, own)
+        body, adapted = adapt_input_channels(counters | body, own)
+        notes += [adapted] if adapted else []
         classifier = {key: value for key, value in converted.items() if key in names}
         return Fit(prefix, len(state), body, classifier, notes, state_dict_mismatch(body, own))
 

@@ -205,8 +205,7 @@ def decode(path: Path, *, upright: bool = False, min_side: int | None = None) ->
                 raise DataError(f"{path} has {count} pages; save each that is meant as a file of its own", "unreadable")
             bands = image.tag_v2.get(SAMPLES_PER_PIXEL, 1) if image.format == "TIFF" else 0  # type: ignore[attr-defined]
             if bands > len(image.getbands()):
-                message = f"{path} has {bands} bands, more than colour and alpha; save the three to be seen as RGB"
-                raise DataError(message, "unreadable")
+                raise more_bands(path, bands)
             if min_side is not None:
                 image.draft(None, (min_side, min_side))
             image.load()
@@ -223,13 +222,20 @@ def decode(path: Path, *, upright: bool = False, min_side: int | None = None) ->
     except Exception as error:  # Decoders raise what they like: OSError, SyntaxError, struct.error, ...
         bands = tiff_bands(path)
         if bands > 4:
-            message = f"{path} has {bands} bands, more than colour and alpha; save the three to be seen as RGB"
-            raise DataError(message, "unreadable") from None
+            raise more_bands(path, bands) from None
         reason = " ".join(str(error).replace(f"'{path}'", "").split()) or type(error).__name__
         if path.is_file() and path.stat().st_size == 0:
             reason = "it has 0 bytes"
         message = f"{path} cannot be read ({reason}); replace the file or remove it"
         raise DataError(message, "unreadable") from None
+
+
+def more_bands(path: Path, bands: int) -> DataError:
+    return DataError(
+        f"{path} has {bands} bands, more than colour and alpha; --in-channels {bands} reads all of them with "
+        "--data folders; or save the three to be seen as RGB",
+        "unreadable",
+    )
 
 
 def pages(image: Image.Image) -> int:

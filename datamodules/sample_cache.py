@@ -32,10 +32,10 @@ from datamodules.node_folder import memory_root, node_folder
 from datamodules.source import FileSource, Sample
 
 Cache = Literal["none", "memory", "disk"]
-FORMAT = 1
+FORMAT = 2
 """Part of every key; to be raised when decoding or the layout of the files changes."""
-HEADER = struct.Struct("<4q")
-"""Height, width, the class (-1: a mask follows the image), bytes of the name."""
+HEADER = struct.Struct("<5q")
+"""Height, width, channels, the class (-1: a mask follows the image), bytes of the name."""
 MEMORY_FRACTION = 0.25
 FREE_FRACTION = 0.5
 ROOM_FOR_BATCHES = 256 << 20
@@ -72,17 +72,17 @@ class SampleCache:
         try:
             with self.path(key).open("rb") as file:
                 pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            height, width, label, letters = HEADER.unpack_from(pages)
+            height, width, channels, label, letters = HEADER.unpack_from(pages)
         except (OSError, ValueError, struct.error):  # missing, empty or cut off
             return None
         start, area = HEADER.size + letters, height * width
-        if len(pages) != start + (3 if label >= 0 else 4) * area:
+        if len(pages) != start + (channels + (label < 0)) * area:
             return None
-        image = np.frombuffer(pages, np.uint8, 3 * area, start).reshape(height, width, 3)
+        image = np.frombuffer(pages, np.uint8, channels * area, start).reshape(height, width, channels)
         name = pages[HEADER.size : start].decode()
         if label >= 0:
             return image, label, name
-        return image, np.frombuffer(pages, np.uint8, area, start + 3 * area).reshape(height, width), name
+        return image, np.frombuffer(pages, np.uint8, area, start + channels * area).reshape(height, width), name
 
     def put(self, key: str, sample: Sample) -> None:
         """Store a sample if there is room.
@@ -93,7 +93,7 @@ class SampleCache:
         letters = name.encode()
         masked = isinstance(target, np.ndarray)
         label = -1 if isinstance(target, np.ndarray) else target
-        parts: list[Any] = [HEADER.pack(*image.shape[:2], label, len(letters)), letters, np.ascontiguousarray(image)]
+        parts: list[Any] = [HEADER.pack(*image.shape, label, len(letters)), letters, np.ascontiguousarray(image)]
         parts += [np.ascontiguousarray(target)] if masked else []
         path = self.path(key)
         part = path.with_suffix(temporary_suffix())

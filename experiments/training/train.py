@@ -50,7 +50,7 @@ def train(config: RunConfig) -> None:
 
 def run(config: RunConfig, folder: RunFolder, data: GraftDataModule, module: GraftModule, clock: RunCost) -> None:
     """Train in the folder, from where it stands, then score and write the results."""
-    costs = network_cost(module.network, data.image_size)
+    costs = network_cost(module.network, data.image_size, config.in_channels)
     checkpoint = folder.last_checkpoint if folder.last_checkpoint.is_file() else None
     table = MetricsFile(folder.metrics)
     curves = LogRows(make_logs(config, folder, costs, module.monitor), table)
