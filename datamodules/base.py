@@ -88,6 +88,7 @@ class GraftDataModule(LightningDataModule):
         augmentation: str | None = None,
         mask_suffix: str | None = None,
         in_channels: int = RGB,
+        weigh_borders: bool = False,
     ) -> None:
         """`image_size` is (H, W), or None for the data set's default; `batch_size` and `workers` are per rank.
 
@@ -97,7 +98,8 @@ class GraftDataModule(LightningDataModule):
         `datamodules/augmentation.py`; with None the data set's own augmentation is used. A `~` in `data_dir` is the
         user's home directory.
         `mask_suffix` is what the names of masks add to those of their images, and `in_channels` the number of bands of
-        the images, both for data sets of plain folders. With `mean` or `std` None, `setup()` measures it on the
+        the images, both for data sets of plain folders. With `weigh_borders`, training batches have `border_weights`
+        for the loss unet_border. With `mean` or `std` None, `setup()` measures it on the
         training images.
 
         Raises:
@@ -121,6 +123,7 @@ class GraftDataModule(LightningDataModule):
         if in_channels != RGB and not self.takes_in_channels:
             raise DataError(f"--in-channels is for --data folders; the images of {name} are read as RGB")
         self.in_channels = in_channels
+        self.weigh_borders = weigh_borders
         self.mean = tuple(mean or ())
         self.std = tuple(std or ())
         self.download = download
@@ -273,6 +276,7 @@ class GraftDataModule(LightningDataModule):
             endless=endless,
             on_bad_sample=skip if self.on_bad_sample == "skip" else "error",
             whole_masks=skip == "drop",
+            weigh_borders=self.weigh_borders and skip == "replace",
             cache=open_cache(self.cache) if isinstance(source, FileSource) else None,
             preparation=compose(preparation) if preparation else None,
         )
@@ -382,8 +386,10 @@ class GraftDataModule(LightningDataModule):
         for one, (height, width) in zip(pixels, batch.get("sizes", ()), strict=False):
             one[height:] = one[:, width:] = normalise.colour
         target = batch["target"].to(device, non_blocking=non_blocking).long()
-        own_sizes = {"target_sizes": batch["target_sizes"]} if "target_sizes" in batch else {}
-        return {"image": normalise(pixels), "target": target, "name": batch["name"]} | own_sizes
+        more = {"target_sizes": batch["target_sizes"]} if "target_sizes" in batch else {}
+        if "border_weights" in batch:
+            more["border_weights"] = batch["border_weights"].to(device, non_blocking=non_blocking)
+        return {"image": normalise(pixels), "target": target, "name": batch["name"]} | more
 
     def _empty_batch(self, device: torch.device) -> Batch:
         height, width = self.image_size

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
+from datamodules.collate import IGNORE_INDEX
 from datamodules.errors import DataError
 from datamodules.loader import Normalise
 from datamodules.sample_cache import SampleCache
 from datamodules.source import FileSource, Sample, Source
+from lightning_modules.borders import border_weights
 
 OnBadSample = Literal["error", "replace", "drop"]
 
@@ -29,7 +31,8 @@ class Samples(Dataset[dict[str, Any] | None]):
 
     Depending on `on_bad_sample`, an unreadable sample raises an error, is replaced by the next readable one, or becomes
     None. In the last two cases it is marked in `bad`, which lies in memory shared by the workers and the training
-    process. With `whole_masks`, the preparation changes images and leaves masks as they are.
+    process. With `whole_masks`, the preparation changes images and leaves masks as they are. With `weigh_borders`,
+    samples also have `border_weights` float32 `(H, W)` for the loss unet_border, so that the workers compute them.
 
     Raises:
         ValueError: no sample can be read, although unreadable ones may be skipped.
@@ -47,6 +50,7 @@ class Samples(Dataset[dict[str, Any] | None]):
         cache: SampleCache | None = None,
         preparation: A.Compose | None = None,
         whole_masks: bool = False,
+        weigh_borders: bool = False,
     ) -> None:
         self.on_bad_sample = on_bad_sample
         self.bad = torch.zeros(0 if on_bad_sample == "error" else len(source), dtype=torch.bool).share_memory_()
@@ -58,6 +62,7 @@ class Samples(Dataset[dict[str, Any] | None]):
         self.cache = cache if isinstance(source, FileSource) else None
         self.preparation = preparation
         self.whole_masks = whole_masks
+        self.weigh_borders = weigh_borders
         self.preparation_key = f"{preparation!r} of images" if whole_masks else repr(preparation)
         if on_bad_sample != "error":
             self._need_one()
@@ -82,7 +87,11 @@ class Samples(Dataset[dict[str, Any] | None]):
         self.pipeline.set_random_state(generator, random.Random(int(generator.integers(2**32))))
         if isinstance(target, np.ndarray):
             out = self.pipeline(image=image, mask=target)
-            return {"image": tensor(out["image"]), "target": tensor(out["mask"]), "name": name}
+            found = {"image": tensor(out["image"]), "target": tensor(out["mask"]), "name": name}
+            if self.weigh_borders:
+                objects = np.where(out["mask"] == IGNORE_INDEX, 0, out["mask"])
+                found["border_weights"] = torch.from_numpy(border_weights(objects))
+            return found
         return {"image": tensor(self.pipeline(image=image)["image"]), "target": torch.tensor(target), "name": name}
 
     def load(self, index: int) -> Sample:

@@ -88,6 +88,7 @@ def build_data(config: RunConfig) -> GraftDataModule:
         augmentation=config.augmentation,
         mask_suffix=config.mask_suffix,
         in_channels=config.in_channels,
+        weigh_borders="unet_border" in config.loss,
     )
 
 
