@@ -58,7 +58,7 @@ class AlexNet(FullyConnectedBackbone):
 
     window = 6
     hidden_bias = 1.0
-    valid_borders = 59
+    cropped_pixels = 59
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ class ZFNet(FullyConnectedBackbone):
     std = PIXEL_STD
     window = 6
     min_size = 53
-    valid_borders = 47
+    cropped_pixels = 47
 
     def __init__(
         self,

@@ -211,9 +211,10 @@ class GraftModule(pl.LightningModule):
         images, target = batch["image"], batch["target"]
         forward = self.compiled_with_aux or self.network.forward_with_aux
         logits, aux = forward(images) if self.network.has_aux else (self.network(images), [])
-        loss = cast("Tensor", self.loss(self.refine(logits, images), target))
+        borders = batch.get("border_weights")
+        loss = cast("Tensor", self.loss(self.refine(logits, images), target, borders))
         if aux:
-            loss = loss + self.aux_weight * sum(self.loss(one, target) for one in aux)
+            loss = loss + self.aux_weight * sum(self.loss(one, target, borders) for one in aux)
         self.train_loss.update(loss.detach().to(self.train_loss.totals.dtype) * len(images), len(images))
         self.log("train/loss_step", loss, batch_size=len(images))
         self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True, batch_size=len(images))

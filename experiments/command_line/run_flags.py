@@ -65,6 +65,11 @@ class RunConfig:
         None,
         "text that mask names have and image names lack, such as _mask; default: detected, if it is the same for all",
     )
+    in_channels: PositiveInt = data_flag(
+        3,
+        "bands of the images: 3 reads all images as RGB; others need files of so many bands, such as TIFF, in --data "
+        "folders",
+    )
     download: bool = data_flag(False, "download the data set if it is missing and can be downloaded automatically")
     image_size: list[PositiveInt] | None = data_flag(
         None, "size of images in training, in pixels: height and width, or one number for both; default: the data set's"

@@ -177,12 +177,13 @@ def write_page(
         image, truth, name = source[found.indices[i]]
         result = network.result(predictor(image), image)
         line = f"<b>{html.escape(name)}</b> score {scores[i]:.3f}, confidence {found.confidence[i]:.3f}"
-        pictures = [image]
+        pictures = [result.image]
         if isinstance(result, SegmentationResult):
             labels = np.where(truth == data.ignore_index, -1, truth.astype(np.int64))
             views = (labels, result.labels)
             pictures += [
-                np.asarray(overlay(image, one, network.class_names, network.colours, legend=False)) for one in views
+                np.asarray(overlay(result.image, one, network.class_names, network.colours, legend=False))
+                for one in views
             ]
         else:
             line += f": {html.escape(network.class_names[int(truth)])}, predicted {html.escape(result.name)}"

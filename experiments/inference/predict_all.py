@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.bands import check_bands
 from experiments.command_line.progress import with_progress
 from experiments.inference.inputs import Input, Inputs
 from experiments.inference.manifest import Manifest
@@ -63,7 +64,7 @@ def read_ahead(inputs: Iterable[Input], network: TrainedNetwork) -> Iterator[tup
 
     def read(one: Input) -> np.ndarray | ValueError:
         try:
-            return one.read(network.read)
+            return check_bands(one.read(network.read), network.in_channels, "the picture")
         except ValueError as error:
             return error
 

@@ -44,6 +44,8 @@ class Predictor:
     def __init__(self, network: TrainedNetwork, protocol: Protocol) -> None:
         if network.task == "classification" and (protocol.window or protocol.crf):
             raise ValueError("--window and --crf are for segmentation networks; this one classifies whole images")
+        if network.in_channels != 3 and protocol.crf:
+            raise ValueError(f"--crf compares colours, which needs RGB; the network takes {network.in_channels} bands")
         self.network = network
         self.protocol = protocol
         self.radius, self.overlap, self.note = 0, 0, ""
@@ -57,7 +59,7 @@ class Predictor:
 
     def _plan(self, side: int) -> None:
         """Choose overlap and radius, and say whether windows give what whole images would."""
-        reach = reach_of(self.network.module.network)
+        reach = reach_of(self.network.module.network, self.network.in_channels)
         chosen = self.protocol.overlap
         exact = None if reach.radius is None else 2 * reach.radius
         if exact is not None and (exact <= chosen if chosen is not None else exact <= side - self.stride):
@@ -120,8 +122,9 @@ def predictor_of(run: str, flags: ProtocolFlags) -> Predictor:
 
 
 def resized(image: np.ndarray, scale: float) -> np.ndarray:
-    """An image uint8 `(H, W, 3)` at `scale` times its size."""
+    """An image uint8 `(H, W, C)` at `scale` times its size."""
     if scale == 1:
         return image
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    view = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    return view.reshape(*size[::-1], image.shape[2])  # OpenCV drops a single channel

@@ -25,7 +25,7 @@ from experiments.training.network_cost import network_cost
 from experiments.training.precision import choose_precision
 from experiments.training.rehearse import check_deterministic, check_shapes
 from experiments.training.resume import SameStart, check_same_data
-from experiments.training.score import finish
+from experiments.training.score import score_and_report
 from lightning_modules.base import GraftModule
 
 
@@ -63,7 +63,7 @@ def run(
     checkpoint: Path | None,
 ) -> None:
     """Train in the folder, from the checkpoint if there is one, then score and write the results."""
-    costs = network_cost(module.network, data.image_size)
+    costs = network_cost(module.network, data.image_size, config.in_channels)
     table = MetricsFile(folder.metrics)
     curves = LogRows(make_logs(config, folder, costs, module.monitor), table)
     preemption = Preemption(folder.last_checkpoint)
@@ -86,5 +86,5 @@ def run(
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.epochs:
         fit(trainer, module, data, folder, checkpoint)
-    finish(config, folder, trainer, module, data, crf=crf_settings(config), costs=costs, clock=clock)
-    curves.finish(folder, costs, trainer.global_step)
+    score_and_report(config, folder, trainer, module, data, crf=crf_settings(config), costs=costs, clock=clock)
+    curves.log_results(folder, costs, trainer.global_step)
