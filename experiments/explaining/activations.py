@@ -1,7 +1,8 @@
 """The pictures that excite a unit most, as Zeiler and Fergus 2013 show them (arXiv:1311.2901, figure 2).
 
 Of each picture the strongest place of the unit counts. The patches are cut to the unit's theoretical receptive field,
-as far as it lies in the picture; if the backbone is a plain chain, the deconvnet's projections stand beside them.
+or show the whole picture if the field is larger; if the backbone is a plain chain, the deconvnet's projections stand
+beside them.
 """
 
 import heapq
@@ -25,6 +26,8 @@ BEST, UNITS = 9, 4
 """Patches of a unit, and units that are drawn if none is named."""
 SIDE = 96
 """Pixels of a drawn patch."""
+PAPER, GREY = 225, 128
+"""Grey levels of what lies outside of a picture, and of a projection that is zero."""
 
 
 @dataclass(order=True)
@@ -88,14 +91,15 @@ def draw_unit(
     network: TrainedNetwork, flags: ExplainFlags, name: str, unit: int, hits: list[Hit], count: int
 ) -> Explanation:
     patches, projections, entries = [], [], []
+    theory: Theory | None = None
     for hit in hits:
         pixels, x = prepared(network, hit.example.image)
         recording = record(network.module.network, x)
-        box = box_of(theory_of(network, x, flags.layer), hit.place, pixels.shape)
-        crop = np.s_[box["top"] : box["bottom"] + 1, box["left"] : box["right"] + 1]
-        patches.append(pixels[crop])
+        theory = theory or theory_of(network.module.network, x, flags.layer)
+        box = box_of(theory, hit.place, pixels.shape)
+        patches.append(cut(pixels, box, PAPER))
         if not recording.refusal:
-            projections.append(projected_patch(recording, flags.layer, unit)[crop])
+            projections.append(cut(projected_patch(recording, flags.layer, unit), box, GREY))
         entries.append({"picture": hit.example.name, "activation": hit.strength, "box": box})
     panels = [panel(tiles(patches, 3, SIDE), f"{name}, unit {unit}: up to {hits[0].strength:.3g}")]
     if projections:
@@ -111,8 +115,24 @@ def projected_patch(recording: Recording, layer: str | None, unit: int) -> np.nd
 
 
 def box_of(theory: Theory, place: tuple[int, int], size: tuple[int, ...]) -> dict[str, int]:
-    """First and last row and column of the theoretical field that lie in a picture of `size` (H, W, ...)."""
+    """First and last row and column of the theoretical field, or the whole picture if the field is larger.
+
+    Args:
+        size: of the picture, (H, W, ...). Fields at its border reach beyond it.
+    """
     top, bottom, left, right = theory.box(*place)
-    return {
-        "top": max(0, top), "bottom": min(size[0] - 1, bottom), "left": max(0, left), "right": min(size[1] - 1, right)
-    }  # fmt: skip
+    if bottom - top >= size[0] or right - left >= size[1]:
+        top, bottom, left, right = 0, size[0] - 1, 0, size[1] - 1
+    return {"top": top, "bottom": bottom, "left": left, "right": right}
+
+
+def cut(image: np.ndarray, box: dict[str, int], outside: int) -> np.ndarray:
+    """The part of a picture uint8 `(H, W, 3)` in a box; pixels beyond the border have the grey level `outside`."""
+    height, width = image.shape[:2]
+    part = np.full((box["bottom"] - box["top"] + 1, box["right"] - box["left"] + 1, 3), outside, np.uint8)
+    top, left = max(0, box["top"]), max(0, box["left"])
+    bottom, right = min(height, box["bottom"] + 1), min(width, box["right"] + 1)
+    part[top - box["top"] : bottom - box["top"], left - box["left"] : right - box["left"]] = image[
+        top:bottom, left:right
+    ]
+    return part

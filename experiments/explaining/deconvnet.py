@@ -104,6 +104,6 @@ def deconvnet(network: TrainedNetwork, examples: Examples, flags: ExplainFlags) 
 
                 facts["sanity_check"] = check(np.abs(back_projected).sum(0), again)
             caption = f"{name}, unit {unit}: {strength:.3g}"
-            picture = row([panel(pixels, example.name), panel(signed_picture(back_projected), caption)])
+            picture = row([panel(pixels, example.title), panel(signed_picture(back_projected), caption)])
             stem = example.stem if len(flags.unit or ()) < 2 else example.stem.with_name(f"{example.stem.name}.{unit}")
             yield Explanation(stem, picture, facts)

@@ -15,8 +15,10 @@ PANEL = 256
 LARGEST = 640
 GAP = 8
 FONT_SIZE = 14
-OPACITY = 0.55
+OPACITY = 0.65
 """Of the strongest heat over the picture."""
+HOTTEST = 0.92
+"""Of the colour map, whose upper end is a dark red that is lost on dark pictures."""
 
 
 def enlarged(image: np.ndarray, least: int = PANEL) -> np.ndarray:
@@ -78,15 +80,15 @@ def table(rows: list[list[Image.Image]]) -> Image.Image:
 
 def colours(values: np.ndarray) -> np.ndarray:
     """Values in [0, 1] `(H, W)` as colours from dark blue over green to red."""
-    return cv2.applyColorMap((values * 255).round().astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
+    return cv2.applyColorMap((values * HOTTEST * 255).round().astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
 
 
 def heat_over(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A greyed picture under heat `(H, W)`, which is at least 0; the strongest is red, zero is transparent."""
+    """A pale grey picture under heat `(H, W)`, which is at least 0; the strongest is red, zero is transparent."""
     scaled = heat / heat.max() if heat.max() > 0 else np.zeros_like(heat)
     grey = np.repeat(cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)[..., None], 3, 2)
     opacity = OPACITY * scaled[..., None] ** 0.5
-    return (grey * (1 - opacity) + colours(scaled) * opacity).round().astype(np.uint8)
+    return ((80 + grey * 0.68) * (1 - opacity) + colours(scaled) * opacity).round().astype(np.uint8)
 
 
 def signed_picture(values: np.ndarray) -> np.ndarray:

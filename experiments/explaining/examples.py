@@ -40,6 +40,11 @@ class Example:
     group: str
     mask: np.ndarray | None
 
+    @property
+    def title(self) -> str:
+        """The name, with the class unless the name begins with it."""
+        return self.name if self.name.startswith(self.group) else f"{self.name} ({self.group})"
+
 
 class Examples:
     """Yields the pictures in a fixed order; those that cannot be read go to `problems`.

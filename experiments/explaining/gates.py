@@ -97,9 +97,8 @@ def draw(values: dict[str, dict[str, np.ndarray]], blocks: list[dict[str, Any]])
     names = list(values)
     chosen = [names[round(i)] for i in np.linspace(0, len(names) - 1, min(BLOCKS, len(names)))]
     figure = Figure(figsize=(11, 7.2), layout="constrained")
-    axes = figure.subplot_mosaic(
-        [[*chosen[:3]], [*chosen[3:]], ["depth"] * 3] if len(chosen) == 6 else [chosen, ["depth"] * len(chosen)]
-    )
+    rows = [chosen[:3], chosen[3:]] if len(chosen) == BLOCKS else [chosen]
+    axes = figure.subplot_mosaic([*rows, ["depth"] * len(rows[0])])
     shown = sorted(values[names[0]])[:CLASSES]
     for name in chosen:
         ax = axes[name]

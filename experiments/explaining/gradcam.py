@@ -74,9 +74,9 @@ def gradcam(network: TrainedNetwork, examples: Examples, flags: ExplainFlags) ->
 
             facts["sanity_check"] = check(cam.cpu().numpy(), again)
         heat = F.interpolate(cam[None, None], pixels.shape[:2], mode="bilinear", align_corners=False)[0, 0]
-        caption = f"{target.name}: {facts['probability']:.2f}"
+        caption = f"{target.name}, probability {facts['probability']:.2f}"
         yield Explanation(
             example.stem,
-            row([panel(pixels, example.name, target), panel(heat_over(pixels, heat.cpu().numpy()), caption)]),
+            row([panel(pixels, example.title, target), panel(heat_over(pixels, heat.cpu().numpy()), caption)]),
             facts,
         )

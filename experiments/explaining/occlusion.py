@@ -102,6 +102,6 @@ def occlusion(network: TrainedNetwork, examples: Examples, flags: ExplainFlags) 
         facts |= {"largest_drop": float(drops.max()), "most_needed_pixel": {"row": y, "column": x_}}
         if check is not None:
             facts["sanity_check"] = check(drops, drops_of)
-        caption = f"{target.name}: {facts['probability']:.2f}, under a patch {facts['probability'] - drops.max():.2f}"
+        caption = f"{target.name}: {facts['probability']:.2f}, under the patch {facts['probability'] - drops.max():.2f}"
         overlay = heat_over(pixels, heat.clip(min=0))
-        yield Explanation(example.stem, row([panel(pixels, example.name, target), panel(overlay, caption)]), facts)
+        yield Explanation(example.stem, row([panel(pixels, example.title, target), panel(overlay, caption)]), facts)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from torch import Tensor
+from torch import Tensor, nn
 
 from experiments.analysis.receptive_field import Field, FieldTracer
 from experiments.command_line.explain_flags import ExplainFlags
@@ -42,13 +42,13 @@ class Theory(NamedTuple):
         return top, bottom, left, right
 
 
-def theory_of(network: TrainedNetwork, x: Tensor, layer: str | None) -> Theory:
+def theory_of(network: nn.Module, x: Tensor, layer: str | None) -> Theory:
     """The theoretical field of a layer, by the layers' arithmetic.
 
     Raises:
         ValueError: attention mixes the whole map, so there is no field.
     """
-    ghost = copy.deepcopy(network.module.network).to("meta")
+    ghost = copy.deepcopy(network).to("meta")
     with torch.no_grad(), FieldTracer() as tracer:
         picture = tracer.start(torch.empty_like(x, device="meta"))
         out = record(ghost, picture).layer(layer)[1]
@@ -57,11 +57,11 @@ def theory_of(network: TrainedNetwork, x: Tensor, layer: str | None) -> Theory:
     return Theory(tracer.of(out), tracer.global_pooling)
 
 
-def effective_field(network: TrainedNetwork, x: Tensor, layer: str | None) -> tuple[str, tuple[int, int], np.ndarray]:
+def effective_field(network: nn.Module, x: Tensor, layer: str | None) -> tuple[str, tuple[int, int], np.ndarray]:
     """Name of the layer, row and column of its middle value, and the field `(H, W)` of one picture `(1, C, H, W)`."""
     with torch.enable_grad():
         x = x.clone().requires_grad_()
-        name, out = record(network.module.network, x).layer(layer)
+        name, out = record(network, x).layer(layer)
         row, column = out.shape[2] // 2, out.shape[3] // 2
         (derivative,) = torch.autograd.grad(out[0, :, row, column].sum(), x)
     return name, (row, column), derivative[0].abs().sum(0).double().cpu().numpy()
@@ -97,8 +97,8 @@ def receptive_field(network: TrainedNetwork, examples: Examples, flags: ExplainF
     count, theory, name, place = 0, None, "", (0, 0)
     for example in examples.take(most=MANY // 4):
         _, x = prepared(network, example.image)
-        theory = theory or theory_of(network, x, flags.layer)
-        name, place, field = effective_field(network, x, flags.layer)
+        theory = theory or theory_of(network.module.network, x, flags.layer)
+        name, place, field = effective_field(network.module.network, x, flags.layer)
         if total is not None and total.shape != field.shape:
             examples.problems.append(
                 f"{example.name}: has {field.shape[0]} x {field.shape[1]} pixels, the first picture "

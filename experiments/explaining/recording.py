@@ -7,7 +7,7 @@ are what a deconvnet walks back through. Where an operation joins several maps, 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from torch.utils.hooks import RemovableHandle
 from backbones.alexnet import TowerNorm
 from backbones.pooling import Pool2d
 from experiments.command_line.known_names import nearest
-from lightning_modules.network import Network
 
 StepKind = Literal["linear", "pool", "rectifier", "same"]
 KINDS: dict[str, StepKind] = {
@@ -163,11 +162,11 @@ class StepTracer(TorchFunctionMode):
         self.known[id(out)] = self.end = out
 
 
-def record(network: Network, picture: Tensor) -> Recording:
-    """Run a network on a picture `(1, C, H, W)` and note what happens in its backbone, with gradients if enabled."""
+def record(network: nn.Module, picture: Tensor) -> Recording:
+    """Run a network with a `backbone` on a picture `(1, C, H, W)`, with gradients if enabled, and note what happens."""
     recording = Recording()
     tracer = StepTracer(picture, recording)
-    with hooked(network.backbone, recording, tracer), tracer:
+    with hooked(cast("nn.Module", network.backbone), recording, tracer), tracer:
         recording.logits = network(picture)
     return recording
 
