@@ -12,7 +12,7 @@ follow from dense convolutions of 96-256-384-384-256 channels and fc6 on a 6x6 m
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from backbones.alexnet import PIXEL_STD, response_norm
+from backbones.alexnet import PIXEL_STD, TowerNorm
 from backbones.atrous import atrous_steps
 from backbones.fully_connected import FullyConnectedBackbone, init_normal
 
@@ -46,6 +46,7 @@ class ZFNet(FullyConnectedBackbone):
         self.conv4 = nn.Conv2d(384, 384, 3, padding=rate, dilation=rate)
         self.conv5 = nn.Conv2d(384, 256, 3, padding=rate, dilation=rate)
         self.pool5 = nn.MaxPool2d(3, pool5.stride, dilation=pool5.dilation)
+        self.norm = TowerNorm(1)
         for convolution in (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5):
             init_normal(convolution)
         self.channels = (96, 96, 256, 256, 256)
@@ -57,8 +58,8 @@ class ZFNet(FullyConnectedBackbone):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         c1 = relu(self.conv1(x))
-        c2 = response_norm(self.pool1(c1))
+        c2 = self.norm(self.pool1(c1))
         c3 = relu(self.conv2(c2))
-        x = relu(self.conv3(response_norm(self.pool2(c3))))
+        x = relu(self.conv3(self.norm(self.pool2(c3))))
         c4 = relu(self.conv5(relu(self.conv4(x))))
         return [c1, c2, c3, c4, self.fully_connected(self.pool5(c4))]
