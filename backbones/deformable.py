@@ -75,6 +75,16 @@ class DeformableConv2d(nn.Conv2d):
         return deform_conv2d(x, offsets, weight, None, self.stride, self.padding, self.dilation, mask)
 
 
+def check_deformable(deformable: int, version: int, *, parts: str = "stages", number: int = 4) -> None:
+    """Refuse an option `deformable` that is no number of the network's last parts, or another version than 1 and 2."""
+    if deformable not in range(number + 1):
+        raise ValueError(
+            f"deformable is {deformable}; the network has {number} {parts}: give 0 (none) to {number} (all)"
+        )
+    if version not in (1, 2):
+        raise ValueError(f"deformable_version is {version}; give 1 (offsets) or 2 (offsets and modulation)")
+
+
 def no_autocast(device: str) -> AbstractContextManager[None]:
     """Switch autocast off; it does not exist on every device (not on meta, for one)."""
     if torch.amp.is_autocast_available(device):
