@@ -19,6 +19,15 @@ PLAIN = Step(stride=1, dilation=1, dilation_after=1, reduction=1)
 """For 1x1 convolutions: stride 1, no dilation."""
 
 
+def check_width(width: float, *, least: float = 0.0) -> float:
+    """The width multiplier, refused unless it is positive and at least `least`, below which a layer has no channel."""
+    if width <= 0 or width < least:
+        raise ValueError(
+            f"width is {width:g}; it multiplies all layers' channels, give a number from {least:g} up, above 0"
+        )
+    return width
+
+
 def make_divisible(channels: float) -> int:
     """Round to the nearest multiple of 8, or to the one above if that would lose more than 10 % of the channels."""
     nearest = max(8, int(channels + 4) // 8 * 8)

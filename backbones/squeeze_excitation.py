@@ -51,14 +51,15 @@ class GatedReLU(nn.ReLU):
 
 
 def make_gate(channels: int, reduction: int) -> nn.Module:
-    """The gate of `se_reduction`, or the identity if that is 0.
+    """The gate of `se_reduction`, or the identity if that is 0."""
+    check_reduction(reduction)
+    return SqueezeExcitation(channels, max(1, channels // reduction)) if reduction else nn.Identity()
 
-    Raises:
-        ValueError: the reduction is negative.
-    """
+
+def check_reduction(reduction: int) -> None:
+    """Refuse a negative reduction."""
     if reduction < 0:
         raise ValueError(f"se_reduction is {reduction}; give what the gates divide the channels by, such as 16, or 0")
-    return SqueezeExcitation(channels, max(1, channels // reduction)) if reduction else nn.Identity()
 
 
 def make_relu(channels: int, reduction: int) -> nn.ReLU:
