@@ -1,10 +1,10 @@
 """MobileNetV2: Inverted Residuals and Linear Bottlenecks. Sandler et al. 2018, arXiv:1801.04381.
 
 `width` is the paper's width multiplier (1.4, 1.0, 0.75, 0.5 and 0.35 there); channels are rounded to multiples of 8,
-and the last 1x1 convolution never has fewer than 1280. `se_reduction` puts a squeeze-and-excitation gate before the
-narrowing of each block, where MobileNetV3 has it. No deliberate difference from the paper. The paper gives no
-initialisation; convolutions are initialised by He et al. 2015 (fan out), as in torchvision. Loads torchvision's
-checkpoint, with the layers inside a block renamed to match MobileNetV3 and EfficientNet.
+and the last 1x1 convolution never has fewer than 1280. `se_reduction` puts a squeeze-and-excitation gate on each
+block's output, before the sum. No deliberate difference from the paper. The paper gives no initialisation; convolutions
+are initialised by He et al. 2015 (fan out), as in torchvision. Loads torchvision's checkpoint, with the layers inside a
+block renamed to match MobileNetV3 and EfficientNet.
 """
 
 from torch import nn
@@ -64,7 +64,7 @@ class MobileNetV2(InvertedResidualNet):
                     kernel_size=3,
                     expanded=expanded,
                     activation=nn.ReLU6,
-                    gate=make_gate(expanded, se_reduction) if se_reduction else None,
+                    se=make_gate(out_channels, se_reduction),
                 )
             )
             channels.append(out_channels)
@@ -83,8 +83,7 @@ class MobileNetV2(InvertedResidualNet):
         names: dict[str, str] = {}
         for place, layer in enumerate(self.features):
             if isinstance(layer, InvertedResidual):
-                theirs, ours = f"features.{place}.conv", f"features.{place}.block"
-                *units, last = (i for i, part in enumerate(layer.block) if isinstance(part, ConvNorm))
-                names |= {f"{theirs}.{i}.{j}": f"{ours}.{unit}.{j}" for i, unit in enumerate(units) for j in (0, 1)}
-                names |= {f"{theirs}.{len(units) + j}": f"{ours}.{last}.{j}" for j in (0, 1)}
+                theirs, ours, last = f"features.{place}.conv", f"features.{place}.block", len(layer.block) - 1
+                names |= {f"{theirs}.{i}.{j}": f"{ours}.{i}.{j}" for i in range(last) for j in (0, 1)}
+                names |= {f"{theirs}.{last + j}": f"{ours}.{last}.{j}" for j in (0, 1)}
         return rename_layers(state, names)
