@@ -216,7 +216,8 @@ class Hub(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != "Bearer hf_right":
             self.answer({"error": "Invalid username or password."}, 401)
         elif self.path.endswith("/repos/create"):
-            self.server.private = json.loads(body).get("private")
+            given = json.loads(body)  # the key depends on the version of huggingface_hub
+            self.server.private = given.get("private") or given.get("visibility") == "private"
             self.answer({"url": self.address("/me/net"), "id": "me/net", "name": "me/net"})
         elif "/preupload/" in self.path:
             files = json.loads(body)["files"]

@@ -38,7 +38,7 @@ def push(folder: Path, files: Sequence[str], repository: str, private: bool) -> 
         raise RunError(
             f"--push-to-hub {repository}: {api.endpoint} answers {status}: {one_line(error)}{hint}"
         ) from None
-    except OSError as error:  # httpx's errors are none; those of sockets are
+    except Exception as error:  # which HTTP library it uses, and thus what is raised, depends on its version
         raise RunError(f"--push-to-hub {repository}: {api.endpoint} cannot be reached: {one_line(error)}") from None
     return str(made)
 
