@@ -9,10 +9,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from datamodules.decoding import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
+TIFF_SUFFIXES = {".tif", ".tiff"}
+GEO_TAGS = {33550, 33922, 34264, 34735}
+"""TIFF tags of GeoTIFF 1.1: scale of pixels, points on the ground, transformation, coordinate system."""
 LIST_SUFFIXES = {".txt", ".lst"}
 CAMERA = "camera:"
 
@@ -88,6 +92,10 @@ class Inputs:
         for number in self.cameras:
             name = f"{CAMERA}{number}"
             yield from self._frames(cv2.VideoCapture(number), name, Path(f"camera-{number}"), "", Path(name))
+
+    def first_geotiff(self) -> Path | None:
+        """The first georeferenced file, if any."""
+        return next(filter(is_geotiff, self.images), None)
 
     def _add(self, argument: str) -> None:
         path = Path(argument).expanduser()
@@ -170,3 +178,18 @@ def stamp(path: Path) -> str:
     except OSError:
         return ""
     return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def is_geotiff(path: Path) -> bool:
+    """Whether a file is a TIFF that says where on Earth it lies. Reads its header alone, without rasterio."""
+    if path.suffix.lower() not in TIFF_SUFFIXES:
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+            directory = ImageFileDirectory_v2(head + file.read(8) if 43 in head[2:4] else head)  # 43: BigTIFF
+            file.seek(directory.next)
+            directory.load(file)
+            return bool(GEO_TAGS & directory.keys())
+    except Exception:  # no TIFF file, or a broken one, which reading it will report
+        return False
