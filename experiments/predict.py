@@ -33,10 +33,10 @@ class PredictConfig(ProtocolFlags):
 
     inputs: list[str] = positional("files, folders, patterns, lists of files (.txt), videos, camera:0", many=True)
     out: str = flag("predictions", "folder that results are written to", path=True, group="results")
-    save: list[Literal["labels", "overlay", "probabilities", "coco", "csv"]] = flag(
+    save: list[Literal["labels", "overlay", "probabilities", "coco", "csv", "film"]] = flag(
         ("labels", "overlay", "csv"),
         "kinds of files: labels (PNG), overlay (JPEG with legend), probabilities (.npy, float16), coco (one JSON), "
-        "csv (one table)",
+        "csv (one table), film (a video of the overlay for each video)",
         group="results",
     )
     abstain: NonNegativeFloat = flag(
@@ -66,6 +66,8 @@ def usage_problem(config: PredictConfig) -> str | None:
         return "name at least one picture, folder or pattern after the run"
     if not 0 <= config.abstain <= 1:
         return f"--abstain is a confidence in [0, 1], not {config.abstain:g}"
+    if "film" in config.save and "labels" not in config.save:
+        return "--save film is made from labels; write --save labels film"
     if config.bands is not None and len(config.bands) != 3:
         return f"--bands takes three numbers, red green blue, not {len(config.bands)}"
     if config.bands is not None and importlib.util.find_spec("rasterio") is None:
@@ -79,8 +81,10 @@ def predict(config: PredictConfig) -> int:
     from experiments.inference.protocol import predictor_of
     from experiments.inference.trained import checkpoint_of
 
-    inputs = Inputs(config.inputs, config.every, config.frames)
     predictor = predictor_of(config.run, config)
+    if "film" in config.save and predictor.network.task != "segmentation":
+        raise ValueError("--save film is for segmentation networks; this one classifies whole images")
+    inputs = Inputs(config.inputs, config.every, config.frames, Path(config.out))
     rasters, about_rasters = rasters_of(predictor, inputs, config)
     for line in filter(None, (predictor.note, passed_over(inputs.passed_over), about_rasters)):
         print(line, flush=True)
@@ -94,7 +98,8 @@ def predict(config: PredictConfig) -> int:
     problems = predict_all(predictor, inputs, Path(config.out), list(config.save), config.abstain, settings, rasters)
     for line in problems:
         print(f"not predicted: {line}", file=sys.stderr)
-    print(f"{config.out}: manifest.jsonl names every picture and its results", flush=True)
+    failed = f", {len(problems)} not predicted (see above)" if problems else ""
+    print(f"{config.out}/: one line of manifest.jsonl for each finished picture{failed}", flush=True)
     return int(bool(problems))
 
 

@@ -91,7 +91,7 @@ def test_windows_equal_the_whole_raster_where_the_field_fits(tmp_path: Path) -> 
         rasters.predict(raster, tmp_path / "out", ["probabilities"], 0.0)
         with rasterio.open(tmp_path / "out.probabilities.tif") as file:
             difference = np.abs(file.read() - whole).max()
-        assert (difference <= 1e-5) is equal
+        assert bool(difference <= 1e-5) is equal
     assert not (tmp_path / "out.tif").exists()
 
 
@@ -176,7 +176,7 @@ def test_without_rasterio_it_says_what_is_lost(crf_run: Path, tmp_path: Path, mo
 
 
 def test_memory_does_not_grow_with_the_raster(tmp_path: Path) -> None:
-    """A raster of 144 MB costs about as much memory as one of a hundredth of it."""
+    """A raster of 43 MB, whose probabilities are 172 MB, costs hardly more memory than one of a hundredth of it."""
     code = """
 import resource, sys
 from pathlib import Path
@@ -189,15 +189,15 @@ import tests.test_geotiff as made
 network = made.own_size(made.network_of("lenet5", "unet"))
 rasters = geotiff.Rasters(made.Predictor(network, made.Protocol()))
 rasters.predict_window = Cheap()
-rasters.predict(Path(sys.argv[1]), Path(sys.argv[1] + "-out"), ["labels", "overlay"], 0.0)
+rasters.predict(Path(sys.argv[1]), Path(sys.argv[1] + "-out"), ["labels"], 0.0)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
     peaks = []
-    for side in (690, 6900):
+    for side in (380, 3800):
         path = tmp_path / f"{side}.tif"
-        profile = {"count": 3, "height": side, "width": side, "dtype": "uint8", "tiled": True, "compress": "deflate"}
+        profile = {"count": 3, "height": side, "width": side, "dtype": "uint8", "tiled": True}
         with rasterio.open(path, "w", driver="GTiff", **PLACE | profile):
             pass
         done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout.splitlines()[-1]))
-    assert peaks[1] - peaks[0] < 80, peaks
+    assert peaks[1] - peaks[0] < 30, peaks

@@ -24,6 +24,7 @@ from experiments.inference.model_card import cell, command
 from experiments.inference.trained import load
 from experiments.run import main as run
 from experiments.share import main as share
+from tests.conftest import crf_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = {path.stem for path in (ROOT / "experiments").glob("*.py")} - {"__init__"}
@@ -317,3 +318,86 @@ def test_what_cannot_be_shared_is_refused(crf_run: Path, tmp_path: Path, capsys)
         with pytest.raises(SystemExit):
             share(arguments)
         assert message in capsys.readouterr().err
+
+
+# ---- code in a checkpoint
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def evil(crf_run: Path, tmp_path: Path) -> Path:
+    """A run folder whose checkpoints hold code; the file `ran` beside it would show that it was run."""
+    folder = tmp_path / "runs" / "one"
+    shutil.copytree(crf_run, folder)
+    for name in ("best.ckpt", "last.ckpt"):
+        state = torch.load(folder / "checkpoints" / name, weights_only=True)
+        torch.save(state | {"hyper_parameters": {"head": Evil(tmp_path / "ran")}}, folder / "checkpoints" / name)
+    return folder
+
+
+LOADERS = {
+    "benchmark": ["EVIL"],
+    "demo": ["EVIL"],
+    "evaluate": ["EVIL"],
+    "evaluate --against": ["GOOD", "--out", "OUT", "--against", "EVIL"],
+    "explain": ["EVIL", "PICTURE", "--out", "OUT"],
+    "export": ["EVIL", "--to", "torch_export"],
+    "predict": ["EVIL", "PICTURE", "--out", "OUT"],
+    "run --resume": ["TRAIN", "--epochs", "3", "--out", "EVIL/..", "--name", "one", "--resume", "--crf", "test"],
+    "run --start-from": ["TRAIN", "--out", "OUT", "--start-from", "EVIL/checkpoints/best.ckpt"],
+    "run --weights": ["TRAIN", "--out", "OUT", "--weights", "EVIL/checkpoints/best.ckpt"],
+    "share": ["EVIL"],
+    "trimap": ["EVIL"],
+    "tune_crf": ["EVIL", "--processes", "1"],
+}
+"""The programs that load checkpoints, and their arguments; words in capitals are replaced."""
+LOAD_NONE = {"catalogue", "compare", "fidelity", "grid", "report", "show_data", "submit", "tune"}
+
+
+@pytest.mark.parametrize("case", [case for case in LOADERS if case.split()[0] in PROGRAMS])
+def test_no_program_runs_code_of_a_checkpoint(
+    case: str, evil: Path, crf_run: Path, crf_folder: Path, tmp_path: Path, capsys
+) -> None:
+    program = case.split()[0]
+    if program == "demo":
+        pytest.importorskip("gradio", reason='no gradio: pip install -e ".[test]"')
+    values = {
+        "EVIL": str(evil), "GOOD": str(crf_run), "OUT": str(tmp_path / "out"),
+        "PICTURE": str(crf_folder / "val" / "images" / "0.png"),
+    }  # fmt: skip
+    arguments = []
+    for word in LOADERS[case]:
+        for name, value in values.items():
+            word = word.replace(name, value)
+        arguments += crf_arguments(crf_folder, tmp_path / "out") if word == "TRAIN" else [word]
+    module = __import__(f"experiments.{program}", fromlist=["main"])
+    try:
+        code = module.main(arguments)
+    except SystemExit as end:
+        code = end.code
+    error = capsys.readouterr().err
+    assert not (tmp_path / "ran").exists(), "code in the checkpoint was run"
+    assert code in (1, 2)
+    assert error.splitlines()[-1].startswith(f"{program}.py: error: ")
+    assert "best.ckpt" in error or "last.ckpt" in error
+    assert "Traceback" not in error
+
+
+def test_every_program_is_known_to_load_checkpoints_or_not() -> None:
+    assert {case.split()[0] for case in LOADERS} | LOAD_NONE >= PROGRAMS
+
+
+def test_comparing_reads_no_checkpoint(evil: Path, tmp_path: Path) -> None:
+    from experiments.compare import main as compare
+
+    assert compare([str(evil.parent)]) == 0
+    assert not (tmp_path / "ran").exists()

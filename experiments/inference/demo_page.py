@@ -186,6 +186,8 @@ def build_page(answers: Answers, title: str) -> "gradio.Blocks":  # type: ignore
                 picture = gradio.Image(
                     label="picture", type="filepath", image_mode=None, sources=["upload", "webcam", "clipboard"]
                 )
+                # Gradio would open the file itself first, and say of a broken one only that there was an error.
+                picture.preprocess = lambda upload: upload and upload.path  # type: ignore[method-assign]
                 confidence = gradio.Slider(
                     0, 1, 0, step=0.01, label="least confidence", info="below it, there is no label"
                 )

@@ -18,7 +18,7 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from experiments.inference.inputs import Frame, Input, is_geotiff
-from experiments.inference.label_files import MOST_IN_PALETTE, UNLABELLED
+from experiments.inference.label_files import MOST_IN_PALETTE, UNLABELLED, UNLABELLED_16
 from experiments.inference.outputs import encoded
 from experiments.inference.protocol import Predictor
 from experiments.inference.results import overlay
@@ -90,7 +90,7 @@ class Rasters:
         self.window = predictor.protocol.window or usual
         planned = Predictor(predictor.network, replace(predictor.protocol, window=self.window))
         self.margin = (planned.overlap + 1) // 2
-        self.grid = planned.stride
+        self.grid = planned.stride if rule.kind == "own" else 1  # resized windows lie on no common grid
         exact = bool(planned.radius) and rule.kind == "own" and predictor.protocol.crf is None
         self.note = (
             f"GeoTIFFs: windows of {self.window[0]} x {self.window[1]} pixels with {self.margin} around them, "
@@ -206,7 +206,7 @@ class Rasters:
 
     def _label_profile(self) -> dict[str, Any]:
         small = len(self.network.class_names) <= MOST_IN_PALETTE
-        return {"dtype": "uint8" if small else "uint16", "nodata": UNLABELLED if small else 65_535}
+        return {"dtype": "uint8" if small else "uint16", "nodata": UNLABELLED if small else UNLABELLED_16}
 
     def _create(self, path: Path, source: Any, count: int, form: dict[str, Any]) -> Any:
         """A new GeoTIFF that lies where the source does, open for writing."""

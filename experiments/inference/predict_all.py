@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.command_line.progress import with_progress
+from experiments.inference.films import write_films
 from experiments.inference.inputs import Input, Inputs
 from experiments.inference.manifest import Manifest
 from experiments.inference.outputs import COCO_NAME, CSV_NAME, entry_of, files_of, write_coco, write_csv
@@ -50,7 +51,7 @@ def predict_all(
     problems = []
     left = (one for one in inputs if manifest.finished.get(one.name) != one.stamp or not one.stamp)
     network = predictor.network
-    total = max(1, len(inputs) - len(manifest.finished))
+    total = max(0, len(inputs) - len(manifest.finished))
     try:
         for one, image in with_progress(read_ahead(left, network, rasters), total, "pictures"):
             try:
@@ -73,6 +74,8 @@ def predict_all(
         write_csv(manifest.entries(), out / CSV_NAME, network.task, network.class_names)
     if "coco" in kinds and network.task == "segmentation":
         write_coco(manifest.entries(), out / COCO_NAME, network.class_names)
+    if "film" in kinds:
+        problems += write_films(inputs, out, network.class_names, network.colours)
     return problems
 
 
