@@ -123,7 +123,7 @@ def test_dilation_is_exact_under_options(name: str, options: dict[str, Any], mon
     for one, other, native, reduction in zip(coarse, fine, strided.reductions, dense.reductions, strict=True):
         assert one.shape[1] == other.shape[1]
         for side, image_side in zip(one.shape[2:], (height, width), strict=True):
-            assert (image_side - strided.valid_borders) // native <= side <= image_side // native
+            assert (image_side - strided.cropped_pixels) // native <= side <= image_side // native
         assert relative(other[..., :: native // reduction, :: native // reduction], one) <= 1e-10
 
 
