@@ -1,6 +1,6 @@
 """Scores a trained network on a split of a data set, picture by picture."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,15 @@ def data_of(run: str, data: str | None, data_dir: str | None, network: TrainedNe
     return module
 
 
-def pictures(data: GraftDataModule, split: str) -> Iterator[tuple[int, np.ndarray, Any, str] | DataError]:
-    """Index, image uint8 `(H, W, 3)`, truth and name of each picture of a split, as stored; or why it is unreadable."""
+def pictures(
+    data: GraftDataModule, split: str, indices: Iterable[int] | None = None
+) -> Iterator[tuple[int, np.ndarray, Any, str] | DataError]:
+    """Index, image uint8 `(H, W, 3)`, truth and name of each picture of a split, as stored; or why it is unreadable.
+
+    `indices` chooses some of the pictures.
+    """
     source = getattr(data, split).source
-    for index in range(len(source)):
+    for index in range(len(source)) if indices is None else indices:
         try:
             image, truth, name = source[index]
         except DataError as error:
