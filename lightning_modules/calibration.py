@@ -1,8 +1,9 @@
 """Temperature scaling: one number that fits a network's confidence to its accuracy.
 
-On Calibration of Modern Neural Networks (Guo et al. 2017, arXiv:1706.04599, section 4.2). Probabilities are the softmax of logits / temperature, so labels stay as they are. The temperature is the one with the
-least cross-entropy on the validation split. That loss is summed at a fixed row of temperatures while the split is
-scored, and interpolated between them: no logits are kept, and sums over ranks are those of one process.
+On Calibration of Modern Neural Networks (Guo et al. 2017, arXiv:1706.04599, section 4.2). Probabilities are the softmax
+of logits / temperature, so labels stay as they are. The temperature is the one with the least cross-entropy on the
+validation split. That loss is summed at a fixed row of temperatures while the split is scored, and interpolated between
+them: no logits are kept, and sums over ranks are those of one process.
 """
 
 import numpy as np

@@ -32,7 +32,9 @@ def densely_applied(network: TrainedNetwork) -> TrainedNetwork:
     if isinstance(backbone, FullyConnectedBackbone) and classifier is not None:
         return network if backbone.fully_convolutional else with_convolutions(network, backbone, classifier)
     if not isinstance(classifier, AVERAGING):
-        raise ValueError(f"--dense averages class scores over the last map, and {names} scores no such map; leave it out")
+        raise ValueError(
+            f"--dense averages class scores over the last map, and {names} scores no such map; leave it out"
+        )
     return network
 
 

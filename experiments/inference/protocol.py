@@ -14,6 +14,10 @@ from experiments.inference.trained import TrainedNetwork, load, probabilities_of
 from experiments.inference.views import MARGIN, views_of
 from experiments.inference.windows import reach_of, windowed_logits
 from heads.crf import CRFSettings, DenseCRF
+from lightning_modules.folding import fold_batch_norms
+
+FOLDING_SIDE = 64
+"""Side in pixels of the image that shows which batch norms can be folded."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,9 @@ class Predictor:
         if network.task == "segmentation" and (protocol.crops > 1 or protocol.dense):
             raise ValueError("--crops and --dense are for classifiers; this network labels every pixel")
         if protocol.crops > 1 and min(protocol.scales) < MARGIN:
-            raise ValueError(f"--scales {min(protocol.scales):g} leaves less than a crop; --crops needs {MARGIN} or more")
+            raise ValueError(
+                f"--scales {min(protocol.scales):g} leaves less than a crop; --crops needs {MARGIN} or more"
+            )
         self.network = densely_applied(network) if protocol.dense else network
         self.protocol = protocol
         self.radius, self.overlap, self.note = 0, 0, ""
@@ -137,7 +143,18 @@ def predictor_of(run: str, flags: ProtocolFlags) -> Predictor:
     window = (flags.window[0], flags.window[-1]) if flags.window else None
     crf = None if flags.crf_settings is None else read_crf_settings(flags.crf_settings)
     protocol = Protocol(tuple(flags.scales), flags.flip, window, flags.overlap, crf, int(flags.crops), flags.dense)
-    return Predictor(load(run, None if flags.device == "auto" else flags.device), protocol)
+    predictor = Predictor(load(run, None if flags.device == "auto" else flags.device), protocol)
+    fold_norms(predictor.network)  # after the plan, which builds or traces the network as it was trained
+    return predictor
+
+
+def fold_norms(network: TrainedNetwork) -> int:
+    """Fold the batch norms of a network, which is changed; its labels are not. Returns how many were folded."""
+    inner, parameter = network.module.network, next(network.module.parameters())
+    side = max(FOLDING_SIDE, inner.backbone.min_size)
+    channels = network.module.hparams["in_channels"]
+    image = torch.randn(1, channels, side, side, generator=torch.Generator().manual_seed(0))
+    return fold_batch_norms(inner, image.to(parameter.device, parameter.dtype))
 
 
 def plus(total: Tensor | None, one: Tensor) -> Tensor:
