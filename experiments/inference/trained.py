@@ -50,6 +50,8 @@ class TrainedNetwork:
     """Level of white in files of more than 8 bits."""
     min_side: int | None = None
     """JPEG files may be decoded smaller as long as both sides keep this many pixels."""
+    temperature: float = 1.0
+    """What logits are divided by, so that confidence matches accuracy; see `lightning_modules/calibration.py`."""
 
     @property
     def in_channels(self) -> int:
@@ -85,10 +87,13 @@ class TrainedNetwork:
 
     @torch.inference_mode()
     def logits(self, image: np.ndarray) -> Tensor:
-        """Logits float32 `(1, C, H, W)` or `(1, C)`, on the CPU, of an image uint8 `(H, W, 3)` after the size rule."""
+        """Calibrated logits float32 `(1, C, H, W)` or `(1, C)`, on the CPU, of an image uint8 `(H, W, 3)`.
+
+        The image is one that has passed the size rule.
+        """
         batch = Normalise(self.mean, self.std)(torch.from_numpy(np.ascontiguousarray(image))[None])
         parameter = next(self.module.parameters())
-        return self.module(batch.to(parameter.device, parameter.dtype)).float().cpu()
+        return self.module(batch.to(parameter.device, parameter.dtype)).float().cpu() / self.temperature
 
 
 def load(path: str | Path, device: str | torch.device | None = None) -> TrainedNetwork:
@@ -119,6 +124,7 @@ def load(path: str | Path, device: str | torch.device | None = None) -> TrainedN
         tuple(preprocessing["std"]),
         preprocessing["white"],
         preprocessing["least"],
+        module.temperature,
     )
 
 
