@@ -177,7 +177,7 @@ def evaluate(
             for scorer in scorers:
                 scorer.found.skipped.append(str(one))
             continue
-        _, image, truth, name = one
+        _, _, truth, name = one
         scores, results = zip(*(scorer.add(*one) for scorer in scorers), strict=True)
         if len(scorers) == 2:
             caption = f"{name} score {scores[0]:.3f}, the other {scores[1]:.3f}"
