@@ -13,6 +13,16 @@ import torch
 
 from tests.quick_weights import make_weights_quick
 
+LONGEST = (
+    "test_slurm.py",  # waits for jobs
+    "test_two_processes.py",
+    "test_network.py",
+    "test_backbones.py",
+    "test_preemption.py",
+    "test_faults.py",
+)
+"""They begin first, so that no process ends long after the others."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -33,6 +43,10 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.cpu.get_capabilities = dict  # type: ignore[assignment]
     # Sums depend on the number of threads in their last bits: processes that tests start are to have as many.
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.hookimpl(trylast=True)

@@ -17,19 +17,25 @@ SMALL = 20_000
 
 @functools.cache
 def normal_row() -> Tensor:
-    return torch.empty(LENGTH).normal_(generator=Generator().manual_seed(0))
+    return torch.empty(LENGTH, device="cpu").normal_(generator=Generator().manual_seed(0))
 
 
 @functools.cache
 def uniform_row() -> Tensor:
-    return torch.empty(LENGTH).uniform_(generator=Generator().manual_seed(0))
+    return torch.empty(LENGTH, device="cpu").uniform_(generator=Generator().manual_seed(0))
+
+
+@functools.cache
+def truncated_row(low: float, high: float) -> Tensor:
+    row = normal_row()
+    return row[(row >= low) & (row <= high)]
 
 
 def fill(tensor: Tensor, row: Tensor, scale: float, shift: float) -> Tensor:
     """Fill a tensor with `shift + scale * row`, repeated, from a place that torch's seed decides."""
     with torch.no_grad():
         flat = tensor.view(-1)
-        position, start = 0, int(torch.randint(len(row), ()))
+        position, start = 0, int(torch.randint(len(row), (), device="cpu"))
         while position < len(flat):
             part = row[start : start + len(flat) - position]
             torch.mul(part, scale, out=flat[position : position + len(part)])
@@ -72,8 +78,7 @@ def make_weights_quick(patch: pytest.MonkeyPatch) -> None:
     ) -> Tensor:
         if generator is not None or not is_large(tensor):
             return truncated(tensor, mean, std, a, b, generator=generator)
-        with torch.no_grad():
-            return fill(tensor, normal_row(), std, mean).clamp_(a, b)
+        return fill(tensor, truncated_row((a - mean) / std, (b - mean) / std), std, mean)
 
     patch.setattr(Tensor, "normal_", normal_, raising=False)
     patch.setattr(Tensor, "uniform_", uniform_, raising=False)

@@ -18,6 +18,8 @@ from tests.conftest import randomise
 from tests.test_backbones import HeldGates, relative
 from tests.test_resnet_kin import deformed
 
+pytestmark = pytest.mark.usefixtures("quick_weights")
+
 Row = tuple[str, dict[str, Any], int, float]
 """Backbone, its options, classes, and the parameters in millions that the paper states."""
 

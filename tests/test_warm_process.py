@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,16 @@ def test_it_computes_with_as_many_threads_as_asked() -> None:
 def test_one_that_does_not_end_is_killed() -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         run_python(["-c", "import time; time.sleep(100)"], timeout=0.5)
+
+
+def test_what_its_own_processes_write_is_waited_for() -> None:
+    code = "import subprocess; subprocess.Popen(['sh', '-c', 'sleep 0.5; echo late']); print('early', flush=True)"
+    assert run_python(["-c", code]).stdout == "early\nlate\n"
+
+
+def test_it_does_not_outlive_the_test() -> None:
+    pid = start_python(["-c", "import time; time.sleep(100)"]).pid  # nothing waits for it any more
+    end = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -11,11 +11,13 @@ import gc
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
+import threading
+import time
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -92,18 +94,29 @@ def run_python(arguments: Sequence[str], *, timeout: float = 200, **options: Any
     Raises:
         subprocess.TimeoutExpired: it did not end within so many seconds, and has been killed.
     """
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
-        program = start_python(arguments, stdout=out, stderr=error, **options)
-        try:
-            code = program.wait(timeout)
-        except BaseException:
-            program.send_signal(signal.SIGKILL)
-            raise
-        texts = []
-        for file in (out, error):
-            file.seek(0)
-            texts.append(file.read())
-    return subprocess.CompletedProcess(program.command, code, *texts)
+    (out, out_end), (error, error_end) = os.pipe(), os.pipe()
+    with open(out_end, "w") as written, open(error_end, "w") as said:
+        program = start_python(arguments, stdout=written, stderr=said, **options)
+    texts = {out: "", error: ""}
+
+    def read(end: int) -> None:
+        with open(end) as file:
+            texts[end] = file.read()
+
+    readers = [threading.Thread(target=read, args=(end,), daemon=True) for end in texts]
+    for reader in readers:
+        reader.start()
+    until = time.monotonic() + timeout
+    try:
+        program.wait(timeout)
+        for reader in readers:  # processes that it started may write for longer, and are waited for, as by subprocess
+            reader.join(max(0, until - time.monotonic()))
+            if reader.is_alive():
+                raise subprocess.TimeoutExpired(program.command, timeout)
+    except BaseException:
+        program.send_signal(signal.SIGKILL)
+        raise
+    return subprocess.CompletedProcess(program.command, program.wait(), texts[out], texts[error])
 
 
 @functools.cache
@@ -138,6 +151,8 @@ def serve(requests: socket.socket) -> dict[str, Any]:
                     os.dup2(file, number)
                     os.close(file)
                 return json.loads(message)
+            for file in files[:3]:
+                os.close(file)
             watch(pid, control)
         for file in files:
             os.close(file)
@@ -152,9 +167,15 @@ def reaped() -> bool:
 
 
 def watch(pid: int, control: socket.socket) -> None:
-    """Tell the test the program's process id, and how it ended. The server itself has more programs to start."""
+    """Tell the test the program's process id, and how it ended. The server itself has more programs to start.
+
+    If the test has ended first, the program is killed.
+    """
     with contextlib.suppress(BrokenPipeError):
         control.send(str(pid).encode())
+        ended = os.pidfd_open(pid)
+        if ended not in select.select([ended, control], [], [])[0]:
+            os.kill(pid, signal.SIGKILL)
         control.send(str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
     os._exit(0)
 
