@@ -133,6 +133,10 @@ class LabelledImages:
         """The image."""
         return (self.files[index],)
 
+    def class_labels(self) -> np.ndarray:
+        """The class of each image, int64 `(N,)`."""
+        return self.labels
+
     def decoding_key(self, index: int) -> tuple[Any, ...]:
         """The class, how large the image must be, and how deep images are read."""
         return int(self.labels[index]), self.min_side, self.white, self.in_channels
