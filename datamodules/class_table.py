@@ -18,9 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from datamodules.base import IGNORE_INDEX, Colour
+from datamodules.collate import IGNORE_INDEX
 from datamodules.decoding import decode, read_mask
 from datamodules.errors import DataError
+from datamodules.palette import Colour
 
 MOST_CLASSES = IGNORE_INDEX
 MOST_VALUE = 65_535
