@@ -1,6 +1,6 @@
 """The data loaders of a data module: their batches, on the network's device, and where a resumed run continues."""
 
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import cv2
 import torch
@@ -26,7 +26,7 @@ class DataModuleWithLoaders(LightningDataModule):
     (B = 0, H and W = `image_size`): the rank has no samples left, or none of them can be read.
     """
 
-    task: str
+    task: Literal["classification", "segmentation"]
     data_dir: str | None
     image_size: tuple[int, int]
     in_channels: int
