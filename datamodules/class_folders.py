@@ -13,7 +13,7 @@ from datamodules.notes import note
 from datamodules.pairing import folders_in, list_classes, list_images, walk
 from datamodules.split_folders import contents, say_passed_over, split_folders
 
-SPLIT_LIKE = re.compile("train|val|test|dev|hold|fold|eval", re.IGNORECASE)
+SPLIT_LIKE = re.compile("train|val|test|dev|hold|fold|eval|^(tr|trn|va|vl|te|ts|tst)$", re.IGNORECASE)
 RUN_FILES = ("config.yaml", "results.json", "predictions.png")
 
 
@@ -31,6 +31,7 @@ def class_trees(root: Path, passed_over: Counter[str]) -> dict[str, dict[str, li
         refuse_masks(root, classes)
         say_passed_over(root, outputs, "which hold runs")
         count_beside(root, passed_over)
+        say_unusual(root, classes)
         return {"train": {folder.name: list(list_images(folder, passed_over).values()) for folder in classes}}
     others = [folder for folder in folders_in(root) if folder not in splits.values()]
     say_passed_over(root, others, f"because {splits['train'].name}/ holds the classes")
@@ -48,7 +49,26 @@ def class_trees(root: Path, passed_over: Counter[str]) -> dict[str, dict[str, li
         trees[split] = list_classes(folder, passed_over)
         for name in trees[split].keys() - trees["train"].keys():
             raise DataError(f"{folder / name} is no class of {splits['train']}; add it there or remove it")
+        missing = [name for name in trees["train"] if name not in trees[split]]
+        if missing:
+            note(f"{folder} has no images of {', '.join(missing[:8])}{', ...' * (len(missing) > 8)}")
+    say_unusual(splits["train"], folders_in(splits["train"]))
     return trees
+
+
+def say_unusual(tree: Path, classes: list[Path]) -> None:
+    """Say that class folders hold folders, or that two of them differ in case only."""
+    deep = [folder for folder in classes if folders_in(folder)]
+    if deep:
+        inside = ", ".join(f"{one.name}/" for one in folders_in(deep[0])[:3])
+        note(
+            f"{len(deep)} of {len(classes)} class folders in {tree} hold folders ({deep[0].name}/: {inside}); all "
+            f"images below {deep[0].name}/ are of the class {deep[0].name}"
+        )
+    names = Counter(folder.name.casefold() for folder in classes)
+    alike = [folder.name for folder in classes if names[folder.name.casefold()] > 1]
+    if alike:
+        note(f"the class folders {', '.join(alike[:8])} in {tree} differ in case only: each is a class of its own")
 
 
 def count_beside(tree: Path, passed_over: Counter[str]) -> None:

@@ -69,8 +69,8 @@ class AnnotatedImages:
         self.file = file
         self.images: list[dict[str, Any]] = [image for image in content["images"] if image["id"] in paths]
         self.files = [paths[image["id"]] for image in self.images]
-        names = {category["id"]: category["name"] for category in content["categories"]}
-        self.labels = {number: label_of[name] for number, name in names.items() if name in label_of}
+        self.names = {category["id"]: category["name"] for category in content["categories"]}
+        self.labels = {number: label_of[name] for number, name in self.names.items() if name in label_of}
         self.annotations: dict[int, list[Annotation]] = defaultdict(list)
         for one in content["annotations"]:
             self.annotations[one["image_id"]].append(one)
@@ -104,7 +104,8 @@ class AnnotatedImages:
     def part(self, indices: list[int]) -> "AnnotatedImages":
         """Some of the images."""
         one = object.__new__(AnnotatedImages)
-        one.file, one.labels, one.annotations = self.file, self.labels, self.annotations
+        one.file, one.names, one.labels = self.file, self.names, self.labels
+        one.annotations = self.annotations
         one.images, one.files = [self.images[i] for i in indices], [self.files[i] for i in indices]
         return one
 
@@ -121,10 +122,7 @@ class AnnotatedImages:
         objects: list[tuple[Any, int]] = []
         for one in self.annotations[self.images[index]["id"]]:
             if one["category_id"] not in self.labels:
-                message = (
-                    f"{self.file} has an annotation of category {one['category_id']}, which is none of its classes"
-                )
-                raise DataError(f"{message}; list it under categories", "unknown label")
+                raise self._unknown_category(one["category_id"])
             try:
                 rle = run_lengths(one.get("segmentation"), height, width)
             except Exception as error:  # pycocotools raises what it likes
@@ -139,19 +137,31 @@ class AnnotatedImages:
             mask[rle_tools.decode(rle) > 0] = label
         return mask
 
+    def _unknown_category(self, number: Any) -> DataError:
+        what = f"{self.file} has an annotation of category {number!r}"
+        if number in self.names:
+            message = f"{what}, {self.names[number]}, which the training annotations do not list; add it there"
+        else:
+            message = f"{what}, which is none of its classes; list it under categories"
+        return DataError(message, "unknown label")
+
     def _say_unusual(self, content: dict[str, Any]) -> None:
         """Name annotations without an outline, and images without annotations.
 
         Raises:
             ValueError: no annotation has an outline.
         """
-        without = sum(not one.get("segmentation") for one in content["annotations"])
+        without = sum(not has_outline(one.get("segmentation")) for one in content["annotations"])
         total = len(content["annotations"])
         if without == total:
             what = "boxes only" if total else "no annotations"
             raise DataError(f"{self.file} holds {what}; export polygons or masks (segmentation) to train on")
         if without:
             note(f"{without} of {total} annotations in {self.file} have a box only: their pixels count as background")
+        listed = {image["id"] for image in content["images"]}
+        strays = sum(one["image_id"] not in listed for one in content["annotations"])
+        if strays:
+            note(f"{strays} of {total} annotations in {self.file} are of images that it does not list")
         empty = sum(image["id"] not in self.annotations for image in self.images)
         if empty:
             note(f"{empty} of {len(self.images)} images in {self.file} have no annotation: background throughout")
@@ -166,22 +176,35 @@ def require_pycocotools() -> None:
         ) from None
 
 
+def has_outline(segmentation: Any) -> bool:
+    """Whether there is anything to draw: run lengths, or a polygon of three points. Others count as boxes."""
+    if isinstance(segmentation, list):
+        return any(len(polygon) >= 6 for polygon in segmentation)
+    return bool(segmentation)
+
+
 def run_lengths(segmentation: Any, height: int, width: int) -> Any | None:
     """Polygons, or run lengths as a list or compressed, as compressed run lengths; None if there is no outline.
 
     Raises:
-        ValueError: run lengths are of another size than the image.
+        ValueError: run lengths are of another size than the image, or half a point ends a polygon.
     """
     from pycocotools import mask as rle_tools
 
-    if not segmentation:
+    if not has_outline(segmentation):
         return None
     if isinstance(segmentation, list):
+        if any(len(polygon) % 2 for polygon in segmentation):
+            raise ValueError("a polygon has an odd number of coordinates")
         # Four numbers would be taken for a box.
         polygons = [[float(x) for x in polygon] for polygon in segmentation if len(polygon) >= 6]
-        return rle_tools.merge(rle_tools.frPyObjects(polygons, height, width)) if polygons else None
+        if not np.isfinite(np.concatenate(polygons)).all():
+            raise ValueError("a coordinate is no number")
+        return rle_tools.merge(rle_tools.frPyObjects(polygons, height, width))
     if list(segmentation["size"]) != [height, width]:
         raise ValueError(f"its run lengths are for {segmentation['size'][1]}x{segmentation['size'][0]} pixels")
     if isinstance(segmentation["counts"], list):
+        if sum(segmentation["counts"]) != height * width:
+            raise ValueError(f"its run lengths add up to {sum(segmentation['counts'])} pixels of {height * width}")
         return rle_tools.frPyObjects(segmentation, height, width)
     return segmentation

@@ -80,6 +80,13 @@ def read_annotations(path: Path) -> dict[str, Any]:
         rows = content.get(key) if isinstance(content, dict) else None
         if not isinstance(rows, list) or not all(need in row for row in rows for need in needs):
             raise DataError(f"{path} is not in COCO's format: it has no list {key} with {' and '.join(needs)} in each")
+    for key, text in (("images", "file_name"), ("categories", "name")):
+        for row in content[key]:
+            if not isinstance(row[text], str):
+                raise DataError(f"{path}: the {text} of {key} number {row['id']} is {row[text]!r}; write a text")
+        twice = [number for number, count in Counter(str(row["id"]) for row in content[key]).items() if count > 1]
+        if twice:
+            raise DataError(f"{path} lists the id {twice[0]} twice under {key}; give each its own")
     return content
 
 

@@ -33,6 +33,7 @@ from datamodules.notes import note
 from datamodules.pairing import folders_in, hold_out, kinds
 from datamodules.size_rules import SizeRule
 from datamodules.split_folders import SPLITS, contents, split_folders
+from datamodules.turned import note_turned
 
 LAYOUTS = {
     "segmentation": "--data-dir must name a folder with images/ and masks/",
@@ -73,6 +74,7 @@ class Folders(GraftDataModule):
 
     def _masked(self, root: Path, passed_over: Counter[str]) -> dict[str, MaskedImages]:
         splits = mask_pairs(root, self.mask_suffix, passed_over)
+        note_turned([one.image for pairs in splits.values() for one in pairs])
         if "val" not in splits:
             splits["train"], splits["val"] = hold_out(splits["train"], [p.name for p in splits["train"]], root)
         table = find_table(root)

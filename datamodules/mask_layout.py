@@ -13,10 +13,10 @@ from datamodules.notes import note
 from datamodules.pairing import Pair, folders_in, list_images, pair, read_lines, walk
 from datamodules.split_folders import SPLITS, contents, holds_images, say_passed_over, split_folders, split_of
 
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "photos", "inputs", "input")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "img_dir", "photos", "inputs", "input")
 MASK_FOLDERS = (
     "masks", "mask", "labels", "label", "segmentationclasspng", "segmentationclass", "annotations", "annotation",
-    "segmentations", "segmentation", "groundtruth", "gt", "targets", "target",
+    "ann_dir", "segmentations", "segmentation", "groundtruth", "gt", "targets", "target",
 )  # fmt: skip
 """Names in any case, the first that holds images is taken."""
 BESIDE = ("masks", "mask", "labels", "label", "annot", "annotations", "gt")
