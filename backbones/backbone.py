@@ -74,6 +74,9 @@ class Backbone(nn.Module):
     """Upper bound on the image pixels that unpadded layers crop along one axis (both ends together): a map's height is
     between (H - cropped_pixels) // reduction and H // reduction, and likewise its width."""
 
+    changed_options: str = ""
+    """Options under which the published weights do not fit, with their values; see `changes`."""
+
     def __init__(self, variant: str) -> None:
         super().__init__()
         self.variant = variant
@@ -144,6 +147,11 @@ class Backbone(nn.Module):
         """
         if weights is None or weights == "none":
             return
+        if weights == "imagenet" and self.changed_options:
+            raise ValueError(
+                f"no ImageNet weights are published for {self.variant} with {self.changed_options}; leave that out, "
+                "or use --weights FILE or none"
+            )
         file = read_weights(self.published_url() if weights == "imagenet" else weights)
         fit = self._best_fit(file.state)
         if fit.problem:
@@ -220,6 +228,11 @@ class Backbone(nn.Module):
             elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
+
+
+def changes(**options: tuple[object, object]) -> str:
+    """The options, given as (value, published value), that differ: "growth=12, compression=1.0"; empty if none does."""
+    return ", ".join(f"{name}={value}" for name, (value, published) in options.items() if value != published)
 
 
 def print_once(line: str) -> None:

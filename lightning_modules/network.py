@@ -15,6 +15,7 @@ from heads.classifier import Classifier
 from heads.fcn_head import FCNHead
 from heads.head import Head, index_of_stride, missing_strides
 from heads.placing import place
+from lightning_modules.option_types import check_option_types
 
 
 class Network(nn.Module):
@@ -173,7 +174,7 @@ def mirrored(size: int, before: int, after: int, device: torch.device) -> Tensor
 
 
 def accepted_options(name: str, build: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy the given options; raise a ValueError if `build` does not know one of them."""
+    """Copy the given options; raise a ValueError if `build` does not know one of them or takes another type."""
     known = [
         parameter.name
         for parameter in inspect.signature(build).parameters.values()
@@ -183,6 +184,7 @@ def accepted_options(name: str, build: Any, options: Mapping[str, Any]) -> dict[
     for option in options:
         if option not in known:
             raise ValueError(f"{name} has no option '{option}'; it has: {', '.join(known) or 'none'}")
+    check_option_types(name, build, options)
     return dict(options)
 
 

@@ -171,8 +171,10 @@ class RunConfig:
     strategy: str = hardware_flag(
         "auto", "division of work among ranks: auto, ddp, fsdp2 (shards the weights) or another one of Lightning's"
     )
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = hardware_flag(
-        "32-true", "float32, or automatic mixed precision with float16 or bfloat16"
+    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = hardware_flag(
+        "auto",
+        "float32, or automatic mixed precision with float16 or bfloat16; auto: bf16-mixed on hardware that multiplies "
+        "bfloat16, else 32-true",
     )
     matmul_precision: Literal["highest", "high", "medium"] | None = hardware_flag(
         None,

@@ -39,12 +39,13 @@ class PixelsToOutput(nn.Module):
             raise ValueError("the network has learned a fully connected CRF, which cannot be exported")
         self.network = network.module.network
         self.output = output
+        self.temperature = network.temperature
         self.register_buffer("shift", 255 * torch.tensor(network.mean).view(1, -1, 1, 1))
         self.register_buffer("scale", 1 / (255 * torch.tensor(network.std).view(1, -1, 1, 1)))
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.network((images.float() - self.shift) * self.scale)
-        return logits.softmax(1) if self.output == "probabilities" else logits.argmax(1)
+        return (logits / self.temperature).softmax(1) if self.output == "probabilities" else logits.argmax(1)
 
 
 def metadata_of(network: TrainedNetwork, output: Output) -> dict[str, Any]:
@@ -63,6 +64,7 @@ def metadata_of(network: TrainedNetwork, output: Output) -> dict[str, Any]:
         "colours": network.colours.tolist(),
         "size_rule": network.size_rule.kind,
         "size": list(network.size_rule.size),
+        "temperature": network.temperature,
         "backbone": network.module.hparams["backbone"],
         "head": network.module.hparams["head"],
     }
