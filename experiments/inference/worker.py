@@ -19,6 +19,7 @@ import numpy as np
 from experiments.command_line.process import end_with_parent
 
 Runner = Callable[[np.ndarray], np.ndarray]
+SECONDS_TO_END = 30.0
 LEAST_CALLS = 3
 """Timed calls of one round, however long they take."""
 
@@ -47,7 +48,8 @@ class Worker:
         self.process = context.Process(target=serve, args=(theirs, make, argument), daemon=True)
         self.process.start()
         theirs.close()
-        self.note: str = ""
+        self.note = ""
+        self.busy = True
 
     def wait_until_ready(self) -> None:
         """Wait until the network is loaded. Raises WorkerError."""
@@ -66,12 +68,16 @@ class Worker:
         return self._ask("memory", None)
 
     def stop(self) -> None:
+        """End the process: it notices that its pipe is closed. One that has not answered is killed."""
+        self.pipe.close()
+        if not self.busy:
+            self.process.join(SECONDS_TO_END)
         self.process.kill()
         self.process.join()
-        self.pipe.close()
 
     def _ask(self, what: str, payload: Any) -> Any:
         try:
+            self.busy = True
             self.pipe.send((what, payload))
         except OSError:
             raise WorkerError(self._death()) from None
@@ -82,6 +88,7 @@ class Worker:
             well, answer = self.pipe.recv()
         except (EOFError, OSError):
             raise WorkerError(self._death()) from None
+        self.busy = False
         if not well:
             raise WorkerError(answer)
         return answer
