@@ -71,7 +71,7 @@ def scaled(width: float, depth: float, input_size: int, dropout: float) -> Desig
         momentum=0.01,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
-        squeezes=False,
+        se_reduction=0,
         activation=nn.ReLU6,
         conv=SameConv2d,
     )

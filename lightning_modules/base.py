@@ -214,9 +214,10 @@ class GraftModule(pl.LightningModule):
         images, target = batch["image"], batch["target"]
         forward = self.compiled_with_aux or self.network.forward_with_aux
         logits, aux = forward(images) if self.network.has_aux else (self.network(images), [])
-        loss = cast("Tensor", self.loss(self.refine(logits, images), target))
+        borders = batch.get("border_weights")
+        loss = cast("Tensor", self.loss(self.refine(logits, images), target, borders))
         if aux:
-            loss = loss + self.aux_weight * sum(self.loss(one, target) for one in aux)
+            loss = loss + self.aux_weight * sum(self.loss(one, target, borders) for one in aux)
         self.train_loss.update(loss.detach().to(self.train_loss.totals.dtype) * len(images), len(images))
         self.log("train/loss_step", loss, batch_size=len(images))
         self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True, batch_size=len(images))
@@ -280,7 +281,12 @@ class GraftModule(pl.LightningModule):
         if self.device_mesh is not None and not is_sharded(self.network):
             shard(self.network, self.crf, self.device_mesh["data_parallel"])
 
-    def configure_optimizers(self) -> Any:
+    def new_optimizer(self, *, fused: bool = True) -> torch.optim.Optimizer:
+        """The optimiser over all parameters that are trained.
+
+        Args:
+            fused: update all parameters in one kernel, which is faster. It rounds differently in the last bit.
+        """
         hparams = self.hparams
         groups = parameter_groups(
             self.network, hparams["lr"], hparams["backbone_lr_mult"], hparams["weight_decay"], hparams["layer_decay"]
@@ -290,9 +296,13 @@ class GraftModule(pl.LightningModule):
             # because it would shrink the CRF's weights.
             groups.insert(0, {"params": list(self.crf.parameters()), "lr": hparams["lr"], "weight_decay": 0.0})
         if hparams["optimizer"] == "sgd":
-            optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=hparams["lr"], momentum=hparams["momentum"])
-        else:
-            optimizer = torch.optim.AdamW(groups, lr=hparams["lr"])
+            return torch.optim.SGD(groups, lr=hparams["lr"], momentum=hparams["momentum"], fused=fused)
+        return torch.optim.AdamW(groups, lr=hparams["lr"], fused=fused)
+
+    def configure_optimizers(self) -> Any:
+        # With float16, fused optimisers undo the loss scale themselves, and Lightning then cannot clip gradients.
+        optimizer = self.new_optimizer(fused=self.trainer.precision != "16-mixed" and self.device_mesh is None)
+        hparams = self.hparams
         total = int(self.trainer.estimated_stepping_batches)
         warmup = round(total * hparams["warmup"])
 

@@ -65,6 +65,7 @@ def data_of(run: str, data: str | None, data_dir: str | None, network: TrainedNe
     values |= {} if data_dir is None else {"data_dir": data_dir}
     hparams = network.module.hparams
     values |= {"backbone": hparams["backbone"], "head": hparams["head"], "image_size": list(network.size_rule.size)}
+    values["in_channels"] = network.in_channels
     values |= {"augmentation": None, "cache": "none", "on_bad_sample": "skip", "batch_size": 1}
     module = build_data(RunConfig(**values))
     module.setup()
@@ -129,7 +130,7 @@ class Scorer:
         score = float(picture_scores(each[None], network.task)[0])
         result = replace(network.result(probabilities, image), abstain=self.abstain)
         caption = f"{name} score {score:.3f}, confidence {found.confidence[-1]:.3f}"
-        found.worst.add(score, caption, image, truth, [result])
+        found.worst.add(score, caption, truth, [result])
         return score, result
 
     def add_uncalibrated(self, probabilities: np.ndarray, truth: np.ndarray) -> None:
@@ -176,11 +177,11 @@ def evaluate(
             for scorer in scorers:
                 scorer.found.skipped.append(str(one))
             continue
-        _, image, truth, name = one
+        _, _, truth, name = one
         scores, results = zip(*(scorer.add(*one) for scorer in scorers), strict=True)
         if len(scorers) == 2:
             caption = f"{name} score {scores[0]:.3f}, the other {scores[1]:.3f}"
-            changed.add(-abs(scores[0] - scores[1]), caption, image, truth, results)
+            changed.add(-abs(scores[0] - scores[1]), caption, truth, results)
     if not scorers[0].each:
         raise ValueError(f"no picture of the {split} split can be read; the first: {scorers[0].found.skipped[0]}")
     return [scorer.evaluation() for scorer in scorers], changed

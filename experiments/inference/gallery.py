@@ -30,12 +30,11 @@ class Gallery:
         self.kept: list[tuple[float, int, str]] = []
         """A heap of negative key, negative place and HTML: its first entry is the next to go."""
 
-    def add(self, key: float, caption: str, image: np.ndarray, truth: Any, results: Sequence[Result]) -> None:
+    def add(self, key: float, caption: str, truth: Any, results: Sequence[Result]) -> None:
         """Keep a picture if its key is low enough; NaN never is, unless there is room.
 
         Args:
             caption: plain text.
-            image: uint8 `(H, W, 3)`.
             truth: classes `(H, W)`, or one class.
             results: what one or two networks made of it.
         """
@@ -43,11 +42,12 @@ class Gallery:
         entry = (-key if np.isfinite(key) else -np.inf, -self.added)
         if len(self.kept) == self.most and (not self.most or entry < self.kept[0][:2]):
             return
-        heapq.heappush(self.kept, (*entry, self.figure(caption, image, truth, results)))
+        heapq.heappush(self.kept, (*entry, self.figure(caption, truth, results)))
         if len(self.kept) > self.most:
             heapq.heappop(self.kept)
 
-    def figure(self, caption: str, image: np.ndarray, truth: Any, results: Sequence[Result]) -> str:
+    def figure(self, caption: str, truth: Any, results: Sequence[Result]) -> str:
+        image = results[0].image  # what can be shown of it, if it has other bands than RGB
         pictures = [image]
         network = self.network
         if network.task == "segmentation":

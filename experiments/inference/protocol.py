@@ -53,6 +53,8 @@ class Predictor:
     def __init__(self, network: TrainedNetwork, protocol: Protocol) -> None:
         if network.task == "classification" and (protocol.window or protocol.crf):
             raise ValueError("--window and --crf are for segmentation networks; this one classifies whole images")
+        if network.in_channels != 3 and protocol.crf:
+            raise ValueError(f"--crf compares colours, which needs RGB; the network takes {network.in_channels} bands")
         if network.task == "segmentation" and (protocol.crops > 1 or protocol.dense):
             raise ValueError("--crops and --dense are for classifiers; this network labels every pixel")
         if protocol.crops > 1 and min(protocol.scales) < MARGIN:
@@ -72,7 +74,7 @@ class Predictor:
 
     def _plan(self, side: int) -> None:
         """Choose overlap and radius, and say whether windows give what whole images would."""
-        reach = reach_of(self.network.module.network)
+        reach = reach_of(self.network.module.network, self.network.in_channels)
         chosen = self.protocol.overlap
         exact = None if reach.radius is None else 2 * reach.radius
         if exact is not None and (exact <= chosen if chosen is not None else exact <= side - self.stride):

@@ -58,8 +58,9 @@ def corners_and_centre(image: np.ndarray, size: tuple[int, int]) -> list[np.ndar
 
 
 def resized(image: np.ndarray, scale: float) -> np.ndarray:
-    """An image uint8 `(H, W, 3)` at `scale` times its size."""
+    """An image uint8 `(H, W, C)` at `scale` times its size."""
     if scale == 1:
         return image
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    view = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    return view.reshape(*size[::-1], image.shape[2])  # OpenCV drops a single channel
