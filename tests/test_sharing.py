@@ -272,7 +272,7 @@ def push(hub: Any, folder: Path, out: Path, *more: str, token: str = "hf_right")
     }  # fmt: skip
     command = [sys.executable, str(ROOT / "experiments" / "share.py"), str(folder), "--out", str(out)]
     return subprocess.run(
-        [*command, "--push-to-hub", "me/net", *more], env=environment, capture_output=True, text=True, timeout=120
+        [*command, "--push-to-hub", "me/net", *more], env=environment, capture_output=True, text=True, timeout=300
     )
 
 

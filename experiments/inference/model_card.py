@@ -19,7 +19,7 @@ NOT_IN_COMMAND = {
 """Settings that do not change what is trained."""
 PIPELINES = {"segmentation": "image-segmentation", "classification": "image-classification"}
 """Hugging Face's names of the tasks."""
-SCORE_NAMES = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy", "top1": "top-1", "top5": "top-5"}
+SCORE_NAMES = {"miou": "mIoU", "iou": "IoU", "pixel_accuracy": "pixel accuracy", "top1": "top-1", "top5": "top-5"}
 LOCAL = "DIR"
 """Stands for folders of the author's machine."""
 
@@ -118,7 +118,7 @@ def class_table(scores: Mapping[str, Mapping[str, float | None]], hparams: Mappi
         + [number(scores[split].get(f"{kind}/{one}")) for split, kind in columns]
         for index, one in enumerate(hparams["class_names"])
     ]
-    titles = [f"{SCORE_NAMES.get(kind, kind.upper() if len(kind) < 4 else kind)} {split}" for split, kind in columns]
+    titles = [f"{SCORE_NAMES.get(kind, kind)} {split}" for split, kind in columns]
     return table(["label", "class", "colour", *titles], rows)
 
 
