@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from datamodules.bands import check_bands
 from experiments.command_line.progress import with_progress
 from experiments.inference.films import write_films
 from experiments.inference.inputs import Input, Inputs
@@ -91,7 +92,7 @@ def read_ahead(
         try:
             if rasters is not None and rasters.takes(one):
                 return None
-            return one.read(network.read)
+            return check_bands(one.read(network.read), network.in_channels, "the picture")
         except ValueError as error:
             return error
 

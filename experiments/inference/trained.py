@@ -20,7 +20,8 @@ import yaml
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from datamodules.decoding import WHITE, read_image
+from datamodules.bands import RGB, as_rgb, check_bands, pillow_bands, read_channels
+from datamodules.decoding import WHITE
 from datamodules.loader import Normalise
 from datamodules.size_rules import SizeRule
 from experiments.command_line.run_config import RunConfig
@@ -47,8 +48,15 @@ class TrainedNetwork:
     std: tuple[float, ...]
     white: int = WHITE
     """Level of white in files of more than 8 bits."""
-    least: int | None = None
+    min_side: int | None = None
     """JPEG files may be decoded smaller as long as both sides keep this many pixels."""
+    temperature: float = 1.0
+    """What logits are divided by, so that confidence matches accuracy; see `lightning_modules/calibration.py`."""
+
+    @property
+    def in_channels(self) -> int:
+        """Bands of the images."""
+        return len(self.mean)
 
     @property
     def task(self) -> str:
@@ -61,17 +69,17 @@ class TrainedNetwork:
         Raises:
             ValueError: the file cannot be read, or the picture has another shape or type than `load` describes.
         """
-        image = self.read(picture) if isinstance(picture, (str, Path)) else pixels_of(picture)
+        image = self.read(picture) if isinstance(picture, (str, Path)) else pixels_of(picture, self.in_channels)
         return self.result(self.probabilities(image), image)
 
     def read(self, path: str | Path) -> np.ndarray:
-        """A file as uint8 `(H, W, 3)`, decoded as in training. Raises ValueError if it cannot be read."""
-        return read_image(Path(path), self.least, self.white)
+        """A file as uint8 `(H, W, C)`, decoded as in training. Raises ValueError if it cannot be read."""
+        return read_channels(Path(path), self.in_channels, self.min_side, self.white)
 
     def result(self, probabilities: np.ndarray, image: np.ndarray) -> Result:
-        """The result for probabilities `(C, H, W)` or `(C,)` of an image uint8 `(H, W, 3)`."""
+        """The result for probabilities `(C, H, W)` or `(C,)` of an image uint8 `(H, W, bands)`, shown as RGB."""
         kind = SegmentationResult if self.task == "segmentation" else ClassificationResult
-        return kind(probabilities, image, self.class_names, self.colours)
+        return kind(probabilities, as_rgb(image), self.class_names, self.colours)
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """Class probabilities, float32: `(C, H, W)` at the size of the image uint8 `(H, W, 3)`, or `(C,)`."""
@@ -79,10 +87,13 @@ class TrainedNetwork:
 
     @torch.inference_mode()
     def logits(self, image: np.ndarray) -> Tensor:
-        """Logits float32 `(1, C, H, W)` or `(1, C)`, on the CPU, of an image uint8 `(H, W, 3)` after the size rule."""
+        """Calibrated logits float32 `(1, C, H, W)` or `(1, C)`, on the CPU, of an image uint8 `(H, W, 3)`.
+
+        The image is one that has passed the size rule.
+        """
         batch = Normalise(self.mean, self.std)(torch.from_numpy(np.ascontiguousarray(image))[None])
         parameter = next(self.module.parameters())
-        return self.module(batch.to(parameter.device, parameter.dtype)).float().cpu()
+        return self.module(batch.to(parameter.device, parameter.dtype)).float().cpu() / self.temperature
 
 
 def load(path: str | Path, device: str | torch.device | None = None) -> TrainedNetwork:
@@ -113,6 +124,7 @@ def load(path: str | Path, device: str | torch.device | None = None) -> TrainedN
         tuple(preprocessing["std"]),
         preprocessing["white"],
         preprocessing["least"],
+        module.temperature,
     )
 
 
@@ -189,19 +201,24 @@ def run_settings(checkpoint: Path) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in known}
 
 
-def pixels_of(picture: Image.Image | np.ndarray | Tensor) -> np.ndarray:
-    """A picture as uint8 `(H, W, 3)`, RGB, turned upright.
+def pixels_of(picture: Image.Image | np.ndarray | Tensor, in_channels: int = RGB) -> np.ndarray:
+    """A picture as uint8 `(H, W, C)`, RGB or of as many bands as it must have, turned upright.
 
     Raises:
         ValueError: an array or tensor has another shape or type.
     """
     if isinstance(picture, Image.Image):
-        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+        upright = ImageOps.exif_transpose(picture)
+        if in_channels == RGB:
+            return np.array(upright.convert("RGB"))
+        return check_bands(pillow_bands(upright), in_channels, "the picture")
     array = picture.permute(1, 2, 0).cpu().numpy() if isinstance(picture, Tensor) else picture
-    if array.ndim == 2:
-        array = np.repeat(array[..., None], 3, axis=2)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
-        kind = "a tensor (3, H, W)" if isinstance(picture, Tensor) else "an array (H, W, 3) or (H, W)"
+    grey = in_channels in (1, RGB)
+    if array.ndim == 2 and grey:
+        array = np.repeat(array[..., None], in_channels, axis=2)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != in_channels or 0 in array.shape:
+        kind = f"an array (H, W, {in_channels})" + " or (H, W)" * grey
+        kind = f"a tensor ({in_channels}, H, W)" if isinstance(picture, Tensor) else kind
         given = tuple(picture.shape) if isinstance(picture, Tensor) else array.shape
         raise ValueError(f"the picture is {array.dtype} {given}; give {kind} of uint8")
     return array
