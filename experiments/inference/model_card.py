@@ -30,6 +30,7 @@ def model_card(
     results: Mapping[str, Any],
     settings: Mapping[str, Any],
     files: Sequence[str],
+    temperature: float = 1.0,
 ) -> str:
     """The card as Markdown.
 
@@ -39,6 +40,7 @@ def model_card(
         results: what results.json holds.
         settings: what config.yaml holds.
         files: the names of the pictures that lie beside the card.
+        temperature: what its logits are divided by.
     """
     protocol, training = results["protocol"], results.get("training", {})
     task = protocol["task"]
@@ -59,7 +61,7 @@ def model_card(
         f"```bash\n{command(settings)}\n```\n",
         training_list(results, training, settings),
         "## Preprocessing\n",
-        preprocessing_list(hparams["preprocessing"]),
+        preprocessing_list(hparams["preprocessing"], temperature),
         "## Intended use\n",
         "Left to the author. The scores above hold for images like those of the data set; nothing was measured on "
         "others.\n",
@@ -164,7 +166,7 @@ def training_list(results: Mapping[str, Any], training: Mapping[str, Any], setti
     return bullets(lines)
 
 
-def preprocessing_list(preprocessing: Mapping[str, Any]) -> str:
+def preprocessing_list(preprocessing: Mapping[str, Any], temperature: float) -> str:
     size = " x ".join(map(str, preprocessing["size"]))
     rules = {"own": "images keep their size", "stretch": f"images are resized to {size}"}
     rules["centre_crop"] = f"the shorter side is resized to 8/7 of {size}, and the centre is cut out"
@@ -172,6 +174,9 @@ def preprocessing_list(preprocessing: Mapping[str, Any]) -> str:
         "size (H x W)": rules[preprocessing["size_rule"]],
         "mean": ", ".join(f"{value:g}" for value in preprocessing["mean"]),
         "standard deviation": ", ".join(f"{value:g}" for value in preprocessing["std"]),
+        "temperature": f"{temperature:.4g}, fitted on the validation split; logits are divided by it"
+        if temperature != 1
+        else "",
     }
     return bullets(lines) + "\n`load` does this by itself; mean and standard deviation are of RGB in [0, 1].\n"
 
