@@ -77,7 +77,7 @@ def demo(config: DemoConfig) -> int:
 
     network = load(config.run, None if config.device == "auto" else config.device)
     refined = None
-    if network.task == "segmentation":
+    if network.task == "segmentation" and network.in_channels == 3:
         refined = Predictor(network, Protocol(crf=read_crf_settings(config.crf_settings)))
     answers = Answers(Predictor(network, Protocol()), refined, config.max_side)
     hparams = network.module.hparams

@@ -54,8 +54,8 @@ def test_the_shared_network_predicts_the_same_bits(crf_run: Path, shared: Path, 
     for one, other in ((crf_run, shared), (crf_run, shared / "model.safetensors"), (classifier, classifier / "share")):
         before, after = load(one, "cpu"), load(other, "cpu")
         np.testing.assert_array_equal(before(image).probabilities, after(image).probabilities)
-        assert (before.class_names, before.size_rule, before.mean, before.std, before.white, before.least) == (
-            after.class_names, after.size_rule, after.mean, after.std, after.white, after.least
+        assert (before.class_names, before.size_rule, before.mean, before.std, before.white, before.min_side) == (
+            after.class_names, after.size_rule, after.mean, after.std, after.white, after.min_side
         )  # fmt: skip
         np.testing.assert_array_equal(before.colours, after.colours)
         assert before.temperature == after.temperature
