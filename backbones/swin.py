@@ -69,28 +69,30 @@ class WindowAttention(nn.Module):
         side = self.window
         x = pad_at_end(x, -height % side, -width % side)
         padded = x.shape[1], x.shape[2]
-        # A side of one window is not shifted: that would only separate pixels that belong together.
-        shifts = tuple(self.shift if length > side else 0 for length in padded)
         rows, columns = padded[0] // side, padded[1] // side
+        # A side of one window is not shifted: that would only separate pixels that belong together.
+        shifts = (self.shift * torch.sym_min(1, rows - 1), self.shift * torch.sym_min(1, columns - 1))
+        # An exported graph is to serve maps of one window and of several.
+        shifted = self.shift > 0 and (torch.compiler.is_exporting() or any(shifts))
 
-        if any(shifts):
-            x = x.roll((-shifts[0], -shifts[1]), (1, 2))
+        if shifted:
+            x = rolled(x, *shifts)
         x = x.view(batch, rows, side, columns, side, channels).transpose(2, 3)
         x = x.reshape(batch * rows * columns, side**2, channels)
 
         q, k, v = self.project(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         bias = self.bias_table()[self.relative_position_index].view(side**2, side**2, -1).permute(2, 0, 1)[None]
-        if any(shifts):
+        if shifted:
             bias = (bias + self.shifted_window_mask(padded, shifts, x)).repeat(batch, 1, 1, 1)
         x = self.proj(self.attend(q, k, v, bias).transpose(1, 2).flatten(2))
 
         x = x.view(batch, rows, columns, side, side, channels).transpose(2, 3)
         x = x.reshape(batch, *padded, channels)
-        if any(shifts):
-            x = x.roll(shifts, (1, 2))
+        if shifted:
+            x = rolled(x, -shifts[0], -shifts[1])
         return x[:, :height, :width]
 
-    def shifted_window_mask(self, padded: tuple[int, int], shifts: tuple[int, ...], like: Tensor) -> Tensor:
+    def shifted_window_mask(self, padded: tuple[int, int], shifts: tuple[int, int], like: Tensor) -> Tensor:
         """Attention mask `(windows, 1, N, N)`: -100 between pixels that only the shift brought together, else 0."""
         side = self.window
         regions = []
@@ -100,6 +102,16 @@ class WindowAttention(nn.Module):
         region = 3 * regions[0][:, None] + regions[1]
         region = region.view(padded[0] // side, side, padded[1] // side, side).transpose(1, 2).reshape(-1, side**2)
         return -100.0 * (region[:, None, :, None] != region[:, None, None, :]).to(like.dtype)
+
+
+def rolled(x: Tensor, up: int, left: int) -> Tensor:
+    """Move `(B, H, W, C)` up and to the left; what leaves on one side enters on the other."""
+    if torch.compiler.is_exporting():  # ONNX cannot roll by symbolic numbers
+        for axis, shift in ((1, up), (2, left)):
+            length = x.shape[axis]
+            x = x.index_select(axis, (torch.arange(length, device=x.device) + length + shift) % length)
+        return x
+    return x.roll((-up, -left), (1, 2))
 
 
 def pad_at_end(x: Tensor, rows: int, columns: int) -> Tensor:

@@ -92,7 +92,8 @@ class Encoder(nn.Module):
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """Embeddings for `grid` rows and columns of patches, `(1, 1 + rows * columns, C)`."""
         side = self.native_side
-        if grid == (side, side):
+        # Interpolation changes nothing at the native size; an exported graph is to serve other sizes, too.
+        if not torch.compiler.is_exporting() and grid == (side, side):
             return self.pos_embedding
         token, patches = self.pos_embedding[:, :1], self.pos_embedding[:, 1:]
         patches = patches.transpose(1, 2).unflatten(2, (side, side))

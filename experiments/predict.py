@@ -63,7 +63,7 @@ def predict(config: PredictConfig) -> int:
     from experiments.inference.protocol import predictor_of
     from experiments.inference.trained import checkpoint_of
 
-    inputs = Inputs(config.inputs, config.every, config.frames)
+    inputs = Inputs(config.inputs, config.every, config.frames, Path(config.out))
     predictor = predictor_of(config.run, config)
     for line in filter(None, (predictor.note, passed_over(inputs.passed_over))):
         print(line, flush=True)

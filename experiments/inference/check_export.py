@@ -18,7 +18,7 @@ from experiments.inference.export_network import Output, PixelsToOutput, Runner
 from experiments.inference.scores import summary
 from experiments.inference.trained import TrainedNetwork
 
-SIZES = ((64, 64), (65, 97), (131, 77), (160, 96))
+SIZES = ((64, 64), (65, 97), (127, 33), (31, 47))
 """Heights and widths in pixels, odd ones among them."""
 MAIN_SCORE = {"segmentation": "miou", "classification": "top1"}
 
@@ -57,9 +57,7 @@ def compare(
     chosen = (one for one in pictures(data, split) if isinstance(one, tuple) and one[0] in picked)
     count = 0
     for _, image, truth, _ in with_progress(chosen, len(picked), "images"):
-        several = count == 0 and network.task == "segmentation"  # a classifier's size is fixed
-        sizes = [(max(h, least), max(w, least)) for h, w in SIZES] if several else []
-        for size in sizes:
+        for size in [(max(h, least), max(w, least)) for h, w in SIZES] if count == 0 else []:
             batch = as_batch(cv2.resize(image, size[::-1]))
             difference = max(difference, distance(run(batch), of_network(reference, batch), output))
         batch = as_batch(network.size_rule.apply(image))

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from datamodules.decoding import IMAGE_SUFFIXES
+from experiments.inference import manifest
 
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
 LIST_SUFFIXES = {".txt", ".lst"}
@@ -54,12 +55,15 @@ class Inputs:
         arguments: paths, globs, text files with a path per line, or `camera:0`.
         every: take every so-many-th frame of videos and cameras.
         frames: stop after this many frames of each video or camera; None takes all.
+        out: folder of the results. What earlier predictions wrote there is passed over.
 
     Raises:
-        ValueError: an argument names nothing, or a folder holds no pictures.
+        ValueError: an argument names nothing, a folder holds no pictures, or results would lie among the pictures.
     """
 
-    def __init__(self, arguments: list[str], every: int = 1, frames: int | None = None) -> None:
+    def __init__(
+        self, arguments: list[str], every: int = 1, frames: int | None = None, out: Path | None = None
+    ) -> None:
         self.every = every
         self.frames = frames
         self.images: list[Path] = []
@@ -70,11 +74,15 @@ class Inputs:
             self._add(argument)
         self.images = list(dict.fromkeys(self.images))
         self.videos = list(dict.fromkeys(self.videos))
+        if out is not None:
+            self._leave_out_results(out.expanduser().absolute())
         folders = [str(path.absolute().parent) for path in (*self.images, *self.videos)]
         self.root = Path(os.path.commonpath(folders)) if folders else Path.cwd()
-        stems = Counter(path.absolute().with_suffix("") for path in (*self.images, *self.videos))
-        self.ambiguous = {stem for stem, count in stems.items() if count > 1}
-        """Paths that several inputs share up to their suffix; their results keep the suffix in the name."""
+        paths = {path.absolute() for path in (*self.images, *self.videos)}
+        stems = Counter(path.with_suffix("") for path in paths)
+        self.ambiguous = {stem for stem, count in stems.items() if count > 1 or stem in paths}
+        """Paths that several inputs share up to their suffix, or that are inputs themselves; the results of these
+        inputs keep the suffix in the name."""
 
     def __len__(self) -> int:
         """The number of image files; frames are not counted before they are read."""
@@ -128,6 +136,19 @@ class Inputs:
             if line.strip():
                 path = Path(line.strip()).expanduser()
                 self.images.append(path if path.is_absolute() else file.parent / path)
+
+    def _leave_out_results(self, out: Path) -> None:
+        inside = {path for path in (*self.images, *self.videos) if path.absolute().is_relative_to(out)}
+        if inside and not (out / manifest.NAME).is_file():
+            raise ValueError(
+                f"--out {out} holds pictures to predict, such as {min(inside).name}, which results might overwrite; "
+                "give a folder of its own"
+            )
+        self.images, self.videos = (
+            [path for path in kind if path not in inside] for kind in (self.images, self.videos)
+        )
+        if inside and not self.images and not self.videos:
+            raise ValueError(f"all {len(inside)} pictures lie in --out {out} and are results of earlier predictions")
 
     def _name(self, path: Path) -> str:
         return path.absolute().relative_to(self.root).as_posix()

@@ -1,6 +1,10 @@
-"""manifest.jsonl: one line per finished picture, so that a prediction that was killed goes on where it stopped."""
+"""manifest.jsonl: one line per finished picture, so that a prediction that was killed goes on where it stopped.
+
+It is ASCII: names of files may hold anything, line separators and bytes that are no UTF-8 included.
+"""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ class Manifest:
         if self.path.is_file():
             self._read(settings)
         if not self.path.is_file() or self.path.stat().st_size == 0:
-            self.path.write_text(json.dumps({"settings": settings}, ensure_ascii=False) + "\n", encoding="utf-8")
+            self.path.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
         self.file = self.path.open("a", encoding="utf-8")
 
     def _read(self, settings: dict[str, Any]) -> None:
@@ -32,7 +36,7 @@ class Manifest:
         if whole < len(content):
             with self.path.open("r+b") as file:
                 file.truncate(whole)
-        lines = content[:whole].decode("utf-8").splitlines()
+        lines = content[:whole].splitlines()  # of bytes: text would be split at rarer line separators, too
         if not lines:
             return
         before = json.loads(lines[0])["settings"]
@@ -48,12 +52,18 @@ class Manifest:
 
     def add(self, entry: dict[str, Any]) -> None:
         """Note a finished picture: all its files are in place."""
-        self.file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self.file.write(json.dumps(entry) + "\n")
         self.file.flush()
 
-    def entries(self) -> Any:
-        """The entries of all finished pictures, read from the file one by one."""
-        with self.path.open(encoding="utf-8") as file:
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """The entries of all finished pictures, read from the file one by one; the last of a picture that changed."""
+        last = {entry["input"]: number for number, entry in enumerate(self._lines())}
+        for number, entry in enumerate(self._lines()):
+            if last[entry["input"]] == number:
+                yield entry
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        with self.path.open("rb") as file:
             next(file)
             for line in file:
                 yield json.loads(line)

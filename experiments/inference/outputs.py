@@ -78,7 +78,7 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 def write_csv(entries: Iterable[dict[str, Any]], path: Path, task: str, class_names: tuple[str, ...]) -> None:
     """One row per picture: its most likely classes, or the fraction of its pixels that each class has."""
     part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8", newline="") as file:
+    with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         if task == "classification":
             places = range(1, min(TOP, len(class_names)) + 1)
@@ -107,7 +107,7 @@ def write_coco(entries: Iterable[dict[str, Any]], path: Path, class_names: tuple
         for image, entry in enumerate(entries, 1):
             size = {"height": entry["height"], "width": entry["width"]}
             images.write(", " if image > 1 else "")
-            json.dump({"id": image, "file_name": entry["input"], **size}, images, ensure_ascii=False)
+            json.dump({"id": image, "file_name": entry["input"], **size}, images)
             for region in entry["regions"]:
                 number += 1
                 annotations.write(", " if number > 1 else "")
