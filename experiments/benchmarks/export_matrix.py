@@ -1,9 +1,9 @@
 """What exported files compute beside PyTorch: every head, and the smallest network of every family of backbones.
 
 `python experiments/benchmarks/export_matrix.py` takes each pair, with random weights, through evaluate.py, predict.py
-and the three formats of export.py, at four image sizes and on pictures. It keeps what it has measured in a JSON file, so
-that the same command goes on, and writes the tables between the marks in experiments/README.md. It exits with 1 if a
-probability differs by more than 1e-4.
+and the three formats of export.py, at four image sizes and on pictures. It keeps what it has measured in a JSON file,
+so that the same command goes on, and writes the tables between the marks in experiments/README.md. It exits with 1 if
+a probability differs by more than 1e-4.
 """
 
 import argparse
@@ -95,10 +95,12 @@ def make_data(root: Path) -> Path:
 def make_run(folder: Path, data_root: Path, backbone: str, head: str) -> Path:
     """A run folder of a network with random weights, whose batch norms have the statistics of random images."""
     torch.manual_seed(0)
+    with torch.device("meta"):
+        side = max(64, BACKBONES[backbone]().min_size)
     kind = "pixels" if HEADS[head].task == "segmentation" else "images"
     config = RunConfig(
-        backbone=backbone, head=head, data="folders", data_dir=str(data_root / kind), image_size=[64], workers=0,
-        batch_size=1,
+        backbone=backbone, head=head, data="folders", data_dir=str(data_root / kind), image_size=[side],
+        workers=0, batch_size=1,
     )  # fmt: skip
     data = build_data(config)
     data.setup()

@@ -43,10 +43,14 @@ def predict_all(
     total = max(1, len(inputs) - len(manifest.finished))
     try:
         for one, image in with_progress(read_ahead(left, network), total, "pictures"):
-            if isinstance(image, ValueError):
-                problems.append(f"{one.name}: {image}")
+            try:
+                if isinstance(image, ValueError):
+                    raise image
+                probabilities = predictor(image)
+            except ValueError as error:
+                problems.append(f"{one.name}: {error}")
                 continue
-            result = replace(network.result(predictor(image), image), abstain=abstain)
+            result = replace(network.result(probabilities, image), abstain=abstain)
             write_files(out / one.stem, files_of(result, kinds))
             manifest.add({"input": one.name, "stamp": one.stamp} | entry_of(result, kinds))
     finally:

@@ -77,7 +77,17 @@ class TrainedNetwork:
 
     @torch.inference_mode()
     def logits(self, image: np.ndarray) -> Tensor:
-        """Logits float32 `(1, C, H, W)` or `(1, C)`, on the CPU, of an image uint8 `(H, W, 3)` after the size rule."""
+        """Logits float32 `(1, C, H, W)` or `(1, C)`, on the CPU, of an image uint8 `(H, W, 3)` after the size rule.
+
+        Raises:
+            ValueError: the image is smaller than the network takes.
+        """
+        least = self.module.network.backbone.min_size
+        if min(image.shape[:2]) < least:
+            raise ValueError(
+                f"{image.shape[1]}x{image.shape[0]} pixels are too few: {self.module.hparams['backbone']} needs sides "
+                f"of {least} or more; enlarge the picture"
+            )
         batch = Normalise(self.mean, self.std)(torch.from_numpy(np.ascontiguousarray(image))[None])
         parameter = next(self.module.parameters())
         return self.module(batch.to(parameter.device, parameter.dtype)).float().cpu()
