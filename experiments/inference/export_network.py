@@ -120,9 +120,14 @@ def example_shape(network: TrainedNetwork) -> tuple[int, int, int, int]:
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: str) -> None:
+    """Raises ValueError if the graph holds an operator that ONNX lacks."""
     import onnx
 
-    made = torch.onnx.export(program, dynamo=True, verbose=False, external_data=False)
+    try:
+        made = torch.onnx.export(program, dynamo=True, verbose=False, external_data=False)
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ValueError(f"the network cannot be written as ONNX ({reason}); use --to torch_export") from error
     assert made is not None
     made.save(str(path), external_data=False)
     model = onnx.load(str(path))
