@@ -15,6 +15,7 @@ from torch import Tensor
 
 from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD, to_pixels
 from datamodules.augmentation import compose, find_augmentation, scale_crop_flip
+from datamodules.bands import RGB, describe, mean_and_std
 from datamodules.checking import check
 from datamodules.collate import IGNORE_INDEX, collate
 from datamodules.crops import centre_crop, random_crop_flip
@@ -25,10 +26,11 @@ from datamodules.fingerprint import content_hash, fingerprint_of
 from datamodules.loader import Batch, EqualBatches, Loader, Normalise, TrainingLoader, Uint8Dataset
 from datamodules.memory import keep_freed_memory
 from datamodules.node_folder import once_per_node
+from datamodules.notes import note
+from datamodules.sample_cache import Cache, open_cache
 from datamodules.samples import OnBadSample, Samples, Shuffled
 from datamodules.size_rules import SizeRule
 from datamodules.source import FileSource, Source
-from datamodules.store import Cache, open_store
 from datamodules.worker_signals import ignore_signals_except_parents
 
 Task = Literal["classification", "segmentation"]
@@ -45,7 +47,7 @@ class GraftDataModule(LightningDataModule):
     A subclass states `tasks`, sets `class_names` (and `palette`, if it has its own colours) and writes `default_size`
     and `sources`. It overrides `preparation`, `augmentation` and `evaluation` if the default transforms do not suit it.
 
-    Batches are `{"image": float32 (B, 3, H, W), "target": int64 (B, H, W) or (B,), "name": list[str]}`, on the device
+    Batches are `{"image": float32 (B, C, H, W), "target": int64 (B, H, W) or (B,), "name": list[str]}`, on the device
     of the network. Every rank yields the same number of batches from each loader. A batch of a validation or test
     loader may be empty (B = 0, H and W = `image_size`): the rank has no samples left, or none of them can be read.
 
@@ -61,6 +63,8 @@ class GraftDataModule(LightningDataModule):
     """Whether the training source generates samples beyond its length, so that each epoch can have new ones."""
     takes_mask_suffix: ClassVar[bool] = False
     """Whether the names of masks are the user's choice."""
+    takes_in_channels: ClassVar[bool] = False
+    """Whether images may have another number of bands than three."""
     class_names: tuple[str, ...]
     palette: tuple[Colour, ...] | None = None
     """The data set's own colours of its classes, RGB in 0..255."""
@@ -76,22 +80,27 @@ class GraftDataModule(LightningDataModule):
         batch_size: int = 16,
         workers: int = 2,
         seed: int = 0,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] | None = IMAGENET_MEAN,
+        std: Sequence[float] | None = IMAGENET_STD,
         download: bool = False,
         on_bad_sample: Literal["error", "skip"] = "error",
         cache: Cache = "memory",
         augmentation: str | None = None,
         mask_suffix: str | None = None,
+        in_channels: int = RGB,
+        weigh_borders: bool = False,
     ) -> None:
         """`image_size` is (H, W), or None for the data set's default; `batch_size` and `workers` are per rank.
 
         With `download`, a missing data set is downloaded if that is possible. With `on_bad_sample` "skip", training
         replaces an unreadable sample by the next readable one, and evaluation leaves it out. `cache` says where decoded
-        samples are cached; see `datamodules/store.py`. `augmentation` is a preset or a file, as described in
+        samples are cached; see `datamodules/sample_cache.py`. `augmentation` is a preset or a file, as described in
         `datamodules/augmentation.py`; with None the data set's own augmentation is used. A `~` in `data_dir` is the
         user's home directory.
-        `mask_suffix` is what the names of masks add to those of their images, for data sets of plain folders.
+        `mask_suffix` is what the names of masks add to those of their images, and `in_channels` the number of bands of
+        the images, both for data sets of plain folders. With `weigh_borders`, training batches have `border_weights`
+        for the loss unet_border. With `mean` or `std` None, `setup()` measures it on the
+        training images.
 
         Raises:
             ValueError: the data set has no such task, or a number is out of range.
@@ -111,8 +120,12 @@ class GraftDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.workers = workers
         self.seed = seed
-        self.mean = tuple(mean)
-        self.std = tuple(std)
+        if in_channels != RGB and not self.takes_in_channels:
+            raise DataError(f"--in-channels is for --data folders; the images of {name} are read as RGB")
+        self.in_channels = in_channels
+        self.weigh_borders = weigh_borders
+        self.mean = tuple(mean or ())
+        self.std = tuple(std or ())
         self.download = download
         self.on_bad_sample = on_bad_sample
         self.cache: Cache = cache
@@ -120,7 +133,6 @@ class GraftDataModule(LightningDataModule):
         if mask_suffix is not None and not self.takes_mask_suffix:
             raise DataError(f"--mask-suffix is for --data folders; the masks of {name} have fixed names")
         self.mask_suffix = mask_suffix
-        self.normalise = Normalise(mean, std)
         self._normalise_on: dict[torch.device, Normalise] = {}
         self.resumed: dict[str, int] | None = None
         self._sampler: Shuffled | None = None
@@ -164,7 +176,7 @@ class GraftDataModule(LightningDataModule):
             "std": list(self.std),
             "colours": [list(colour) for colour in self.colours],
             "white": next((one.white for one in sources if isinstance(one, (LabelledImages, MaskedImages))), WHITE),
-            "least": next((one.least for one in sources if isinstance(one, LabelledImages)), None),
+            "least": next((one.min_side for one in sources if isinstance(one, LabelledImages)), None),
         }
 
     def preparation(self) -> list[A.BasicTransform]:
@@ -195,6 +207,7 @@ class GraftDataModule(LightningDataModule):
         keep_freed_memory()
         sources = self.sources()
         self.splits = tuple(sources)
+        self._measure_bands(next(iter(sources.values())))
         if "train" in sources:
             self.train = self._training_samples(sources["train"])
         if "val" in sources:
@@ -210,6 +223,14 @@ class GraftDataModule(LightningDataModule):
         transforms = find_augmentation(name, self.image_size, self.mean) if name else self.augmentation()
         return self._samples(source, transforms, "replace", endless=self.endless_training)
 
+    def _measure_bands(self, source: Source) -> None:
+        """Set mean and standard deviation from the images, where none were given, and say what they are."""
+        if not (self.mean and self.std):
+            mean, std = mean_and_std(source)
+            self.mean, self.std = self.mean or mean, self.std or std
+            note(f"--in-channels {self.in_channels}: mean ± std of each band: {describe(self.mean, self.std)}")
+        self.normalise = Normalise(self.mean, self.std)
+
     def _check_files(self, splits: list[Samples]) -> None:
         """Read the files once: errors in them appear before training starts, and the cache is filled.
 
@@ -217,7 +238,7 @@ class GraftDataModule(LightningDataModule):
         """
         files = [samples for samples in splits if isinstance(samples.source, FileSource)]
         jobs: list[Callable[[], None]] = [
-            partial(samples.keep, index) for samples in files for index in range(len(samples))
+            partial(samples.check_and_cache, index) for samples in files for index in range(len(samples))
         ]
 
         def inspect() -> None:
@@ -246,7 +267,7 @@ class GraftDataModule(LightningDataModule):
     ) -> Samples:
         preparation = self.preparation()
         if isinstance(source, LabelledImages):
-            source.least = MIN_DECODED_SIZE_FACTOR * max(self.image_size)
+            source.min_side = MIN_DECODED_SIZE_FACTOR * max(self.image_size)
         return Samples(
             source,
             compose(transforms),
@@ -255,7 +276,8 @@ class GraftDataModule(LightningDataModule):
             endless=endless,
             on_bad_sample=skip if self.on_bad_sample == "skip" else "error",
             whole_masks=skip == "drop",
-            store=open_store(self.cache) if isinstance(source, FileSource) else None,
+            weigh_borders=self.weigh_borders and skip == "replace",
+            cache=open_cache(self.cache) if isinstance(source, FileSource) else None,
             preparation=compose(preparation) if preparation else None,
         )
 
@@ -338,14 +360,14 @@ class GraftDataModule(LightningDataModule):
             worker_init_fn=prepare_worker,
             **batching,
         )
-        loader.finish = self.finish
+        loader.to_device_and_normalise = self.to_device_and_normalise
         return loader
 
     def _device(self) -> torch.device:
         """Where the network is."""
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
-    def finish(self, batch: Batch) -> Batch:
+    def to_device_and_normalise(self, batch: Batch) -> Batch:
         """Move a uint8 batch from the workers to the network's device, fill its padding with the mean colour and
         normalise it.
 
@@ -364,17 +386,19 @@ class GraftDataModule(LightningDataModule):
         for one, (height, width) in zip(pixels, batch.get("sizes", ()), strict=False):
             one[height:] = one[:, width:] = normalise.colour
         target = batch["target"].to(device, non_blocking=non_blocking).long()
-        own_sizes = {"target_sizes": batch["target_sizes"]} if "target_sizes" in batch else {}
-        return {"image": normalise(pixels), "target": target, "name": batch["name"]} | own_sizes
+        more = {"target_sizes": batch["target_sizes"]} if "target_sizes" in batch else {}
+        if "border_weights" in batch:
+            more["border_weights"] = batch["border_weights"].to(device, non_blocking=non_blocking)
+        return {"image": normalise(pixels), "target": target, "name": batch["name"]} | more
 
     def _empty_batch(self, device: torch.device) -> Batch:
         height, width = self.image_size
         shape = (0, height, width) if self.task == "segmentation" else (0,)
-        image = torch.zeros(0, 3, height, width, device=device)
+        image = torch.zeros(0, self.in_channels, height, width, device=device)
         return {"image": image, "target": torch.zeros(shape, dtype=torch.long, device=device), "name": []}
 
     def to_pixels(self, image: Tensor) -> Tensor:
-        """Undo the normalisation: float `(..., 3, H, W)` -> uint8."""
+        """Undo the normalisation: float `(..., C, H, W)` -> uint8."""
         return to_pixels(image, self.mean, self.std)
 
 

@@ -102,7 +102,7 @@ class AnnotatedImages:
         """The image."""
         return (self.files[index],)
 
-    def recipe(self, index: int) -> tuple[Any, ...]:
+    def decoding_key(self, index: int) -> tuple[Any, ...]:
         """The annotations of the image, and what their categories mean."""
         text = json.dumps(self.annotations[self.images[index]["id"]], sort_keys=True, default=str)
         return blake2b(text.encode()).hexdigest(), self.labels

@@ -46,6 +46,7 @@ class Folders(GraftDataModule):
 
     tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation")
     takes_mask_suffix = True
+    takes_in_channels = True
 
     def default_size(self) -> tuple[int, int]:
         return 256, 256
@@ -63,9 +64,9 @@ class Folders(GraftDataModule):
         if passed_over:
             note(f"passed over in {root}: {kinds(passed_over)}")
         images = [source.paths(index)[0] for source in sources.values() for index in range(len(source))]
-        white = white_level(images)
+        white = white_level(images, self.in_channels)
         for source in sources.values():
-            source.white = white
+            source.white, source.in_channels = white, self.in_channels
         return dict(sources)
 
     def _masked(self, root: Path, passed_over: Counter[str]) -> dict[str, MaskedImages]:

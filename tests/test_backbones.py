@@ -68,7 +68,7 @@ def test_channels_and_reductions_are_true(name: str, output_stride: int) -> None
     assert list(backbone.reductions) == sorted(backbone.reductions)
     for one, reduction in zip(maps, backbone.reductions, strict=True):
         for side, image_side in zip(one.shape[2:], (128, 192), strict=True):
-            assert (image_side - backbone.valid_borders) // reduction <= side <= image_side // reduction
+            assert (image_side - backbone.cropped_pixels) // reduction <= side <= image_side // reduction
     assert max(backbone.reductions) <= output_stride
 
 

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "training": {"command_line", "run_files", "callbacks"},
     "analysis": {"command_line", "run_files", "callbacks", "training"},
     "inference": {"command_line", "run_files", "callbacks", "training", "analysis"},
+    "explaining": {"command_line", "run_files", "callbacks", "training", "analysis", "inference"},
     "comparing": {"command_line", "run_files"},
     "many_runs": {"command_line", "run_files"},
     "benchmarks": {"command_line", "run_files", "callbacks", "training", "analysis", "inference"},

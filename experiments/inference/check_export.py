@@ -18,7 +18,7 @@ from experiments.inference.export_network import Output, PixelsToOutput, Runner
 from experiments.inference.scores import summary
 from experiments.inference.trained import TrainedNetwork
 
-SIZES = ((64, 64), (65, 97), (127, 33), (31, 47))
+SIZES = ((64, 64), (65, 97), (131, 77), (160, 96))
 """Heights and widths in pixels, odd ones among them."""
 MAIN_SCORE = {"segmentation": "miou", "classification": "top1"}
 
@@ -58,7 +58,7 @@ def compare(
     count = 0
     for _, image, truth, _ in with_progress(chosen, len(picked), "images"):
         for size in [(max(h, least), max(w, least)) for h, w in SIZES] if count == 0 else []:
-            batch = as_batch(cv2.resize(image, size[::-1]))
+            batch = as_batch(cv2.resize(image, size[::-1]).reshape(*size, -1))  # OpenCV drops a single channel
             difference = max(difference, distance(run(batch), of_network(reference, batch), output))
         batch = as_batch(network.size_rule.apply(image))
         exported, expected = run(batch), of_network(reference, batch)
@@ -88,7 +88,7 @@ def one_hot(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def as_batch(image: np.ndarray) -> np.ndarray:
-    """An image uint8 `(H, W, 3)` as uint8 `(1, 3, H, W)`."""
+    """An image uint8 `(H, W, C)` as uint8 `(1, C, H, W)`."""
     return np.ascontiguousarray(image.transpose(2, 0, 1)[None])
 
 

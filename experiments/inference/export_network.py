@@ -22,14 +22,14 @@ Output = Literal["probabilities", "labels"]
 SUFFIXES = {"torch_export": ".pt2", "onnx": ".onnx", "openvino": ".xml"}
 METADATA = "graft"
 """The key of the metadata, a JSON text."""
-TRACED_SIZE = (2, 3, 65, 97)
-"""Shape of the example that is traced: odd sides, and a batch, so that nothing depends on them by chance."""
+TRACED_BATCH, TRACED_SIZE = 2, (65, 97)
+"""Of the example that is traced: a batch, and odd sides, so that nothing depends on them by chance."""
 Runner = Callable[[np.ndarray], np.ndarray]
 """Images uint8 `(B, 3, H, W)` -> probabilities float32 `(B, C, H, W)` or `(B, C)`, or labels int64 without C."""
 
 
 class PixelsToOutput(nn.Module):
-    """uint8 images `(B, 3, H, W)`, RGB -> probabilities `(B, C, H, W)` or `(B, C)`, or labels without C."""
+    """uint8 images `(B, bands, H, W)`, usually RGB -> probabilities `(B, C, H, W)` or `(B, C)`, or labels without C."""
 
     shift: Tensor
     scale: Tensor
@@ -40,30 +40,33 @@ class PixelsToOutput(nn.Module):
             raise ValueError("the network has learned a fully connected CRF, which cannot be exported")
         self.network = network.module.network
         self.output = output
+        self.temperature = network.temperature
         self.register_buffer("shift", 255 * torch.tensor(network.mean).view(1, -1, 1, 1))
         self.register_buffer("scale", 1 / (255 * torch.tensor(network.std).view(1, -1, 1, 1)))
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.network((images.float() - self.shift) * self.scale)
-        return logits.softmax(1) if self.output == "probabilities" else logits.argmax(1)
+        return (logits / self.temperature).softmax(1) if self.output == "probabilities" else logits.argmax(1)
 
 
 def metadata_of(network: TrainedNetwork, output: Output) -> dict[str, Any]:
     """What a program that runs the file needs to know, as plain values."""
     per_pixel = network.task == "segmentation"
+    bands = "3, H, W), RGB" if network.in_channels == 3 else f"{network.in_channels}, H, W)"
     shapes = {
         "probabilities": "float32 (B, C, H, W)" if per_pixel else "float32 (B, C)",
         "labels": "int64 (B, H, W)" if per_pixel else "int64 (B,)",
     }
     return {
         "task": network.task,
-        "input": "images: uint8 (B, 3, H, W), RGB, 0 to 255, not normalised",
+        "input": f"images: uint8 (B, {bands}, 0 to 255, not normalised",
         "output": f"{output}: {shapes[output]}",
         "classes": list(network.class_names),
         "colours": network.colours.tolist(),
         "size_rule": network.size_rule.kind,
         "size": list(network.size_rule.size),
         "smallest_side": network.module.network.backbone.min_size,
+        "temperature": network.temperature,
         "backbone": network.module.hparams["backbone"],
         "head": network.module.hparams["head"],
     }
@@ -114,9 +117,9 @@ def example_shape(network: TrainedNetwork) -> tuple[int, int, int, int]:
     Sides of one value would be traced as sides that stay one value.
     """
     backbone = network.module.network.backbone
-    batch, channels, height, width = TRACED_SIZE
     least, stride = backbone.min_size, min(32, backbone.reductions[-1])
-    return batch, channels, max(height, (least + stride) | 1), max(width, (least + 2 * stride) | 1)
+    height, width = max(TRACED_SIZE[0], (least + stride) | 1), max(TRACED_SIZE[1], (least + 2 * stride) | 1)
+    return TRACED_BATCH, network.in_channels, height, width
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: str) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from datamodules.decoding import IMAGE_SUFFIXES
-from experiments.inference import manifest
 
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
+TIFF_SUFFIXES = {".tif", ".tiff"}
+GEO_TAGS = {33550, 33922, 34264, 34735}
+"""TIFF tags of GeoTIFF 1.1: scale of pixels, points on the ground, transformation, coordinate system."""
 LIST_SUFFIXES = {".txt", ".lst"}
 CAMERA = "camera:"
 
@@ -55,10 +58,10 @@ class Inputs:
         arguments: paths, globs, text files with a path per line, or `camera:0`.
         every: take every so-many-th frame of videos and cameras.
         frames: stop after this many frames of each video or camera; None takes all.
-        out: folder of the results. What earlier predictions wrote there is passed over.
+        out: folder of the results, which is left out where it lies in a folder of pictures.
 
     Raises:
-        ValueError: an argument names nothing, a folder holds no pictures, or results would lie among the pictures.
+        ValueError: an argument names nothing, or a folder holds no pictures.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Inputs:
     ) -> None:
         self.every = every
         self.frames = frames
+        self.out = None if out is None else out.resolve()
         self.images: list[Path] = []
         self.videos: list[Path] = []
         self.cameras: list[int] = []
@@ -74,8 +78,6 @@ class Inputs:
             self._add(argument)
         self.images = list(dict.fromkeys(self.images))
         self.videos = list(dict.fromkeys(self.videos))
-        if out is not None:
-            self._leave_out_results(out.expanduser().absolute())
         folders = [str(path.absolute().parent) for path in (*self.images, *self.videos)]
         self.root = Path(os.path.commonpath(folders)) if folders else Path.cwd()
         paths = {path.absolute() for path in (*self.images, *self.videos)}
@@ -85,17 +87,28 @@ class Inputs:
         inputs keep the suffix in the name."""
 
     def __len__(self) -> int:
-        """The number of image files; frames are not counted before they are read."""
-        return len(self.images)
+        """The number of image files and of frames, as far as the videos tell."""
+        return len(self.images) + sum(map(self._frames_in, self.videos)) + len(self.cameras) * (self.frames or 0)
 
     def __iter__(self) -> Iterator[Input]:
         for path in self.images:
-            yield Input(self._name(path), self._stem(path), stamp(path), path)
+            yield Input(self._name(path), self.stem_of(path), stamp(path), path)
         for path in self.videos:
-            yield from self._frames(cv2.VideoCapture(str(path)), self._name(path), self._stem(path), stamp(path), path)
+            yield from self.frames_of(path)
         for number in self.cameras:
             name = f"{CAMERA}{number}"
             yield from self._frames(cv2.VideoCapture(number), name, Path(f"camera-{number}"), "", Path(name))
+
+    def overwritten(self, out: Path, endings: tuple[str, ...]) -> Path | None:
+        """The first input that results below `out`, whose names end like this, would overwrite."""
+        inputs = {path.absolute() for path in (*self.images, *self.videos)}
+        stems = (out.absolute() / self.stem_of(path) for path in self.images)
+        results = (stem.with_name(stem.name + ending) for stem in stems for ending in endings)
+        return next((path for path in results if path in inputs), None)
+
+    def first_geotiff(self) -> Path | None:
+        """The first georeferenced file, if any."""
+        return next(filter(is_geotiff, self.images), None)
 
     def _add(self, argument: str) -> None:
         path = Path(argument).expanduser()
@@ -108,19 +121,26 @@ class Inputs:
         elif path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
             self._add_list(path)
         elif path.is_file():
-            (self.videos if path.suffix.lower() in VIDEO_SUFFIXES else self.images).append(path)
+            self._add_file(path)
         else:
             found = sorted(glob.glob(str(path), recursive=True))
+            if self.out is not None:
+                found = [one for one in found if not Path(one).resolve().is_relative_to(self.out)]
             if not found:
                 raise ValueError(f"{argument}: no such file or folder, and no file matches it as a pattern")
             for one in found:
                 self._add(one)
 
+    def _add_file(self, path: Path) -> None:
+        (self.videos if path.suffix.lower() in VIDEO_SUFFIXES else self.images).append(path)
+
     def _add_folder(self, folder: Path) -> None:
         before = len(self.images) + len(self.videos)
+        within = self.out is not None and self.out != folder.resolve() and self.out.is_relative_to(folder.resolve())
         for path in sorted(folder.rglob("*")):
             suffix = path.suffix.lower()
-            if path.name.startswith(".") or not path.is_file():
+            hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+            if hidden or not path.is_file() or (within and path.resolve().is_relative_to(self.out)):
                 continue
             if suffix in IMAGE_SUFFIXES:
                 self.images.append(path)
@@ -132,30 +152,32 @@ class Inputs:
             raise ValueError(f"{folder} holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))})")
 
     def _add_list(self, file: Path) -> None:
-        for line in file.read_text(encoding="utf-8-sig").splitlines():
-            if line.strip():
-                path = Path(line.strip()).expanduser()
-                self.images.append(path if path.is_absolute() else file.parent / path)
-
-    def _leave_out_results(self, out: Path) -> None:
-        inside = {path for path in (*self.images, *self.videos) if path.absolute().is_relative_to(out)}
-        if inside and not (out / manifest.NAME).is_file():
-            raise ValueError(
-                f"--out {out} holds pictures to predict, such as {min(inside).name}, which results might overwrite; "
-                "give a folder of its own"
-            )
-        self.images, self.videos = (
-            [path for path in kind if path not in inside] for kind in (self.images, self.videos)
-        )
-        if inside and not self.images and not self.videos:
-            raise ValueError(f"all {len(inside)} pictures lie in --out {out} and are results of earlier predictions")
+        try:
+            lines = file.read_text(encoding="utf-8-sig").split("\n")
+        except UnicodeDecodeError:
+            raise ValueError(f"{file} is no list of files: it is not text in UTF-8") from None
+        for line in filter(None, map(str.strip, lines)):
+            self._add_file(file.parent / Path(line).expanduser())  # an absolute path stays as it is
 
     def _name(self, path: Path) -> str:
         return path.absolute().relative_to(self.root).as_posix()
 
-    def _stem(self, path: Path) -> Path:
+    def stem_of(self, path: Path) -> Path:
+        """Where the results of a file go, below the output folder and without ending."""
         relative = path.absolute().relative_to(self.root)
         return relative if path.absolute().with_suffix("") in self.ambiguous else relative.with_suffix("")
+
+    def frames_of(self, path: Path) -> Iterator[Input]:
+        """The frames of a video file that are taken."""
+        return self._frames(cv2.VideoCapture(str(path)), self._name(path), self.stem_of(path), stamp(path), path)
+
+    def _frames_in(self, path: Path) -> int:
+        """How many frames of a video are taken, as it says itself."""
+        video = cv2.VideoCapture(str(path))
+        count = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
+        video.release()
+        taken = (count + self.every - 1) // self.every
+        return taken if self.frames is None else min(taken, self.frames)
 
     def _frames(self, video: cv2.VideoCapture, name: str, stem: Path, mark: str, path: Path) -> Iterator[Input]:
         """The frames of a video, or one `Input` that cannot be read if it cannot be opened."""
@@ -191,3 +213,18 @@ def stamp(path: Path) -> str:
     except OSError:
         return ""
     return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def is_geotiff(path: Path) -> bool:
+    """Whether a file is a TIFF that says where on Earth it lies. Reads its header alone, without rasterio."""
+    if path.suffix.lower() not in TIFF_SUFFIXES:
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+            directory = ImageFileDirectory_v2(head + file.read(8) if 43 in head[2:4] else head)  # 43: BigTIFF
+            file.seek(directory.next)
+            directory.load(file)
+            return bool(GEO_TAGS & directory.keys())
+    except Exception:  # no TIFF file, or a broken one, which reading it will report
+        return False

@@ -1,7 +1,4 @@
-"""manifest.jsonl: one line per finished picture, so that a prediction that was killed goes on where it stopped.
-
-It is ASCII: names of files may hold anything, line separators and bytes that are no UTF-8 included.
-"""
+"""manifest.jsonl: one line per finished picture, so that a prediction that was killed goes on where it stopped."""
 
 import json
 from collections.abc import Iterator
@@ -9,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 NAME = "manifest.jsonl"
+ANY_NAME: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
+"""How files that hold names of files are opened: names need not be UTF-8, and are written as they are."""
 
 
 class Manifest:
@@ -26,8 +25,8 @@ class Manifest:
         if self.path.is_file():
             self._read(settings)
         if not self.path.is_file() or self.path.stat().st_size == 0:
-            self.path.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
-        self.file = self.path.open("a", encoding="utf-8")
+            self.path.write_text(json.dumps({"settings": settings}, ensure_ascii=False) + "\n", encoding="utf-8")
+        self.file = self.path.open("a", **ANY_NAME)
 
     def _read(self, settings: dict[str, Any]) -> None:
         """Take over the finished pictures, and cut off a last line that was not written whole."""
@@ -36,7 +35,7 @@ class Manifest:
         if whole < len(content):
             with self.path.open("r+b") as file:
                 file.truncate(whole)
-        lines = content[:whole].splitlines()  # of bytes: text would be split at rarer line separators, too
+        lines = content[:whole].decode(**ANY_NAME).split("\n")[:-1]  # names may hold Unicode's other line ends
         if not lines:
             return
         before = json.loads(lines[0])["settings"]
@@ -52,7 +51,7 @@ class Manifest:
 
     def add(self, entry: dict[str, Any]) -> None:
         """Note a finished picture: all its files are in place."""
-        self.file.write(json.dumps(entry) + "\n")
+        self.file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         self.file.flush()
 
     def entries(self) -> Iterator[dict[str, Any]]:
@@ -63,7 +62,7 @@ class Manifest:
                 yield entry
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        with self.path.open("rb") as file:
+        with self.path.open(newline="\n", **ANY_NAME) as file:
             next(file)
             for line in file:
                 yield json.loads(line)

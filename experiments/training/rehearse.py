@@ -50,7 +50,7 @@ def check_shapes(config: RunConfig, module: GraftModule, image_size: tuple[int, 
     ghost = ghost_of(module.network)
     try:
         with torch.no_grad():
-            ghost.forward_with_aux(torch.empty(config.batch_size, 3, *image_size, device="meta"))
+            ghost.forward_with_aux(torch.empty(config.batch_size, config.in_channels, *image_size, device="meta"))
     except (ValueError, RuntimeError) as error:
         h, w = image_size
         if "more than 1 value per channel" in str(error):
@@ -77,7 +77,7 @@ def check_deterministic(config: RunConfig, module: GraftModule, image_size: tupl
         return
     ghost = ghost_of(module.network)
     with Operations() as found:
-        logits, aux = ghost.forward_with_aux(torch.empty(2, 3, *image_size, device="meta"))
+        logits, aux = ghost.forward_with_aux(torch.empty(2, config.in_channels, *image_size, device="meta"))
         torch.stack([one.sum() for one in (logits, *aux)]).sum().backward()
     lacking = sorted({said for name, said in NO_DETERMINISTIC_KERNEL.items() if name in found.names})
     if lacking:
