@@ -25,7 +25,7 @@ Batch = Mapping[str, Any]
 Scores = SegmentationScores | ClassificationScores
 AUX_CLASSIFIER_WEIGHT = 0.3
 """Weight of the loss of each auxiliary classifier (Szegedy et al. 2014, section 5)."""
-OPTIMIZERS = ("sgd", "adamw")
+OPTIMIZERS = ("sgd", "adamw", "rmsprop")
 
 
 class GraftModule(pl.LightningModule):
@@ -44,8 +44,9 @@ class GraftModule(pl.LightningModule):
             in training only; 0 or None builds no such head. Classification: loss of GoogLeNet's auxiliary classifiers;
             None means the paper's 0.3, and 0 builds none.
         ignore_index: label of the targets that do not count.
-        optimizer: "sgd" or "adamw".
+        optimizer: "sgd", "adamw" or "rmsprop", which has the decay of 0.9 and the epsilon of 0.001 of EfficientNet.
         lr: base learning rate; the backbone's is `lr * backbone_lr_mult`.
+        bias_lr_mult: rate of the biases of linear layers and convolutions, as a multiple of that of the weights.
         freeze_backbone: its parameters get no gradient, and it stays in evaluation mode, so its batch norms keep their
             statistics.
         freeze_norms: the backbone's batch norms keep their statistics; their scales and shifts are learned.
@@ -87,6 +88,7 @@ class GraftModule(pl.LightningModule):
         optimizer: str = "adamw",
         lr: float = 1e-3,
         backbone_lr_mult: float = 1.0,
+        bias_lr_mult: float = 1.0,
         freeze_backbone: bool = False,
         freeze_norms: bool = False,
         layer_decay: float = 1.0,
@@ -274,7 +276,12 @@ class GraftModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         hparams = self.hparams
         groups = parameter_groups(
-            self.network, hparams["lr"], hparams["backbone_lr_mult"], hparams["weight_decay"], hparams["layer_decay"]
+            self.network,
+            hparams["lr"],
+            hparams["backbone_lr_mult"],
+            hparams["weight_decay"],
+            hparams["layer_decay"],
+            hparams["bias_lr_mult"],
         )
         if self.crf is not None:
             # Inserted first, because metrics.csv logs the learning rate of the last group, the head's. No weight decay,
@@ -282,6 +289,8 @@ class GraftModule(pl.LightningModule):
             groups.insert(0, {"params": list(self.crf.parameters()), "lr": hparams["lr"], "weight_decay": 0.0})
         if hparams["optimizer"] == "sgd":
             optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=hparams["lr"], momentum=hparams["momentum"])
+        elif hparams["optimizer"] == "rmsprop":
+            optimizer = torch.optim.RMSprop(groups, lr=hparams["lr"], alpha=0.9, eps=1e-3, momentum=hparams["momentum"])
         else:
             optimizer = torch.optim.AdamW(groups, lr=hparams["lr"])
         total = int(self.trainer.estimated_stepping_batches)
