@@ -17,6 +17,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from datamodules.bands import as_rgb
 from experiments.inference.inputs import Frame, Input, is_geotiff
 from experiments.inference.label_files import MOST_IN_PALETTE, UNLABELLED, UNLABELLED_16
 from experiments.inference.outputs import encoded
@@ -98,6 +99,8 @@ class Rasters:
         )
         self.predict_window = Predictor(predictor.network, replace(predictor.protocol, window=None))
         self.network = predictor.network
+        if bands is not None and self.network.in_channels != 3:
+            raise ValueError(f"--bands names red, green and blue; the network takes {self.network.in_channels} bands")
         self.bands = bands
 
     def takes(self, one: Input) -> bool:
@@ -140,7 +143,7 @@ class Rasters:
 
     def _fill(self, source: Any, labels: Any, scores: Any, abstain: float) -> dict[str, Any]:
         """Predict all windows into the open files, and return what the manifest keeps."""
-        bands = self._colour_bands(source)
+        bands = self._bands_of(source)
         counts = np.zeros(len(self.network.class_names), np.int64)
         valid_pixels, confidence, last_line = 0, 0.0, time.monotonic()
         rows = cuts(source.height, self.window[0], self.margin, self.grid)
@@ -180,14 +183,19 @@ class Rasters:
         top, left = row.kept[0] - row.read[0], column.kept[0] - column.read[0]
         return found[:, top : top + shape[0], left : left + shape[1]]
 
-    def _colour_bands(self, source: Any) -> list[int]:
-        """The numbers of the three bands that the network sees.
+    def _bands_of(self, source: Any) -> list[int]:
+        """The numbers of the bands that the network sees: red, green and blue, or all.
 
         Raises:
-            ValueError: the file does not say which they are, or their pixels are no whole numbers of 8 or 16 bits.
+            ValueError: the file does not say which they are, it has another number of bands than a network that takes
+                all, or their pixels are no whole numbers of 8 or 16 bits.
         """
-        path = source.name
-        if self.bands is not None:
+        path, taken = source.name, self.network.in_channels
+        if taken != 3:
+            if source.count != taken:
+                raise ValueError(f"{path} has {source.count} bands; the network takes {taken}")
+            bands = list(range(1, taken + 1))
+        elif self.bands is not None:
             bands = list(self.bands)
         elif source.count == 1:
             bands = [1, 1, 1]
@@ -238,8 +246,9 @@ class Rasters:
         with rasterio.Env(GDAL_CACHEMAX=CACHE_MB), rasterio.open(path) as source, rasterio.open(labels) as made:
             factor = min(1.0, LONGEST_OVERLAY / max(source.shape))
             shape = (max(1, round(source.height * factor)), max(1, round(source.width * factor)))
-            pixels = source.read(self._colour_bands(source), out_shape=(3, *shape))
-            image = np.ascontiguousarray(as_bytes(pixels, self.network.white).transpose(1, 2, 0))
+            bands = self._bands_of(source)
+            pixels = source.read(bands, out_shape=(len(bands), *shape))
+            image = np.ascontiguousarray(as_rgb(as_bytes(pixels, self.network.white).transpose(1, 2, 0)))
             found = made.read(1, out_shape=shape).astype(np.int64)
             found[found == made.nodata] = -1
         picture = overlay(image, found, self.network.class_names, self.network.colours, legend=True)
