@@ -43,7 +43,9 @@ class PredictConfig(ProtocolFlags):
         0.0, "leave pixels or pictures below this confidence in [0, 1] unlabelled", group="results"
     )
     bands: list[PositiveInt] | None = flag(
-        None, "bands of GeoTIFFs that are red, green and blue, from 1; default: what the file says", group="GeoTIFF"
+        None,
+        "bands of GeoTIFFs that the network sees, from 1, such as red green blue; default: what the file says",
+        group="GeoTIFF",
     )
     every: PositiveInt = flag(1, "take every N-th frame of videos and cameras", group="videos")
     frames: PositiveInt | None = flag(None, "stop after N frames of each video or camera", group="videos")
@@ -68,8 +70,6 @@ def usage_problem(config: PredictConfig) -> str | None:
         return f"--abstain is a confidence in [0, 1], not {config.abstain:g}"
     if "film" in config.save and "labels" not in config.save:
         return "--save film is made from labels; write --save labels film"
-    if config.bands is not None and len(config.bands) != 3:
-        return f"--bands takes three numbers, red green blue, not {len(config.bands)}"
     if config.bands is not None and importlib.util.find_spec("rasterio") is None:
         return f"--bands is for GeoTIFFs, which need rasterio; {INSTALL_RASTERIO}"
     return protocol_problem(config)
@@ -77,7 +77,6 @@ def usage_problem(config: PredictConfig) -> str | None:
 
 def predict(config: PredictConfig) -> int:
     from experiments.inference.inputs import Inputs, stamp
-    from experiments.inference.outputs import ENDINGS
     from experiments.inference.predict_all import predict_all
     from experiments.inference.protocol import predictor_of
     from experiments.inference.trained import checkpoint_of
@@ -86,9 +85,6 @@ def predict(config: PredictConfig) -> int:
     if "film" in config.save and predictor.network.task != "segmentation":
         raise ValueError("--save film is for segmentation networks; this one classifies whole images")
     inputs = Inputs(config.inputs, config.every, config.frames, Path(config.out))
-    overwritten = inputs.overwritten(Path(config.out), ENDINGS)
-    if overwritten is not None:
-        raise ValueError(f"--out {config.out}: results would overwrite the picture {overwritten}; give another folder")
     rasters, about_rasters = rasters_of(predictor, inputs, config)
     for line in filter(None, (predictor.note, passed_over(inputs.passed_over), about_rasters)):
         print(line, flush=True)

@@ -48,7 +48,7 @@ def test_results_overwrite_no_picture(run: Path, tmp_path: Path, capsys) -> None
     pictures = make_pictures(tmp_path / "pictures", 3)
     before = files_below(pictures)
     assert predict([str(run), str(pictures), "--out", str(pictures)]) == 2
-    assert "results would overwrite the picture " in capsys.readouterr().err
+    assert "would replace the input " in capsys.readouterr().err
     assert files_below(pictures) == before
     pattern = [str(run), str(pictures / "**" / "*.png"), "--out", str(pictures / "out")]
     assert predict(pattern) == 0

@@ -17,8 +17,6 @@ from experiments.inference.results import ClassificationResult, Result, Segmenta
 Kind = Literal["labels", "overlay", "probabilities", "coco", "csv", "film"]
 COCO_NAME = "coco.json"
 CSV_NAME = "predictions.csv"
-ENDINGS = (".png", ".overlay.jpg", ".npy")
-"""Of a picture's own files."""
 TOP = 5
 
 
