@@ -59,7 +59,7 @@ class AlexNet(FullyConnectedBackbone):
 
     window = 6
     hidden_bias = 1.0
-    valid_borders = 59
+    cropped_pixels = 59
     optional_modules = (SqueezeExcitation,)
 
     def __init__(

@@ -70,9 +70,9 @@ class Backbone(nn.Module):
     torchvision's segmentation networks; odd kernels then displace all scores by up to r / 2, at every size alike."""
     min_size: int = 1
     """Side in pixels of the smallest image, square or not, that no layer shrinks to nothing."""
-    valid_borders: int = 0
+    cropped_pixels: int = 0
     """Upper bound on the image pixels that unpadded layers crop along one axis (both ends together): a map's height is
-    between (H - valid_borders) // reduction and H // reduction, and likewise its width."""
+    between (H - cropped_pixels) // reduction and H // reduction, and likewise its width."""
 
     changed_options: str = ""
     """Options under which the published weights do not fit, with their values; see `changes`."""
@@ -197,7 +197,8 @@ class Backbone(nn.Module):
             body = {key: value for key, value in body.items() if key in own or key.partition(".")[0] not in places}
         # Checkpoints older than PyTorch 0.4.1 lack the batch counters, which nothing here reads.
         counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
-        body = adapt_input_channels(counters | body, own)
+        body, adapted = adapt_input_channels(counters | body, own)
+        notes += [adapted] if adapted else []
         classifier = {key: value for key, value in converted.items() if key in names}
         return Fit(prefix, len(state), body, classifier, notes, state_dict_mismatch(body, own))
 

@@ -58,7 +58,7 @@ class LeNet(Backbone):
 
     input_size = 32
     min_size = 16
-    valid_borders = 12
+    cropped_pixels = 12
     first_centres = (2.5, 7.5)
 
     def __init__(

@@ -123,7 +123,7 @@ class Xception(Backbone):
     std = (0.5, 0.5, 0.5)
     optional_modules = (SqueezeExcitation,)
     min_size = 7
-    valid_borders = 5
+    cropped_pixels = 5
     first_centres = (3, 3, 3, 3, 3)
 
     def __init__(

@@ -11,9 +11,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from heads import find_head
 from heads.head import Task
 from lightning_modules.blocks import recompute_activations
+from lightning_modules.calibration import TemperatureFit
 from lightning_modules.losses import SEGMENTATION_ONLY, WeightedSum, terms
 from lightning_modules.metrics import ClassificationScores, EpochLoss, SegmentationScores
 from lightning_modules.network import Network
+from lightning_modules.optimizers import OPTIMIZERS, make_optimizer
 from lightning_modules.own_size import at_own_sizes
 from lightning_modules.parameter_groups import parameter_groups
 from lightning_modules.schedules import learning_rate_factor
@@ -25,7 +27,6 @@ Batch = Mapping[str, Any]
 Scores = SegmentationScores | ClassificationScores
 AUX_CLASSIFIER_WEIGHT = 0.3
 """Weight of the loss of each auxiliary classifier (Szegedy et al. 2014, section 5)."""
-OPTIMIZERS = ("sgd", "adamw", "rmsprop")
 
 
 class GraftModule(pl.LightningModule):
@@ -135,6 +136,8 @@ class GraftModule(pl.LightningModule):
         self.train_loss = EpochLoss()
         self.losses = nn.ModuleDict({split: EpochLoss(coefficients) for split in ("val", "test")})
         self.metrics = nn.ModuleDict({split: self.new_scores() for split in ("val", "test")})
+        self.calibration = TemperatureFit(ignore_index)
+        self.temperature = 1.0  # fitted by the last validation; only programs that predict divide logits by it
 
     def _check(self) -> None:
         """Reject settings that cannot work before the network is built."""
@@ -213,9 +216,10 @@ class GraftModule(pl.LightningModule):
         images, target = batch["image"], batch["target"]
         forward = self.compiled_with_aux or self.network.forward_with_aux
         logits, aux = forward(images) if self.network.has_aux else (self.network(images), [])
-        loss = cast("Tensor", self.loss(self.refine(logits, images), target))
+        borders = batch.get("border_weights")
+        loss = cast("Tensor", self.loss(self.refine(logits, images), target, borders))
         if aux:
-            loss = loss + self.aux_weight * sum(self.loss(one, target) for one in aux)
+            loss = loss + self.aux_weight * sum(self.loss(one, target, borders) for one in aux)
         self.train_loss.update(loss.detach().to(self.train_loss.totals.dtype) * len(images), len(images))
         self.log("train/loss_step", loss, batch_size=len(images))
         self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True, batch_size=len(images))
@@ -226,11 +230,13 @@ class GraftModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["train_loss"] = self.train_loss.over_all_ranks()
+        checkpoint["temperature"] = self.temperature
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # The saved totals are already summed over all ranks, so only rank 0 adds them.
         if "train_loss" in checkpoint and self.global_rank == 0:
             self.train_loss.add(checkpoint["train_loss"])
+        self.temperature = checkpoint.get("temperature", 1.0)  # checkpoints of older versions have none
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         self._score(batch, "val")
@@ -244,16 +250,20 @@ class GraftModule(pl.LightningModule):
             for one, target in at_own_sizes(logits, batch["target"], batch.get("target_sizes")):
                 self.split_loss(split).update(*self.loss.sums(one, target))
                 self.split_scores(split).update(one, target)
+                if split == "val":
+                    self.calibration.update(one, target)
 
     # Cleared where a pass begins, so that the counts stay readable after it, for pictures and logs.
     def on_validation_epoch_start(self) -> None:
         self._clear_scores("val")
+        self.calibration.reset()
 
     def on_test_epoch_start(self) -> None:
         self._clear_scores("test")
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
+        self.temperature = self.calibration.temperature()
 
     def on_test_epoch_end(self) -> None:
         self._log_scores("test")
@@ -273,7 +283,8 @@ class GraftModule(pl.LightningModule):
         if self.device_mesh is not None and not is_sharded(self.network):
             shard(self.network, self.crf, self.device_mesh["data_parallel"])
 
-    def configure_optimizers(self) -> Any:
+    def new_optimizer(self, *, fused: bool = True) -> torch.optim.Optimizer:
+        """The optimiser over all parameters that are trained; for `fused`, see `optimizers.make_optimizer`."""
         hparams = self.hparams
         groups = parameter_groups(
             self.network,
@@ -287,12 +298,12 @@ class GraftModule(pl.LightningModule):
             # Inserted first, because metrics.csv logs the learning rate of the last group, the head's. No weight decay,
             # because it would shrink the CRF's weights.
             groups.insert(0, {"params": list(self.crf.parameters()), "lr": hparams["lr"], "weight_decay": 0.0})
-        if hparams["optimizer"] == "sgd":
-            optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=hparams["lr"], momentum=hparams["momentum"])
-        elif hparams["optimizer"] == "rmsprop":
-            optimizer = torch.optim.RMSprop(groups, lr=hparams["lr"], alpha=0.9, eps=1e-3, momentum=hparams["momentum"])
-        else:
-            optimizer = torch.optim.AdamW(groups, lr=hparams["lr"])
+        return make_optimizer(hparams["optimizer"], groups, hparams["lr"], hparams["momentum"], fused=fused)
+
+    def configure_optimizers(self) -> Any:
+        # With float16, fused optimisers undo the loss scale themselves, and Lightning then cannot clip gradients.
+        optimizer = self.new_optimizer(fused=self.trainer.precision != "16-mixed" and self.device_mesh is None)
+        hparams = self.hparams
         total = int(self.trainer.estimated_stepping_batches)
         warmup = round(total * hparams["warmup"])
 

@@ -72,10 +72,10 @@ class Network(nn.Module):
         if head_class.takes_classifier:
             options["classifier"] = self.backbone.classifier(num_classes)
         built = head_class(self.backbone.channels, reductions, num_classes, **options)
-        if built.valid_borders not in (0, self.backbone.valid_borders):
+        if built.cropped_pixels not in (0, self.backbone.cropped_pixels):
             raise ValueError(
                 f"{head} with these options needs maps from which unpadded convolutions have cropped "
-                f"{built.valid_borders} pixels; {backbone} crops {self.backbone.valid_borders}. Use --backbone "
+                f"{built.cropped_pixels} pixels; {backbone} crops {self.backbone.cropped_pixels}. Use --backbone "
                 f"unet_encoder --backbone-options '{{valid_convolutions: true}}', or leave valid out of --head-options"
             )
         return built

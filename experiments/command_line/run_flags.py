@@ -65,6 +65,11 @@ class RunConfig:
         None,
         "text that mask names have and image names lack, such as _mask; default: detected, if it is the same for all",
     )
+    in_channels: PositiveInt = data_flag(
+        3,
+        "bands of the images: 3 reads all images as RGB; others need files of so many bands, such as TIFF, in --data "
+        "folders",
+    )
     download: bool = data_flag(False, "download the data set if it is missing and can be downloaded automatically")
     image_size: list[PositiveInt] | None = data_flag(
         None, "size of images in training, in pixels: height and width, or one number for both; default: the data set's"
@@ -169,8 +174,10 @@ class RunConfig:
     strategy: str = hardware_flag(
         "auto", "division of work among ranks: auto, ddp, fsdp2 (shards the weights) or another one of Lightning's"
     )
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = hardware_flag(
-        "32-true", "float32, or automatic mixed precision with float16 or bfloat16"
+    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = hardware_flag(
+        "auto",
+        "float32, or automatic mixed precision with float16 or bfloat16; auto: bf16-mixed on hardware that multiplies "
+        "bfloat16, else 32-true",
     )
     matmul_precision: Literal["highest", "high", "medium"] | None = hardware_flag(
         None,

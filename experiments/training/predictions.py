@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datamodules.bands import as_rgb
 from datamodules.base import GraftDataModule
 from lightning_modules.base import GraftModule
 from lightning_modules.sharding import is_sharded
@@ -67,7 +68,11 @@ def samples_by_index(module: GraftModule, data: GraftDataModule) -> dict[int, Sa
     with torch.inference_mode():  # one by one: images may differ in size
         predictions = [module(item["image"][None].to(module.device)).argmax(1)[0].cpu() for item in items.values()]
     return {
-        index: (data.to_pixels(item["image"]).permute(1, 2, 0).numpy(), item["target"].numpy(), prediction.numpy())
+        index: (
+            as_rgb(data.to_pixels(item["image"]).permute(1, 2, 0).numpy()),
+            item["target"].numpy(),
+            prediction.numpy(),
+        )
         for (index, item), prediction in zip(items.items(), predictions, strict=True)
     }
 

@@ -32,17 +32,17 @@ from datamodules.node_folder import memory_root, node_folder
 from datamodules.source import FileSource, Sample
 
 Cache = Literal["none", "memory", "disk"]
-FORMAT = 1
+FORMAT = 2
 """Part of every key; to be raised when decoding or the layout of the files changes."""
-HEADER = struct.Struct("<4q")
-"""Height, width, the class (-1: a mask follows the image), bytes of the name."""
+HEADER = struct.Struct("<5q")
+"""Height, width, channels, the class (-1: a mask follows the image), bytes of the name."""
 MEMORY_FRACTION = 0.25
 FREE_FRACTION = 0.5
 ROOM_FOR_BATCHES = 256 << 20
 """Bytes of shared memory that are left to the workers' batches."""
 
 
-class Store:
+class SampleCache:
     """Cache of samples in `folder`; adds no more once less than `min_free_bytes` would remain free on its file system.
 
     A `durable` cache survives a power cut without damaged samples.
@@ -62,7 +62,7 @@ class Store:
             OSError: there is no such file.
         """
         files = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in source.paths(index)]
-        return sha1(pickle.dumps((FORMAT, preparation, source.recipe(index), files), protocol=5)).hexdigest()
+        return sha1(pickle.dumps((FORMAT, preparation, source.decoding_key(index), files), protocol=5)).hexdigest()
 
     def path(self, key: str) -> Path:
         return self.folder / key[:2] / key[2:]
@@ -72,17 +72,17 @@ class Store:
         try:
             with self.path(key).open("rb") as file:
                 pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            height, width, label, letters = HEADER.unpack_from(pages)
+            height, width, channels, label, letters = HEADER.unpack_from(pages)
         except (OSError, ValueError, struct.error):  # missing, empty or cut off
             return None
         start, area = HEADER.size + letters, height * width
-        if len(pages) != start + (3 if label >= 0 else 4) * area:
+        if len(pages) != start + (channels + (label < 0)) * area:
             return None
-        image = np.frombuffer(pages, np.uint8, 3 * area, start).reshape(height, width, 3)
+        image = np.frombuffer(pages, np.uint8, channels * area, start).reshape(height, width, channels)
         name = pages[HEADER.size : start].decode()
         if label >= 0:
             return image, label, name
-        return image, np.frombuffer(pages, np.uint8, area, start + 3 * area).reshape(height, width), name
+        return image, np.frombuffer(pages, np.uint8, area, start + channels * area).reshape(height, width), name
 
     def put(self, key: str, sample: Sample) -> None:
         """Store a sample if there is room.
@@ -93,7 +93,7 @@ class Store:
         letters = name.encode()
         masked = isinstance(target, np.ndarray)
         label = -1 if isinstance(target, np.ndarray) else target
-        parts: list[Any] = [HEADER.pack(*image.shape[:2], label, len(letters)), letters, np.ascontiguousarray(image)]
+        parts: list[Any] = [HEADER.pack(*image.shape, label, len(letters)), letters, np.ascontiguousarray(image)]
         parts += [np.ascontiguousarray(target)] if masked else []
         path = self.path(key)
         part = path.with_suffix(temporary_suffix())
@@ -112,7 +112,7 @@ class Store:
             part.unlink(missing_ok=True)
 
 
-def open_store(cache: Cache) -> Store | None:
+def open_cache(cache: Cache) -> SampleCache | None:
     """The cache that `--cache` names, made if need be; None for "none".
 
     Raises:
@@ -123,7 +123,7 @@ def open_store(cache: Cache) -> Store | None:
     return open_disk() if cache == "disk" else open_memory()
 
 
-def open_disk() -> Store:
+def open_disk() -> SampleCache:
     folder = cache_folder()
     instead = "set XDG_CACHE_HOME to a folder that can be written, or use --cache memory"
     if folder is None:
@@ -136,7 +136,7 @@ def open_disk() -> Store:
     except OSError as error:
         raise DataError(f"--cache disk: {folder} cannot be written ({error.strerror}); {instead}") from None
     # What is free or taken by the cache is the same at every start, so that the budget does not grow from run to run.
-    return Store(folder, int((shutil.disk_usage(folder).free + taken) * FREE_FRACTION), durable=True)
+    return SampleCache(folder, int((shutil.disk_usage(folder).free + taken) * FREE_FRACTION), durable=True)
 
 
 def sizes(folder: Path) -> Iterator[int]:
@@ -147,7 +147,7 @@ def sizes(folder: Path) -> Iterator[int]:
                 yield entry.stat().st_size
 
 
-def open_memory() -> Store:
+def open_memory() -> SampleCache:
     """The cache in this run's folder in shared memory. All ranks of a machine have the limit of the first."""
     folder = node_folder()
     limit = folder / "min_free_bytes.json"
@@ -155,7 +155,7 @@ def open_memory() -> Store:
     if not isinstance(kept, int):
         kept = memory_floor(folder)
         write_json(limit, kept)
-    return Store(folder, kept)
+    return SampleCache(folder, kept)
 
 
 def memory_floor(folder: Path) -> int:
