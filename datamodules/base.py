@@ -31,7 +31,7 @@ from datamodules.source import FileSource, Source
 from datamodules.store import Cache, open_store
 from datamodules.worker_signals import ignore_signals_except_parents
 
-Task = Literal["classification", "segmentation"]
+Task = Literal["classification", "segmentation", "detection"]
 Colour = tuple[int, int, int]
 L = TypeVar("L", bound=Loader)
 MIN_DECODED_SIZE_FACTOR = 2
@@ -46,7 +46,8 @@ class GraftDataModule(LightningDataModule):
     and `sources`. It overrides `preparation`, `augmentation` and `evaluation` if the default transforms do not suit it.
 
     Batches are `{"image": float32 (B, 3, H, W), "target": int64 (B, H, W) or (B,), "name": list[str]}`, on the device
-    of the network. Every rank yields the same number of batches from each loader. A batch of a validation or test
+    of the network. For detection, "target" is a list of `Objects.tensors()`, and "sizes" holds H and W of each image if
+    the batch pads them. Every rank yields the same number of batches from each loader. A batch of a validation or test
     loader may be empty (B = 0, H and W = `image_size`): the rank has no samples left, or none of them can be read.
 
     If `preparation` resizes images, masks of validation and test keep their own sizes, listed as "target_sizes" (h, w),
@@ -135,6 +136,8 @@ class GraftDataModule(LightningDataModule):
     @property
     def colours(self) -> tuple[Colour, ...]:
         """RGB in 0..255 of each class: the data set's own, or generated ones."""
+        if self.task == "detection":  # without the black of a background
+            return self.palette or distinct_colours(1 + self.num_classes)[1:]
         return self.palette or distinct_colours(self.num_classes)
 
     def default_size(self) -> tuple[int, int]:
@@ -151,7 +154,7 @@ class GraftDataModule(LightningDataModule):
 
     def size_rule(self) -> SizeRule:
         """How an image of the user's own gets the size at which this data set is evaluated."""
-        return SizeRule("own" if self.task == "segmentation" else "centre_crop", self.image_size)
+        return SizeRule("centre_crop" if self.task == "classification" else "own", self.image_size)
 
     def preprocessing(self) -> dict[str, Any]:
         """What a trained network needs to know about its images, as plain values for a checkpoint. After `setup()`."""
@@ -176,13 +179,13 @@ class GraftDataModule(LightningDataModule):
 
     def augmentation(self) -> list[A.BasicTransform]:
         """Training transforms after `preparation`, ending at `image_size`: by default, the usual random crops."""
-        if self.task == "segmentation":
-            return scale_crop_flip(self.image_size, self.mean)
-        return random_crop_flip(self.image_size)
+        if self.task == "classification":
+            return random_crop_flip(self.image_size)
+        return scale_crop_flip(self.image_size, self.mean)
 
     def evaluation(self) -> list[A.BasicTransform]:
-        """Deterministic transforms of validation and test images. For segmentation, whole images are scored."""
-        return [] if self.task == "segmentation" else centre_crop(self.image_size)
+        """Deterministic transforms of validation and test images. Only classification scores a part of them."""
+        return centre_crop(self.image_size) if self.task == "classification" else []
 
     def setup(self, stage: str | None = None) -> None:
         """Build all splits, whatever the stage, and check their files. A second call changes nothing.
@@ -249,14 +252,14 @@ class GraftDataModule(LightningDataModule):
             source.least = MIN_DECODED_SIZE_FACTOR * max(self.image_size)
         return Samples(
             source,
-            compose(transforms),
+            compose(transforms, boxes=self.task == "detection"),
             self.seed,
             self.normalise,
             endless=endless,
             on_bad_sample=skip if self.on_bad_sample == "skip" else "error",
             whole_masks=skip == "drop",
             store=open_store(self.cache) if isinstance(source, FileSource) else None,
-            preparation=compose(preparation) if preparation else None,
+            preparation=compose(preparation, boxes=self.task == "detection") if preparation else None,
         )
 
     def _processes(self) -> tuple[int, int]:
@@ -363,14 +366,23 @@ class GraftDataModule(LightningDataModule):
         pixels = batch["image"].to(device, non_blocking=non_blocking)
         for one, (height, width) in zip(pixels, batch.get("sizes", ()), strict=False):
             one[height:] = one[:, width:] = normalise.colour
-        target = batch["target"].to(device, non_blocking=non_blocking).long()
         own_sizes = {"target_sizes": batch["target_sizes"]} if "target_sizes" in batch else {}
+        if self.task == "detection":
+            target: Any = [
+                {key: value.to(device, non_blocking=non_blocking) for key, value in objects.items()}
+                for objects in batch["target"]
+            ]
+            own_sizes |= {"sizes": batch["sizes"]} if "sizes" in batch else {}
+        else:
+            target = batch["target"].to(device, non_blocking=non_blocking).long()
         return {"image": normalise(pixels), "target": target, "name": batch["name"]} | own_sizes
 
     def _empty_batch(self, device: torch.device) -> Batch:
         height, width = self.image_size
         shape = (0, height, width) if self.task == "segmentation" else (0,)
         image = torch.zeros(0, 3, height, width, device=device)
+        if self.task == "detection":
+            return {"image": image, "target": [], "name": []}
         return {"image": image, "target": torch.zeros(shape, dtype=torch.long, device=device), "name": []}
 
     def to_pixels(self, image: Tensor) -> Tensor:
