@@ -45,7 +45,7 @@ class FCOS(BoxHead):
     """Classes, boxes and centredness at each place of five levels.
 
     Args:
-        width: channels of the pyramid and of the towers, a multiple of 32 (the groups of their norms).
+        width: channels of the pyramid and of the towers, a multiple of 64, because their norms have 32 groups.
         radius: strides from the centre of a box within which places learn it.
         scale: a level learns the boxes whose farthest side lies within 4 to 8 strides times this; the finest level
             smaller ones too, the coarsest all larger ones.
@@ -71,8 +71,10 @@ class FCOS(BoxHead):
         overlap: float = 0.6,
         most: int = 100,
     ) -> None:
-        if width % 32:
-            raise ValueError(f"fcos's width is {width}; it must be a multiple of 32, the groups of its norms")
+        if width % 64:
+            raise ValueError(
+                f"fcos's width is {width}; it must be a multiple of 64: its norms have 32 groups of two or more"
+            )
         pyramid = Pyramid(channels, reductions, width, finest=8, extra="convolutions")
         super().__init__(reductions, pyramid.levels)
         self.pyramid = pyramid
