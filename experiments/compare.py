@@ -35,7 +35,7 @@ class CompareConfig:
     split: Split = flag("val", "split whose scores are compared; val_crf and test_crf are the scores with a CRF")
     metric: str | None = flag(
         None,
-        "score to compare: pixel_accuracy, iou/CLASS, loss ...; default: miou, top1 in classification, map in detection",
+        "score to compare: pixel_accuracy, iou/CLASS, loss ...; default: miou, or top1 or map of other tasks",
     )
     baseline: str | None = flag(
         None, "baseline of all differences: label of a group, or name of one of its runs; default: the best group"

@@ -8,6 +8,7 @@ from heads.deeplabv1 import DeepLabV1
 from heads.deeplabv2 import DeepLabV2
 from heads.deeplabv3 import DeepLabV3
 from heads.dilatednet import DilatedNet
+from heads.fasterrcnn import FasterRCNN
 from heads.fcn import FCN8s, FCN16s, FCN32s
 from heads.fcn_head import FCNHead
 from heads.fcos import FCOS
@@ -40,6 +41,7 @@ HEADS: dict[str, type[Head]] = {
     "lraspp": LRASPP,
     "retinanet": RetinaNet,
     "fcos": FCOS,
+    "fasterrcnn": FasterRCNN,
 }
 
 

@@ -1,13 +1,13 @@
 """Object detection: boxes with a class."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from heads import find_head
-from heads.box_head import BoxHead, Detections, Sums
+from heads.box_head import BoxHead, Detections, Objects, Sums
 from lightning_modules.base import Batch, GraftModule
 from lightning_modules.detection_scores import DetectionScores
 from lightning_modules.losses import mean_over_ranks
@@ -53,7 +53,8 @@ class DetectionModule(GraftModule):
         return self.network.detect(x)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        terms = self.network.losses(batch["image"], batch["target"], sizes_of(batch))
+        targets = [without_crowds(objects) for objects in batch["target"]]
+        terms = self.network.losses(batch["image"], targets, sizes_of(batch))
         # The weights of one process with the whole batch would be at least 1; of a mean over ranks, that is the share.
         ranks = self.trainer.world_size
         loss = torch.stack(
@@ -68,7 +69,8 @@ class DetectionModule(GraftModule):
             return
         head = cast("BoxHead", self.network.head)
         outputs = head(self.network.backbone(images))
-        self.split_loss(split).update(*stacked(head.losses(outputs, targets, sizes)))
+        alone = [without_crowds(objects) for objects in targets]
+        self.split_loss(split).update(*stacked(head.losses(outputs, alone, sizes)))
         scores = cast("DetectionScores", self.split_scores(split))
         scores.update(batch["name"], head.detections(outputs, sizes), targets)
 
@@ -77,6 +79,14 @@ def sizes_of(batch: Batch) -> list[tuple[int, int]]:
     """H and W of each image of a batch, without the padding."""
     height, width = batch["image"].shape[2:]
     return batch.get("sizes") or [(height, width)] * len(batch["image"])
+
+
+def without_crowds(objects: Mapping[str, Tensor]) -> Objects:
+    """The objects that train. In scores, crowds excuse the detections that they overlap."""
+    if "iscrowd" not in objects:
+        return cast("Objects", objects)
+    single = objects["iscrowd"] == 0
+    return {"boxes": objects["boxes"][single], "labels": objects["labels"][single]}
 
 
 def stacked(terms: dict[str, Sums]) -> Sums:

@@ -27,8 +27,7 @@ class RunConfig:
     )
     head: str = network_flag(
         "deeplab",
-        "head: network on top of the backbone; decides whether images are classified, segmented or searched for objects; "
-        "--list shows all",
+        "head: network on top of the backbone; decides whether it classifies, segments or detects; --list shows all",
         folder="heads",
     )
     weights: str = network_flag(

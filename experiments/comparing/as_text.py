@@ -75,7 +75,7 @@ def difference_to_baseline(row: GroupRow, table: Table) -> str:
 
 
 def class_cells(table: Table, most_classes: int | None, most_groups: int) -> Columns:
-    """The score of each class in the baseline, and the differences of other groups; the largest differences come first."""
+    """Each class's score in the baseline, and the differences of other groups; the largest differences come first."""
     base = next((row for row in table.rows if row.label == table.baseline), None)
     others = [row for row in table.rows if row is not base][:most_groups]
     if base is None or not base.classes:

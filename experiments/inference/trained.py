@@ -97,8 +97,8 @@ def load(path: str | Path, device: str | torch.device | None = None) -> TrainedN
     hparams = hyperparameters(checkpoint)
     if find_head(hparams["head"]).task == "detection":
         raise ValueError(
-            f"{path} finds objects ({hparams['head']}), which only run.py and compare.py support; results.json of the run "
-            "has its scores, predictions.png its pictures"
+            f"{path} detects objects ({hparams['head']}), which only run.py and compare.py support; the run's "
+            "results.json has its scores, predictions.png its pictures"
         )
     preprocessing = hparams.get("preprocessing") or preprocessing_of_older(checkpoint)
     module = MODULES[find_head(hparams["head"]).task].load_from_checkpoint(
