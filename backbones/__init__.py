@@ -8,6 +8,7 @@ from backbones.alexnet import AlexNet
 from backbones.backbone import Backbone
 from backbones.convnext import ConvNeXt
 from backbones.densenet import DenseNet
+from backbones.densenet_cifar import DenseNetCifar
 from backbones.efficientnet import EfficientNet
 from backbones.efficientnet_lite import EfficientNetLite
 from backbones.googlenet import GoogLeNet
@@ -16,6 +17,8 @@ from backbones.mobilenet_v1 import MobileNetV1
 from backbones.mobilenet_v2 import MobileNetV2
 from backbones.mobilenet_v3 import MobileNetV3
 from backbones.resnet import ResNet
+from backbones.resnet_cifar import ResNetCifar
+from backbones.resnet_preactivation import PreActivationResNet
 from backbones.senet import SENet
 from backbones.swin import Swin
 from backbones.timm_backbone import TimmBackbone
@@ -49,8 +52,19 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "wide_resnet50_2": partial(ResNet, "wide_resnet50_2"),
     "wide_resnet101_2": partial(ResNet, "wide_resnet101_2"),
     "resnext50_32x4d": partial(ResNet, "resnext50_32x4d"),
+    "resnext101_32x4d": partial(ResNet, "resnext101_32x4d"),
     "resnext101_32x8d": partial(ResNet, "resnext101_32x8d"),
     "resnext101_64x4d": partial(ResNet, "resnext101_64x4d"),
+    "resnet20": partial(ResNetCifar, "resnet20"),
+    "resnet32": partial(ResNetCifar, "resnet32"),
+    "resnet44": partial(ResNetCifar, "resnet44"),
+    "resnet56": partial(ResNetCifar, "resnet56"),
+    "resnet110": partial(ResNetCifar, "resnet110"),
+    "resnetv2_50": partial(PreActivationResNet, "resnetv2_50"),
+    "resnetv2_101": partial(PreActivationResNet, "resnetv2_101"),
+    "resnetv2_152": partial(PreActivationResNet, "resnetv2_152"),
+    "resnetv2_200": partial(PreActivationResNet, "resnetv2_200"),
+    "wrn16_8": partial(WideResNetCifar, "wrn16_8"),
     "wrn28_10": partial(WideResNetCifar, "wrn28_10"),
     "wrn40_4": partial(WideResNetCifar, "wrn40_4"),
     "se_resnet50": partial(SENet, "se_resnet50"),
@@ -64,6 +78,8 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "densenet161": partial(DenseNet, "densenet161"),
     "densenet169": partial(DenseNet, "densenet169"),
     "densenet201": partial(DenseNet, "densenet201"),
+    "densenet40": partial(DenseNetCifar, "densenet40"),
+    "densenet100_bc": partial(DenseNetCifar, "densenet100_bc"),
     "xception": partial(Xception, "xception"),
     "xception41": partial(XceptionAligned, "xception41"),
     "xception65": partial(XceptionAligned, "xception65"),

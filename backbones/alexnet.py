@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from backbones.atrous import atrous_steps
 from backbones.backbone import IMAGENET_STD
 from backbones.fully_connected import FullyConnectedBackbone, init_normal
+from backbones.squeeze_excitation import SqueezeExcitation, make_relu
 
 PAPERS = {
     "One weird trick for parallelizing convolutional neural networks. Krizhevsky 2014, arXiv:1404.5997.": ("alexnet",),
@@ -58,7 +59,8 @@ class AlexNet(FullyConnectedBackbone):
 
     window = 6
     hidden_bias = 1.0
-    valid_borders = 59
+    cropped_pixels = 59
+    optional_modules = (SqueezeExcitation,)
 
     def __init__(
         self,
@@ -68,6 +70,7 @@ class AlexNet(FullyConnectedBackbone):
         output_stride: int = 32,
         in_channels: int = 3,
         fully_convolutional: bool = False,
+        se_reduction: int = 0,
     ) -> None:
         super().__init__(variant)
         row = VARIANTS[variant]
@@ -86,19 +89,19 @@ class AlexNet(FullyConnectedBackbone):
         # Unpadded pools may drop a border. They stay unpadded when dilated, which keeps them exact for any image size.
         self.features = nn.Sequential(
             nn.Conv2d(in_channels, c1, 11, first.stride, padding=row.padding),
-            nn.ReLU(inplace=True),
+            make_relu(c1, se_reduction),
             *normalised(),
             nn.MaxPool2d(3, pool1.stride, dilation=pool1.dilation),
             nn.Conv2d(c1, c2, 5, padding=2 * pool1.dilation_after, dilation=pool1.dilation_after, groups=towers),
-            nn.ReLU(inplace=True),
+            make_relu(c2, se_reduction),
             *normalised(),
             nn.MaxPool2d(3, pool2.stride, dilation=pool2.dilation),
             conv3x3(c2, c3, groups=1),
-            nn.ReLU(inplace=True),
+            make_relu(c3, se_reduction),
             conv3x3(c3, c4, towers),
-            nn.ReLU(inplace=True),
+            make_relu(c4, se_reduction),
             conv3x3(c4, c5, towers),
-            nn.ReLU(inplace=True),
+            make_relu(c5, se_reduction),
             nn.MaxPool2d(3, pool5.stride, dilation=pool5.dilation),
         )
         convolutions = [layer for layer in self.features if isinstance(layer, nn.Conv2d)]

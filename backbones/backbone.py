@@ -70,9 +70,12 @@ class Backbone(nn.Module):
     torchvision's segmentation networks; odd kernels then displace all scores by up to r / 2, at every size alike."""
     min_size: int = 1
     """Side in pixels of the smallest image, square or not, that no layer shrinks to nothing."""
-    valid_borders: int = 0
+    cropped_pixels: int = 0
     """Upper bound on the image pixels that unpadded layers crop along one axis (both ends together): a map's height is
-    between (H - valid_borders) // reduction and H // reduction, and likewise its width."""
+    between (H - cropped_pixels) // reduction and H // reduction, and likewise its width."""
+
+    changed_options: str = ""
+    """Options under which the published weights do not fit, with their values; see `changes`."""
 
     def __init__(self, variant: str) -> None:
         super().__init__()
@@ -144,6 +147,11 @@ class Backbone(nn.Module):
         """
         if weights is None or weights == "none":
             return
+        if weights == "imagenet" and self.changed_options:
+            raise ValueError(
+                f"no ImageNet weights are published for {self.variant} with {self.changed_options}; leave that out, "
+                "or use --weights FILE or none"
+            )
         file = read_weights(self.published_url() if weights == "imagenet" else weights)
         fit = self._best_fit(file.state)
         if fit.problem:
@@ -189,7 +197,8 @@ class Backbone(nn.Module):
             body = {key: value for key, value in body.items() if key in own or key.partition(".")[0] not in places}
         # Checkpoints older than PyTorch 0.4.1 lack the batch counters, which nothing here reads.
         counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked")}
-        body = adapt_input_channels(counters | body, own)
+        body, adapted = adapt_input_channels(counters | body, own)
+        notes += [adapted] if adapted else []
         classifier = {key: value for key, value in converted.items() if key in names}
         return Fit(prefix, len(state), body, classifier, notes, state_dict_mismatch(body, own))
 
@@ -219,6 +228,11 @@ class Backbone(nn.Module):
             elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
                 nn.init.ones_(module.weight)
                 nn.init.zeros_(module.bias)
+
+
+def changes(**options: tuple[object, object]) -> str:
+    """The options, given as (value, published value), that differ: "growth=12, compression=1.0"; empty if none does."""
+    return ", ".join(f"{name}={value}" for name, (value, published) in options.items() if value != published)
 
 
 def print_once(line: str) -> None:

@@ -49,16 +49,24 @@ class Offsets(nn.Conv2d):
 
 
 class DeformableConv2d(nn.Conv2d):
-    """A 3x3 convolution without bias whose sampling points move; its weight has the plain one's name and shape.
+    """A 3x3 convolution whose sampling points move; its weight and bias have the plain one's names and shapes.
 
     `(B, C, H, W)` -> `(B, C', H / stride, W / stride)`. Beyond the borders it reads zeros, as the plain one does.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, stride: int, dilation: int, groups: int, version: Literal[1, 2]
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        dilation: int,
+        groups: int,
+        version: Literal[1, 2],
+        *,
+        bias: bool = False,
     ) -> None:
         super().__init__(
-            in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation, groups=groups, bias=False
+            in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation, groups=groups, bias=bias
         )
         self.version = version
         self.offsets = Offsets(in_channels, stride, dilation, version)
@@ -72,7 +80,18 @@ class DeformableConv2d(nn.Conv2d):
         predicted = self.offsets(x)
         offsets = predicted[:, : 2 * SAMPLES] * self.dilation[0]
         mask = 2 * predicted[:, 2 * SAMPLES :].sigmoid() if self.version == 2 else None
-        return deform_conv2d(x, offsets, weight, None, self.stride, self.padding, self.dilation, mask)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return deform_conv2d(x, offsets, weight, bias, self.stride, self.padding, self.dilation, mask)
+
+
+def check_deformable(deformable: int, version: int, *, parts: str = "stages", number: int = 4) -> None:
+    """Refuse an option `deformable` that is no number of the network's last parts, or another version than 1 and 2."""
+    if deformable not in range(number + 1):
+        raise ValueError(
+            f"deformable is {deformable}; the network has {number} {parts}: give 0 (none) to {number} (all)"
+        )
+    if version not in (1, 2):
+        raise ValueError(f"deformable_version is {version}; give 1 (offsets) or 2 (offsets and modulation)")
 
 
 def no_autocast(device: str) -> AbstractContextManager[None]:

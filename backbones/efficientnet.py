@@ -3,8 +3,19 @@
 Version 2: EfficientNetV2: Smaller Models and Faster Training. Tan, Le 2021, arXiv:2104.00298.
 
 B1 to B7 are B0 scaled: channels are multiplied by a width coefficient and rounded to multiples of 8, the blocks of a
-stage are multiplied by a depth coefficient and rounded up. The authors found B0 and the V2 networks by architecture
-search, which is not part of this framework. V2 has full 3x3 convolutions in its early stages.
+stage are multiplied by a depth coefficient and rounded up. efficientnet_b0 takes any other scaling: `phi` multiplies
+depth by alpha^phi, width by beta^phi and resolution by gamma^phi (section 3.3, where a search gives 1.2, 1.1 and 1.15,
+so that alpha beta^2 gamma^2 is about 2 and each step of phi doubles the cost); `depth`, `width` and `resolution` are
+coefficients of one dimension alone (figure 3), or override that of `phi`. The resolution is that of `input_size`; train
+with an `--image-size` of it. If the coefficients are rounded to one decimal, phi = 0.5, 1, 2 and 3.5 give exactly the
+stages of B1 to B4. B5 to B7 (phi = 5, 6 and 7) have 11 to 14 % less depth than the formula, and its width within 3 %.
+The input sizes of the paper are within 5 % of it.
+
+`se_reduction` is what the gates divide a block's input channels by, 4 in the published networks; 0 leaves the gates
+out.
+
+The authors found B0 and the V2 networks by architecture search, which is not part of this framework. V2 has full 3x3
+convolutions in its early stages.
 
 Differences from the papers: batch norms have the eps and momentum that the published weights were made with, and
 stochastic depth rises to 0.2 in all variants; both as in torchvision, whose checkpoints this loads. The input sizes are
@@ -22,7 +33,7 @@ from typing import ClassVar, NamedTuple
 from torch import nn
 
 from backbones.atrous import Step, atrous_steps
-from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
+from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD, changes
 from backbones.classifiers import PooledClassifier
 from backbones.inverted_residual import (
     ConvNorm,
@@ -31,7 +42,7 @@ from backbones.inverted_residual import (
     Residual,
     make_divisible,
 )
-from backbones.squeeze_excitation import SqueezeExcitation
+from backbones.squeeze_excitation import SqueezeExcitation, check_reduction
 
 IMAGENET_CLASSES = 1000
 LAST_DROP = 0.2
@@ -111,7 +122,8 @@ class Design(NamedTuple):
     momentum: float = 0.1
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    squeezes: bool = True
+    se_reduction: int = 4
+    """Input channels of a block per channel that its gate squeezes them to; 0: no gates."""
     activation: type[nn.Module] = nn.SiLU
     conv: type[FanOutConv2d] = FanOutConv2d
 
@@ -167,8 +179,25 @@ def scaled(
     return Design(stages, make_divisible(32 * width), 4 * stages[-1].out_channels, input_size, dropout, eps, momentum)
 
 
+class Coefficients(NamedTuple):
+    """What B0's depth, width and resolution are multiplied by."""
+
+    depth: float
+    width: float
+    resolution: float
+
+
+def compound(phi: float, alpha: float = 1.2, beta: float = 1.1, gamma: float = 1.15) -> Coefficients:
+    """The paper's equation 3: all three dimensions by one coefficient phi."""
+    return Coefficients(alpha**phi, beta**phi, gamma**phi)
+
+
 class EfficientNet(InvertedResidualNet):
-    """EfficientNet-B0 to B7, V2-S / M / L; maps at strides 2, 4, 8, 16 from the stages and at 32 from the 1x1 head."""
+    """EfficientNet-B0 to B7, V2-S / M / L; maps at strides 2, 4, 8, 16 from the stages and at 32 from the 1x1 head.
+
+    Raises:
+        ValueError: scaling is asked of another variant than efficientnet_b0, or by a coefficient that is not positive.
+    """
 
     variants: ClassVar[dict[str, Design]] = {
         "efficientnet_b0": scaled(1.0, 1.0, 224, 0.2),
@@ -185,10 +214,40 @@ class EfficientNet(InvertedResidualNet):
     }
 
     def __init__(
-        self, variant: str, *, weights: str | None = None, output_stride: int = 32, in_channels: int = 3
+        self,
+        variant: str,
+        *,
+        weights: str | None = None,
+        output_stride: int = 32,
+        in_channels: int = 3,
+        phi: float = 0.0,
+        alpha: float = 1.2,
+        beta: float = 1.1,
+        gamma: float = 1.15,
+        depth: float | None = None,
+        width: float | None = None,
+        resolution: float | None = None,
+        se_reduction: int | None = None,
     ) -> None:
         super().__init__(variant)
         design = self.variants[variant]
+        for name, base in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
+            if base <= 0:
+                raise ValueError(
+                    f"{name} is {base:g}; it is the base of a power, give a number above 0, 1 for no scaling"
+                )
+        chosen = compound(phi, alpha, beta, gamma)
+        alone = {"depth": depth, "width": width, "resolution": resolution}
+        chosen = chosen._replace(**{name: value for name, value in alone.items() if value is not None})
+        if chosen != Coefficients(1, 1, 1):
+            design = rescaled(variant, design, chosen)
+        if se_reduction is not None:
+            check_reduction(se_reduction)
+            design = design._replace(se_reduction=se_reduction)
+        self.changed_options = changes(
+            scaling=(chosen, Coefficients(1, 1, 1)),
+            se_reduction=(design.se_reduction, self.variants[variant].se_reduction),
+        )
         self.input_size, self.dropout = design.input_size, design.dropout
         self.mean, self.std = design.mean, design.std
         norm = partial(nn.BatchNorm2d, eps=design.eps, momentum=design.momentum)
@@ -214,6 +273,30 @@ class EfficientNet(InvertedResidualNet):
         nn.init.uniform_(linear.weight, -bound, bound)
         nn.init.zeros_(linear.bias)
         return PooledClassifier("classifier", nn.Sequential(nn.Dropout(self.dropout), linear))
+
+
+def rescaled(variant: str, design: Design, coefficients: Coefficients) -> Design:
+    """B0 under other coefficients, with the dropout and norms of B0.
+
+    Raises:
+        ValueError: the variant is another, which is scaled already, or a coefficient is not positive.
+    """
+    if variant != "efficientnet_b0":
+        raise ValueError(
+            f"phi, depth, width and resolution scale efficientnet_b0; {variant} is another network, leave them out"
+        )
+    for name, value in coefficients._asdict().items():
+        if value <= 0:
+            raise ValueError(f"{name} is {value:g}; it multiplies that of efficientnet_b0, give a number above 0")
+    depth, width, resolution = coefficients
+    return scaled(width, depth, round(design.input_size * resolution), design.dropout)
+
+
+def gate_of(design: Design, in_channels: int, expanded: int) -> SqueezeExcitation | None:
+    """The gate of a block, squeezed relative to the block's input; None without gates."""
+    if not design.se_reduction:
+        return None
+    return SqueezeExcitation(expanded, max(1, in_channels // design.se_reduction), design.activation)
 
 
 def make_stage(
@@ -243,7 +326,7 @@ def make_stage(
                 expanded=expanded,
                 activation=design.activation,
                 unit=unit,
-                gate=SqueezeExcitation(expanded, in_channels // 4, design.activation) if design.squeezes else None,
+                gate=gate_of(design, in_channels, expanded),
                 drop=drop,
             )
         blocks.append(block)

@@ -41,7 +41,7 @@ class SameConv2d(FanOutConv2d):
         if self.step.native_stride == 1:  # then SAME padding is equal on all sides
             return super().forward(x)
         borders = (*self.borders(x.shape[3]), *self.borders(x.shape[2]))
-        return F.conv2d(F.pad(x, borders), self.weight, None, self.stride, 0, self.dilation, self.groups)
+        return F.conv2d(F.pad(x, borders), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
     def borders(self, size: int) -> tuple[int, int]:
         """Pixels of padding before and after a side of `size` pixels."""
@@ -71,7 +71,7 @@ def scaled(width: float, depth: float, input_size: int, dropout: float) -> Desig
         momentum=0.01,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
-        squeezes=False,
+        se_reduction=0,
         activation=nn.ReLU6,
         conv=SameConv2d,
     )

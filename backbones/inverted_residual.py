@@ -19,6 +19,13 @@ PLAIN = Step(stride=1, dilation=1, dilation_after=1, reduction=1)
 """For 1x1 convolutions: stride 1, no dilation."""
 
 
+def check_width(width: float, *, least: float = 0.0) -> float:
+    """The width multiplier, refused unless it is positive and at least `least`, below which a layer has no channel."""
+    if width <= 0 or width < least:
+        raise ValueError(f"width is {width:g}; it multiplies all channels, give a number above 0, at least {least:g}")
+    return width
+
+
 def make_divisible(channels: float) -> int:
     """Round to the nearest multiple of 8, or to the one above if that would lose more than 10 % of the channels."""
     nearest = max(8, int(channels + 4) // 8 * 8)
@@ -57,20 +64,28 @@ class ConvNorm(nn.Sequential):
 class Residual(nn.Module):
     """A sequence of layers, with a residual connection if they keep the input's shape in the undilated network.
 
-    With a residual connection, the layers are dropped in training with probability `drop` (stochastic depth).
+    With a residual connection, the layers are dropped in training with probability `drop` (stochastic depth). `se` is a
+    gate on what they compute.
     """
 
     def __init__(
-        self, layers: Sequence[nn.Module], in_channels: int, out_channels: int, step: Step, drop: float = 0.0
+        self,
+        layers: Sequence[nn.Module],
+        in_channels: int,
+        out_channels: int,
+        step: Step,
+        drop: float = 0.0,
+        se: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.block = nn.Sequential(*layers)
+        self.se = nn.Identity() if se is None else se
         # A block whose stride was replaced by dilation was trained without the shortcut.
         self.has_shortcut = step.native_stride == 1 and in_channels == out_channels
         self.stochastic_depth = StochasticDepth(drop, "row")
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.block(x)
+        y = self.se(self.block(x))
         return x + self.stochastic_depth(y) if self.has_shortcut else y
 
 
@@ -88,6 +103,7 @@ class InvertedResidual(Residual):
         activation: type[nn.Module],
         unit: Callable[..., ConvNorm] = ConvNorm,
         gate: nn.Module | None = None,
+        se: nn.Module | None = None,
         drop: float = 0.0,
     ) -> None:
         layers: list[nn.Module] = []
@@ -97,7 +113,7 @@ class InvertedResidual(Residual):
         if gate is not None:
             layers.append(gate)
         layers.append(unit(expanded, out_channels))
-        super().__init__(layers, in_channels, out_channels, step, drop)
+        super().__init__(layers, in_channels, out_channels, step, drop, se)
 
 
 class InvertedResidualNet(Backbone):

@@ -1,8 +1,9 @@
 """MobileNets: Efficient CNNs for Mobile Vision Applications. Howard et al. 2017, arXiv:1704.04861.
 
 A depthwise 3x3 and a pointwise 1x1 convolution replace each full convolution. The paper's width multiplier is in the
-name: mobilenet_v1_025 has a quarter of each layer's channels, mobilenet_v1 all, mobilenet_v1_125 a quarter more. Its
-resolution multiplier is the image size: the paper trains at 224, 192, 160 and 128.
+name: mobilenet_v1_025 has a quarter of each layer's channels, mobilenet_v1 all, mobilenet_v1_125 a quarter more; the
+option `width` is any other. Its resolution multiplier is the image size: the paper trains at 224, 192, 160 and 128.
+`se_reduction` puts a squeeze-and-excitation gate after each block, which gives the SE-MobileNet of arXiv:1709.01507.
 
 Differences from the paper: ReLU6 for ReLU, as in the authors' TensorFlow code and in the published weights. The paper
 gives no initialisation; as in the authors' code, all weights are drawn from a normal of standard deviation 0.09,
@@ -14,8 +15,10 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from backbones.atrous import Step, atrous_steps
-from backbones.backbone import Backbone
+from backbones.backbone import Backbone, changes
 from backbones.classifiers import PooledClassifier
+from backbones.inverted_residual import check_width
+from backbones.squeeze_excitation import SqueezeExcitation, make_gate
 
 VARIANTS: dict[str, float] = {
     "mobilenet_v1_025": 0.25,
@@ -39,7 +42,7 @@ PUBLISHED: dict[str, tuple[str, float]] = {
 class SeparableBlock(nn.Module):
     """Depthwise 3x3, then pointwise 1x1, each with batch norm and ReLU6."""
 
-    def __init__(self, in_channels: int, out_channels: int, step: Step) -> None:
+    def __init__(self, in_channels: int, out_channels: int, step: Step, se_reduction: int) -> None:
         super().__init__()
         self.conv_dw = nn.Conv2d(
             in_channels,
@@ -55,23 +58,37 @@ class SeparableBlock(nn.Module):
         self.conv_pw = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU6(inplace=True)
+        self.se = make_gate(out_channels, se_reduction)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv_dw(x)))
-        return self.relu(self.bn2(self.conv_pw(x)))
+        return self.se(self.relu(self.bn2(self.conv_pw(x))))
 
 
 class MobileNetV1(Backbone):
-    """MobileNetV1 at five widths; maps at strides 2, 4, 8, 16, 32, one per stage."""
+    """MobileNetV1 at any width; maps at strides 2, 4, 8, 16, 32, one per stage.
 
+    Raises:
+        ValueError: `width` leaves a layer without channels.
+    """
+
+    optional_modules = (SqueezeExcitation,)
     mean = (0.5, 0.5, 0.5)
     std = (0.5, 0.5, 0.5)
 
     def __init__(
-        self, variant: str, *, weights: str | None = None, output_stride: int = 32, in_channels: int = 3
+        self,
+        variant: str,
+        *,
+        weights: str | None = None,
+        output_stride: int = 32,
+        in_channels: int = 3,
+        width: float | None = None,
+        se_reduction: int = 0,
     ) -> None:
         super().__init__(variant)
-        width = VARIANTS[variant]
+        width = check_width(VARIANTS[variant] if width is None else width, least=1 / 32)
+        self.changed_options = changes(width=(width, VARIANTS[variant]))
         stem, *steps = atrous_steps((2, *(stride for _, _, stride in STAGES)), output_stride)
         widths = [round(channels * width) for channels in (32, *(channels for channels, _, _ in STAGES))]
         self.conv_stem = nn.Conv2d(in_channels, widths[0], 3, stem.stride, padding=1, bias=False)
@@ -79,7 +96,7 @@ class MobileNetV1(Backbone):
         self.relu = nn.ReLU6(inplace=True)
         self.blocks = nn.Sequential(
             *(
-                make_stage(before, after, depth, step)
+                make_stage(before, after, depth, step, se_reduction)
                 for (before, after), (_, depth, _), step in zip(pairwise(widths), STAGES, steps, strict=True)
             )
         )
@@ -113,10 +130,10 @@ class MobileNetV1(Backbone):
         return PUBLISHED[self.variant][1] if self.variant in PUBLISHED else None
 
 
-def make_stage(in_channels: int, out_channels: int, depth: int, step: Step) -> nn.Sequential:
+def make_stage(in_channels: int, out_channels: int, depth: int, step: Step, se_reduction: int) -> nn.Sequential:
     """`depth` blocks, the first of which has the stage's stride."""
-    blocks = [SeparableBlock(in_channels, out_channels, step)]
-    blocks += [SeparableBlock(out_channels, out_channels, step.rest) for _ in range(depth - 1)]
+    blocks = [SeparableBlock(in_channels, out_channels, step, se_reduction)]
+    blocks += [SeparableBlock(out_channels, out_channels, step.rest, se_reduction) for _ in range(depth - 1)]
     return nn.Sequential(*blocks)
 
 

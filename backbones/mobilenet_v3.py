@@ -1,8 +1,8 @@
 """Searching for MobileNetV3. Howard et al. 2019, arXiv:1905.02244.
 
-Difference from the paper: squeeze-and-excitation squeezes to a quarter rounded to a multiple of 8, as in the authors'
-code and in the published weights. The paper gives no initialisation; convolutions are initialised by He et al. 2015
-(fan out), as in torchvision. Loads torchvision's checkpoints.
+Difference from the paper: squeeze-and-excitation squeezes to a quarter (`se_reduction` = 4; 0 leaves the gates out)
+rounded to a multiple of 8, as in the authors' code and in the published weights. The paper gives no initialisation;
+convolutions are initialised by He et al. 2015 (fan out), as in torchvision. Loads torchvision's checkpoints.
 """
 
 from functools import partial
@@ -11,6 +11,7 @@ from typing import NamedTuple
 from torch import nn
 
 from backbones.atrous import atrous_steps
+from backbones.backbone import changes
 from backbones.classifiers import PooledClassifier
 from backbones.inverted_residual import (
     ConvNorm,
@@ -19,7 +20,7 @@ from backbones.inverted_residual import (
     make_divisible,
     small_linear,
 )
-from backbones.squeeze_excitation import SqueezeExcitation
+from backbones.squeeze_excitation import SqueezeExcitation, check_reduction
 
 
 class Row(NamedTuple):
@@ -81,9 +82,17 @@ class MobileNetV3(InvertedResidualNet):
     """
 
     def __init__(
-        self, variant: str, *, weights: str | None = None, output_stride: int = 32, in_channels: int = 3
+        self,
+        variant: str,
+        *,
+        weights: str | None = None,
+        output_stride: int = 32,
+        in_channels: int = 3,
+        se_reduction: int = 4,
     ) -> None:
         super().__init__(variant)
+        check_reduction(se_reduction)
+        self.changed_options = changes(se_reduction=(se_reduction, 4))
         rows, self.hidden = VARIANTS[variant]
         unit = partial(ConvNorm, norm=partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01))
         steps = atrous_steps((2, *(row.stride for row in rows), 1), output_stride)
@@ -91,8 +100,8 @@ class MobileNetV3(InvertedResidualNet):
         channels = [16]
         for row, step in zip(rows, steps[1:-1], strict=True):
             gate = None
-            if row.squeezes:
-                squeezed = make_divisible(row.expanded / 4)
+            if row.squeezes and se_reduction:
+                squeezed = make_divisible(row.expanded / se_reduction)
                 gate = SqueezeExcitation(row.expanded, squeezed, gate_activation=nn.Hardsigmoid)
             layers.append(
                 InvertedResidual(

@@ -9,14 +9,17 @@ networks, whose V1 checkpoints this loads). `zero_init` initialises the scale of
 zero, so that every block is initially the identity and very deep networks start to learn at once (Goyal et al. 2017,
 arXiv:1706.02677). Convolutions are initialised by He et al. 2015.
 
-Four options change the blocks of any variant. The published weights load under the first two, whose own parameters then
-keep their initial values:
+These options change the blocks of any variant. The published weights load under the first two, whose own parameters
+then keep their initial values:
 
-- `se`: a squeeze-and-excitation gate on each residual (Hu et al. 2017, arXiv:1709.01507), reduction 16. Untrained gates
-  pass only about half of the residual, so train them before evaluating a network with published weights.
+- `se_reduction` = r: a squeeze-and-excitation gate on each residual (`backbones.squeeze_excitation`). `se` is short for
+  r = 16.
 - `deformable` = n: the 3x3 convolutions of the last n stages are deformable (see `backbones.deformable`).
-- `shortcut`: if the shape changes, "B" projects by a 1x1 convolution; "A" has no parameters: it keeps every stride-th
-  pixel and fills the new channels with zeros.
+- `shortcut`: "A", "B" or "none", see `backbones.shortcuts`. "none" gives the plain networks (section 3.3), in which
+  `zero_init` does nothing.
+- `groups` and `group_width`: the cardinality and the channels per group of a bottleneck's 3x3 convolution in the first
+  stage, which the later stages double. ResNeXt's table 4 compares 32x4d with a ResNet-101 that is wider, 1x100d:
+  `--backbone resnet101 --backbone-options '{group_width: 100}'`.
 - `multi_grid`: a further dilation rate for each block of the last stage, such as (1, 2, 4) (DeepLabv3,
   arXiv:1706.05587, section 3.2.1). It has no parameters, but the published weights were trained without it. The rates
   multiply those of exact dilation, where the block that gives up its stride keeps the rate of the stage before: at
@@ -26,19 +29,20 @@ keep their initial values:
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.atrous import Step, atrous_steps
-from backbones.backbone import Backbone
+from backbones.backbone import Backbone, changes
 from backbones.classifiers import PooledClassifier
-from backbones.deformable import DeformableConv2d, Offsets
-from backbones.squeeze_excitation import SqueezeExcitation
+from backbones.deformable import DeformableConv2d, Offsets, check_deformable
+from backbones.shortcuts import Shortcut, add_shortcut, check_shortcut, make_shortcut
+from backbones.squeeze_excitation import SqueezeExcitation, make_gate, reduction_of
 
 PAPERS = {
     "Wide Residual Networks. Zagoruyko, Komodakis 2016, arXiv:1605.07146.": ("wide_resnet50_2", "wide_resnet101_2"),
     "Aggregated Residual Transformations for Deep Neural Networks (ResNeXt). Xie et al. 2016, arXiv:1611.05431.": (
         "resnext50_32x4d",
+        "resnext101_32x4d",
         "resnext101_32x8d",
         "resnext101_64x4d",
     ),
@@ -52,8 +56,8 @@ class Style(NamedTuple):
     groups: int = 1
     group_width: int = 64
     """Channels per group of the 3x3 convolution in a bottleneck of nominal width 64."""
-    se: bool = False
-    shortcut: Literal["A", "B"] = "B"
+    se_reduction: int = 0
+    shortcut: Shortcut = "B"
     deformable: Literal[0, 1, 2] = 0
     """Version of the deformable convolutions; 0 for plain ones."""
 
@@ -70,12 +74,12 @@ class BasicBlock(nn.Module):
         self.conv2 = conv3x3(width, width, 1, step.dilation_after, style)
         self.bn2 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.se = make_gate(width, style)
-        self.downsample = make_shortcut(in_channels, width, step, style)
+        self.se = make_gate(width, style.se_reduction)
+        self.downsample = make_shortcut(in_channels, width, step, style.shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.se(self.bn2(self.conv2(y))) + self.downsample(x))
+        return self.relu(add_shortcut(self.se(self.bn2(self.conv2(y))), x, self.downsample))
 
 
 class Bottleneck(nn.Module):
@@ -93,13 +97,13 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(inside, outside, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outside)
         self.relu = nn.ReLU(inplace=True)
-        self.se = make_gate(outside, style)
-        self.downsample = make_shortcut(in_channels, outside, step, style)
+        self.se = make_gate(outside, style.se_reduction)
+        self.downsample = make_shortcut(in_channels, outside, step, style.shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
-        return self.relu(self.se(self.bn3(self.conv3(y))) + self.downsample(x))
+        return self.relu(add_shortcut(self.se(self.bn3(self.conv3(y))), x, self.downsample))
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int, dilation: int, style: Style) -> nn.Conv2d:
@@ -108,36 +112,6 @@ def conv3x3(in_channels: int, out_channels: int, stride: int, dilation: int, sty
     return nn.Conv2d(
         in_channels, out_channels, 3, stride, padding=dilation, dilation=dilation, groups=style.groups, bias=False
     )
-
-
-def make_gate(channels: int, style: Style) -> nn.Module:
-    return SqueezeExcitation(channels, channels // 16) if style.se else nn.Identity()
-
-
-def make_shortcut(in_channels: int, out_channels: int, step: Step, style: Style) -> nn.Module:
-    """Identity, or the paper's option A or B if the shape changes.
-
-    A block whose stride was replaced by dilation keeps the projection that its weights were trained with.
-    """
-    if in_channels == out_channels and step.native_stride == 1:
-        return nn.Identity()
-    if style.shortcut == "A":
-        return ZeroPaddedIdentity(step.stride, out_channels - in_channels)
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, step.stride, bias=False), nn.BatchNorm2d(out_channels))
-
-
-class ZeroPaddedIdentity(nn.Module):
-    """Option A: `(B, C, H, W)` -> `(B, C + extra, H / stride, W / stride)`, the extra channels zero."""
-
-    def __init__(self, stride: int, extra: int) -> None:
-        super().__init__()
-        self.stride, self.extra = stride, extra
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra))
-
-    def extra_repr(self) -> str:
-        return f"stride={self.stride}, extra={self.extra}"
 
 
 class Variant(NamedTuple):
@@ -158,6 +132,7 @@ VARIANTS = {
     "wide_resnet50_2": Variant(Bottleneck, (3, 4, 6, 3), group_width=128),
     "wide_resnet101_2": Variant(Bottleneck, (3, 4, 23, 3), group_width=128),
     "resnext50_32x4d": Variant(Bottleneck, (3, 4, 6, 3), groups=32, group_width=4),
+    "resnext101_32x4d": Variant(Bottleneck, (3, 4, 23, 3), groups=32, group_width=4),
     "resnext101_32x8d": Variant(Bottleneck, (3, 4, 23, 3), groups=32, group_width=8),
     "resnext101_64x4d": Variant(Bottleneck, (3, 4, 23, 3), groups=64, group_width=4),
 }
@@ -181,21 +156,29 @@ class ResNet(Backbone):
         in_channels: int = 3,
         zero_init: bool = True,
         se: bool = False,
+        se_reduction: int = 0,
         deformable: int = 0,
         deformable_version: Literal[1, 2] = 2,
-        shortcut: Literal["A", "B"] = "B",
+        shortcut: Shortcut = "B",
+        groups: int | None = None,
+        group_width: int | None = None,
         multi_grid: Sequence[int] = (),
     ) -> None:
         super().__init__(variant)
-        check_options(deformable, deformable_version, shortcut)
-        block, depths, groups, group_width = VARIANTS[variant]
+        check_deformable(deformable, deformable_version)
+        check_shortcut(shortcut)
+        row = VARIANTS[variant]
+        block, depths = row.block, row.depths
+        groups, group_width = groups_of(variant, groups, group_width)
         if multi_grid and (len(multi_grid) != depths[-1] or min(multi_grid) < 1):
             raise ValueError(
                 f"multi_grid is {list(multi_grid)}; {variant} takes {depths[-1]} rates of 1 or more, one for each "
                 "block of its last stage"
             )
-        self.shortcut = shortcut
-        plain = Style(groups, group_width, se, shortcut)
+        self.changed_options = changes(
+            shortcut=(shortcut, "B"), groups=(groups, row.groups), group_width=(group_width, row.group_width)
+        )
+        plain = Style(groups, group_width, reduction_of(se, se_reduction), shortcut)
         styles = (4 - deformable) * [plain] + deformable * [plain._replace(deformable=deformable_version)]
         stem, pool, *stages = atrous_steps((2, 2, 1, 2, 2, 2), output_stride)
         self.conv1 = nn.Conv2d(in_channels, 64, 7, stem.stride, padding=3, bias=False)
@@ -210,7 +193,7 @@ class ResNet(Backbone):
         self.layer4 = make_stage(block, widths[2] * c, widths[3], depths[3], stages[3], styles[3], multi_grid)
         self.channels = (64, *(width * c for width in widths))
         self.reductions = (stem.reduction, *(step.reduction for step in stages))
-        self.initialise(zero_init)
+        self.initialise(zero_init and shortcut != "none")
         self.load(weights)
 
     def initialise(self, zero_init: bool) -> None:
@@ -233,22 +216,26 @@ class ResNet(Backbone):
     def classifier(self, num_classes: int) -> nn.Module:
         return PooledClassifier("fc", nn.Linear(self.channels[-1], num_classes))
 
-    def published_url(self) -> str:
-        if self.shortcut == "A":
-            raise ValueError(
-                'no ImageNet weights are published for shortcut "A" (torchvision\'s are trained with projections); '
-                'use shortcut "B", --weights FILE or none'
-            )
-        return super().published_url()
 
+def groups_of(variant: str, groups: int | None, group_width: int | None) -> tuple[int, int]:
+    """Groups and channels per group of a variant, or those that its options ask for.
 
-def check_options(deformable: int, deformable_version: int, shortcut: str) -> None:
-    if deformable not in range(5):
-        raise ValueError(f"deformable is {deformable}; the network has 4 stages: give 0 (none) to 4 (all)")
-    if deformable_version not in (1, 2):
-        raise ValueError(f"deformable_version is {deformable_version}; give 1 (offsets) or 2 (offsets and modulation)")
-    if shortcut not in ("A", "B"):
-        raise ValueError(f'shortcut is {shortcut!r}; give "A" (zero-padded identity) or "B" (projection)')
+    Raises:
+        ValueError: they are below 1, or asked for where there are no bottlenecks.
+    """
+    row = VARIANTS[variant]
+    given = groups is not None or group_width is not None
+    groups, group_width = (
+        row.groups if groups is None else groups,
+        row.group_width if group_width is None else group_width,
+    )
+    if given and row.block is BasicBlock:
+        raise ValueError(
+            f"{variant} has no bottlenecks, so groups and group_width do not apply; use resnet50, 101 or 152"
+        )
+    if groups < 1 or group_width < 1:
+        raise ValueError(f"groups is {groups} and group_width {group_width}; give 1 or more of each")
+    return groups, group_width
 
 
 def make_stage(

@@ -1,15 +1,16 @@
 """Squeeze-and-Excitation Networks. Hu, Shen, Albanie, Sun, Wu 2017, arXiv:1709.01507.
 
-The published networks: SE-ResNet-50/101/152, SE-ResNeXt-50/101 (32x4d) and SENet-154, the paper's largest. (To add
-such gates to torchvision's ResNets, use `se=True` in `backbones.resnet`.) These are conversions of the authors' Caffe
-models and differ from torchvision's ResNets in these points:
+The published networks: SE-ResNet-50/101/152, SE-ResNeXt-50/101 (32x4d) and SENet-154, the paper's largest. (To add such
+gates to other networks, use their option `se_reduction`.) These are conversions of the authors' Caffe models
+and differ from torchvision's ResNets in these points:
 
 - the stem's pool has no padding and rounds its output size up, so its windows start one pixel later;
 - in SE-ResNet the first 1x1 convolution of a bottleneck has the stride, as in He et al. 2015, in the others the 3x3;
 - SENet-154 has a stem of three 3x3 convolutions, grouped 3x3 convolutions (64 groups) wider than the 1x1 before them,
   3x3 projections in the strided shortcuts, and dropout before its classifier.
 
-Convolutions are initialised by He et al. 2015. Loads timm's checkpoints legacy_seresnet50 ... legacy_senet154.
+`se_reduction` is the r of the gates, 16 in the published networks; 0 leaves them out. Convolutions are initialised by
+He et al. 2015. Loads timm's checkpoints legacy_seresnet50 ... legacy_senet154.
 """
 
 from collections import OrderedDict
@@ -18,9 +19,9 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from backbones.atrous import Step, atrous_steps
-from backbones.backbone import Backbone
+from backbones.backbone import Backbone, changes
 from backbones.classifiers import PooledClassifier
-from backbones.squeeze_excitation import SqueezeExcitation
+from backbones.squeeze_excitation import PAPER_REDUCTION, make_gate
 
 
 class Variant(NamedTuple):
@@ -55,13 +56,14 @@ VARIANTS = {
     "senet154": Variant(D152, (2, 4), 64, False, True, 81.320, "v0.1-weights/legacy_senet154-e9eb9fe6.pth"),
 }
 EXPANSION = 4
-REDUCTION = 16
 
 
 class SEBottleneck(nn.Module):
     """1x1 - 3x3 - 1x1 and a gate on the residual; `projection` is the shortcut's kernel size, 0 for the identity."""
 
-    def __init__(self, in_channels: int, width: int, step: Step, variant: Variant, projection: int) -> None:
+    def __init__(
+        self, in_channels: int, width: int, step: Step, variant: Variant, projection: int, se_reduction: int
+    ) -> None:
         super().__init__()
         one, two, out = width * variant.inner[0], width * variant.inner[1], width * EXPANSION
         first, second = (step.stride, 1) if variant.strides_first else (1, step.stride)
@@ -73,7 +75,7 @@ class SEBottleneck(nn.Module):
         self.conv3 = nn.Conv2d(two, out, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out)
         self.relu = nn.ReLU(inplace=True)
-        self.se_module = SqueezeExcitation(out, out // REDUCTION)
+        self.se_module = make_gate(out, se_reduction)
         self.downsample: nn.Module = nn.Identity()
         if projection:
             projected = conv(in_channels, out, projection, step.stride, step.dilation)
@@ -98,10 +100,17 @@ class SENet(Backbone):
     min_size = 3
 
     def __init__(
-        self, variant: str, *, weights: str | None = None, output_stride: int = 32, in_channels: int = 3
+        self,
+        variant: str,
+        *,
+        weights: str | None = None,
+        output_stride: int = 32,
+        in_channels: int = 3,
+        se_reduction: int = PAPER_REDUCTION,
     ) -> None:
         super().__init__(variant)
         row = VARIANTS[variant]
+        self.changed_options = changes(se_reduction=(se_reduction, PAPER_REDUCTION))
         stem, pool, *stages = atrous_steps((2, 2, 1, 2, 2, 2), output_stride)
         before = 128 if row.large else 64
         layer0 = [conv(in_channels, 64, 3, stem.stride), conv(64, 64, 3), conv(64, before, 3)]
@@ -112,8 +121,10 @@ class SENet(Backbone):
         channels, layers = [before], []
         for depth, width, step in zip(row.depths, (64, 128, 256, 512), stages, strict=True):
             strides = step is not stages[0]
-            blocks = [SEBottleneck(channels[-1], width, step, row, 3 if row.large and strides else 1)]
-            blocks += [SEBottleneck(width * EXPANSION, width, step.rest, row, 0) for _ in range(depth - 1)]
+            blocks = [SEBottleneck(channels[-1], width, step, row, 3 if row.large and strides else 1, se_reduction)]
+            blocks += [
+                SEBottleneck(width * EXPANSION, width, step.rest, row, 0, se_reduction) for _ in range(depth - 1)
+            ]
             layers.append(nn.Sequential(*blocks))
             channels.append(width * EXPANSION)
         self.layer1, self.layer2, self.layer3, self.layer4 = layers

@@ -48,13 +48,13 @@ def below(state: StateDict, prefix: str) -> StateDict:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def adapt_input_channels(state: StateDict, own: StateDict) -> StateDict:
-    """Fit an RGB checkpoint's first convolution to another number of input channels.
+def adapt_input_channels(state: StateDict, own: StateDict) -> tuple[StateDict, str]:
+    """Fit an RGB checkpoint's first convolution to another number of input channels, and say what was done.
 
     The RGB filters are repeated in turn and scaled by 3 / in_channels, so that a grey image repeated over all channels
     gives the activations it gave; one channel gets their sum.
     """
-    adapted = dict(state)
+    adapted, done = dict(state), ""
     for key, value in state.items():
         target = own.get(key)
         if (
@@ -67,7 +67,9 @@ def adapt_input_channels(state: StateDict, own: StateDict) -> StateDict:
             continue
         n = target.shape[1]
         adapted[key] = value.sum(1, keepdim=True) if n == 1 else value[:, torch.arange(n) % 3] * (3 / n)
-    return adapted
+        how = "are summed" if n == 1 else f"are repeated in turn and scaled by 3/{n}"
+        done = f"the RGB filters of {key} {how} for {n} channel{'s' if n > 1 else ''}"
+    return adapted, done
 
 
 def state_dict_mismatch(state: StateDict, own: StateDict) -> str:

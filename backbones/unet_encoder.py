@@ -45,8 +45,8 @@ class UNetEncoder(Backbone):
         self.first_centres = (2, 6.5, 15.5, 33.5, 69.5) if valid_convolutions else (0, 0.5, 1.5, 3.5, 7.5)
         self.channels = CHANNELS
         self.reductions = (first.reduction, *(step.reduction for step in steps))
-        self.valid_borders = 124 if valid_convolutions else 0
-        self.min_size = self.valid_borders + self.reductions[-1]
+        self.cropped_pixels = 124 if valid_convolutions else 0
+        self.min_size = self.cropped_pixels + self.reductions[-1]
         self.init_weights(mode="fan_in")
         self.load(weights)
 

@@ -1,25 +1,31 @@
 """Very Deep Convolutional Networks for Large-Scale Image Recognition. Simonyan, Zisserman 2014, arXiv:1409.1556.
 
-Configurations A, B, D and E, plain or with batch norm after each convolution (`_bn`, not in the paper). Difference
-from the paper: convolutions are initialised by He et al. 2015 (as in torchvision) and the fully connected layers from
-N(0, 0.01); with N(0, 0.01) for all layers, as in the paper, only vgg11 trains from scratch. The paper's remedy, the
-staged initialisation of section 3.1, is supported: given a vgg11 checkpoint as its weights, a deeper network copies the
+Configurations A, B, D and E, plain or with batch norm after each convolution (`_bn`, not in the paper). Difference from
+the paper: convolutions are initialised by He et al. 2015 (as in torchvision) and the fully connected layers from N(0,
+0.01); with N(0, 0.01) for all layers, as in the paper, only vgg11 trains from scratch. The paper's remedy, the staged
+initialisation of section 3.1, is supported: given a vgg11 checkpoint as its weights, a deeper network copies the
 checkpoint's first four convolutions and its fully connected layers; the other layers keep their initial values. The
-checkpoint may be a published file or that of a run of one's own.
+checkpoint may be a published file or that of a run of one's own. `init` is "he", or "normal" for N(0, 0.01) and zero
+biases in all layers, as in the paper.
 
+`se_reduction` puts a squeeze-and-excitation gate after each ReLU (`backbones.squeeze_excitation`); `deformable` = n
+makes the convolutions of the last n stages deformable (`backbones.deformable`). Published weights load under both.
 `remove_pools` removes the pools that would lose their stride to dilation, as in Yu and Koltun 2015 (arXiv:1511.07122):
 this is simpler, but the weights were trained with those pools. Loads torchvision's checkpoints.
 """
 
 import warnings
 from itertools import accumulate
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from backbones.atrous import atrous_steps
-from backbones.fully_connected import FullyConnectedBackbone
+from backbones.deformable import DeformableConv2d, Offsets, check_deformable
+from backbones.fully_connected import FullyConnectedBackbone, init_normal
 from backbones.pooling import Pool2d
+from backbones.squeeze_excitation import SqueezeExcitation, make_relu
 from backbones.state_dicts import StateDict
 
 CHANNELS = (64, 128, 256, 512, 512)
@@ -44,6 +50,7 @@ class VGG(FullyConnectedBackbone):
     """VGG-11 / 13 / 16 / 19: 3x3 convolutions in five stages; maps: the pools' outputs at strides 2, 4, 8, 16, 32."""
 
     window = 7
+    optional_modules = (SqueezeExcitation, Offsets)
 
     def __init__(
         self,
@@ -54,17 +61,23 @@ class VGG(FullyConnectedBackbone):
         in_channels: int = 3,
         fully_convolutional: bool = False,
         remove_pools: bool = False,
+        init: Literal["he", "normal"] = "he",
+        se_reduction: int = 0,
+        deformable: int = 0,
+        deformable_version: Literal[1, 2] = 2,
     ) -> None:
         super().__init__(variant)
+        check_deformable(deformable, deformable_version, number=5)
+        versions: list[Literal[0, 1, 2]] = [deformable_version if i >= 5 - deformable else 0 for i in range(5)]
         depths, batch_norm = VARIANTS[variant]
         steps = atrous_steps((2, 2, 2, 2, 2), output_stride)
         layers: list[nn.Module] = []
-        for depth, width, step in zip(depths, CHANNELS, steps, strict=True):
+        for depth, width, step, version in zip(depths, CHANNELS, steps, versions, strict=True):
             for _ in range(depth):
-                layers.append(nn.Conv2d(in_channels, width, 3, padding=step.dilation, dilation=step.dilation))
+                layers.append(conv3x3(in_channels, width, step.dilation, version))
                 if batch_norm:
                     layers.append(nn.BatchNorm2d(width))
-                layers.append(nn.ReLU(inplace=True))
+                layers.append(make_relu(width, se_reduction))
                 in_channels = width
             # A pool with a window of one pixel changes nothing.
             layers.append(Pool2d("max", 1 if remove_pools and step.dilation_after > 1 else 2, step))
@@ -75,9 +88,20 @@ class VGG(FullyConnectedBackbone):
         centres = accumulate(2**i / 2 if window == 2 else 0 for i, window in enumerate(windows))
         self.first_centres = tuple(centres)
         self.min_size = self.reductions[-1]
-        self.init_weights()
+        self.initialise(init)
         self.add_fully_connected(fully_convolutional, steps[-1].dilation_after)
         self.load(weights)
+
+    def initialise(self, init: str) -> None:
+        """Initialise the convolutional layers; the fully connected ones are drawn from N(0, 0.01) either way."""
+        if init not in ("he", "normal"):
+            raise ValueError(f"init is {init!r}; give he (He et al. 2015) or normal (the paper's N(0, 0.01))")
+        self.init_weights()
+        for module in self.modules():
+            if isinstance(module, Offsets):
+                module.initialise()
+            elif isinstance(module, nn.Conv2d) and init == "normal":
+                init_normal(module)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = []
@@ -109,6 +133,12 @@ class VGG(FullyConnectedBackbone):
             stacklevel=2,
         )
         return kept | {key: value for key, value in state.items() if not key.startswith("features.")}
+
+
+def conv3x3(in_channels: int, out_channels: int, dilation: int, deformable: Literal[0, 1, 2]) -> nn.Conv2d:
+    if deformable:
+        return DeformableConv2d(in_channels, out_channels, 1, dilation, 1, deformable, bias=True)
+    return nn.Conv2d(in_channels, out_channels, 3, padding=dilation, dilation=dilation)
 
 
 def same_features(state: dict[str, Tensor], variant: str) -> bool:

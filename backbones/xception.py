@@ -1,37 +1,77 @@
 """Xception: Deep Learning with Depthwise Separable Convolutions. Chollet 2016, arXiv:1610.02357.
 
 The network of the paper's figure 5: residual blocks of depthwise separable convolutions, with max pools for strides.
-As in the published network, the depthwise convolution comes first; the paper's "extreme" Inception module has the
-pointwise one first. The two convolutions of the stem are unpadded, so the finest map is three pixels smaller than half
-the image. The paper gives no initialisation; here it is that of He et al. 2015. `se` scales the channels of each
-residual branch by squeeze-and-excitation before the sum. Loads the author's weights as timm publishes them under
+The two convolutions of the stem are unpadded, so the finest map is three pixels smaller than half the image. The paper
+gives no initialisation; here it is that of He et al. 2015. `se_reduction` = r puts a squeeze-and-excitation gate on
+each residual branch; `se` is short for r = 16.
+
+The steps from an Inception module to a separable convolution (sections 1.1, 1.2 and 4.7) are options; the published
+network has the defaults:
+
+- `order`: "depthwise" has the 3x3 convolution of each channel first, as the published network; "pointwise" has the 1x1
+  convolution first, as an Inception module.
+- `segments` = n: the 3x3 convolution works on n equal segments of the channels (figure 3; 1 is a full convolution); 0
+  on each channel by itself, the "extreme" form (figure 4).
+- `between`: "none", "relu" or "elu", the activation between the two convolutions (figure 10).
+- `middle`: the number of blocks in the middle flow, 8 in the paper.
+
+Loads the author's weights as timm publishes them under
 legacy_xception (299 x 299 images).
 """
 
 from itertools import pairwise
+from typing import Literal, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.atrous import Step, atrous_steps
-from backbones.backbone import Backbone
+from backbones.backbone import Backbone, changes
 from backbones.classifiers import PooledClassifier
 from backbones.pooling import Pool2d
-from backbones.squeeze_excitation import SqueezeExcitation
+from backbones.squeeze_excitation import SqueezeExcitation, make_gate, reduction_of
+
+
+class Style(NamedTuple):
+    """Options that all separable convolutions and blocks share."""
+
+    order: Literal["depthwise", "pointwise"] = "depthwise"
+    segments: int = 0
+    between: Literal["none", "relu", "elu"] = "none"
+    se_reduction: int = 0
+
+    def check(self) -> None:
+        """Refuse values that are not described above."""
+        if self.order not in ("depthwise", "pointwise"):
+            raise ValueError(f"order is {self.order!r}; give depthwise (3x3 first) or pointwise (1x1 first)")
+        if self.between not in ACTIVATIONS:
+            raise ValueError(f"between is {self.between!r}; give {', '.join(ACTIVATIONS)}")
+        if self.segments not in (0, 1, 2, 4, 8):  # what divides all widths
+            raise ValueError(
+                f"segments is {self.segments}; the widths 64 to 2048, among them 728, are divisible by 1, 2, 4 and 8: "
+                "give one of these, or 0 for each channel by itself"
+            )
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"none": nn.Identity, "relu": nn.ReLU, "elu": nn.ELU}
 
 
 class SeparableConv(nn.Module):
-    """3x3 on each channel separately, then 1x1 across channels, without a non-linearity between them."""
+    """3x3 on each channel or segment separately, and 1x1 across channels, in the order and style given."""
 
-    def __init__(self, in_channels: int, out_channels: int, dilation: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, dilation: int, style: Style) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(
-            in_channels, in_channels, 3, padding=dilation, dilation=dilation, groups=in_channels, bias=False
-        )
+        self.pointwise_first = style.order == "pointwise"
+        width = out_channels if self.pointwise_first else in_channels
+        groups = style.segments or width
+        self.conv1 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, groups=groups, bias=False)
         self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.between = ACTIVATIONS[style.between]()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pointwise(self.conv1(x))
+        if self.pointwise_first:
+            return self.conv1(self.between(self.pointwise(x)))
+        return self.pointwise(self.between(self.conv1(x)))
 
 
 class Block(nn.Module):
@@ -40,7 +80,7 @@ class Block(nn.Module):
     The sum is not activated; the first ReLU of the next block is on its residual branch only.
     """
 
-    def __init__(self, widths: tuple[int, ...], step: Step, *, se: bool, relu_first: bool = True) -> None:
+    def __init__(self, widths: tuple[int, ...], step: Step, style: Style, *, relu_first: bool = True) -> None:
         super().__init__()
         in_channels, out_channels = widths[0], widths[-1]
         strides = step.native_stride > 1
@@ -53,23 +93,29 @@ class Block(nn.Module):
         for i, (a, b) in enumerate(pairwise(widths)):
             if i > 0 or relu_first:
                 layers.append(nn.ReLU(inplace=i > 0))  # the first one's input is needed by the shortcut
-            layers += [SeparableConv(a, b, step.dilation), nn.BatchNorm2d(b)]
+            layers += [SeparableConv(a, b, step.dilation, style), nn.BatchNorm2d(b)]
         if strides:
             layers.append(Pool2d("max", 3, step, padding=1))
         self.rep = nn.Sequential(*layers)
-        self.se = SqueezeExcitation(out_channels, out_channels // 16) if se else nn.Identity()
+        self.se = make_gate(out_channels, style.se_reduction)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.se(self.rep(x)) + self.skipbn(self.skip(x))
 
 
-MIDDLE = tuple(f"block{i}" for i in range(4, 12))
+def middle_names(number: int) -> list[str]:
+    """Names of the blocks in the middle flow; block12, after the published eight, belongs to the exit flow."""
+    return [f"block{i}" if i < 12 else f"middle{i - 3}" for i in range(4, 4 + number)]
 
 
 class Xception(Backbone):
     """Chollet's Xception; maps at strides 2, 4, 8, 16, 32.
 
-    They are the outputs of the stem, the activated sums of blocks 1, 2 and 11, and the output of the last convolution.
+    They are the outputs of the stem, the activated sums of blocks 1, 2 and of the last block in the middle flow (block
+    11), and the output of the last convolution.
+
+    Raises:
+        ValueError: an option has a value that is not described above.
     """
 
     input_size = 299
@@ -77,7 +123,7 @@ class Xception(Backbone):
     std = (0.5, 0.5, 0.5)
     optional_modules = (SqueezeExcitation,)
     min_size = 7
-    valid_borders = 5
+    cropped_pixels = 5
     first_centres = (3, 3, 3, 3, 3)
 
     def __init__(
@@ -88,23 +134,36 @@ class Xception(Backbone):
         output_stride: int = 32,
         in_channels: int = 3,
         se: bool = False,
+        se_reduction: int = 0,
+        order: Literal["depthwise", "pointwise"] = "depthwise",
+        segments: int = 0,
+        between: Literal["none", "relu", "elu"] = "none",
+        middle: int = 8,
     ) -> None:
         super().__init__(variant)
+        style = Style(order, segments, between, reduction_of(se, se_reduction))
+        style.check()
+        if middle < 0:
+            raise ValueError(f"middle is {middle}; it is the number of blocks in the middle flow, give 0 or more")
+        self.middle = middle_names(middle)
+        self.changed_options = changes(
+            order=(order, "depthwise"), segments=(segments, 0), between=(between, "none"), middle=(middle, 8)
+        )
         stem, step1, step2, step3, step12 = atrous_steps((2, 2, 2, 2, 2), output_stride)
         self.conv1 = nn.Conv2d(in_channels, 32, 3, stem.stride, bias=False)
         self.bn1 = nn.BatchNorm2d(32)
         self.conv2 = nn.Conv2d(32, 64, 3, bias=False)
         self.bn2 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
-        self.block1 = Block((64, 128, 128), step1, se=se, relu_first=False)
-        self.block2 = Block((128, 256, 256), step2, se=se)
-        self.block3 = Block((256, 728, 728), step3, se=se)
-        for name in MIDDLE:
-            self.add_module(name, Block((728, 728, 728, 728), step3.rest, se=se))
-        self.block12 = Block((728, 728, 1024), step12, se=se)
-        self.conv3 = SeparableConv(1024, 1536, step12.dilation_after)
+        self.block1 = Block((64, 128, 128), step1, style, relu_first=False)
+        self.block2 = Block((128, 256, 256), step2, style)
+        self.block3 = Block((256, 728, 728), step3, style)
+        for name in self.middle:
+            self.add_module(name, Block((728, 728, 728, 728), step3.rest, style))
+        self.block12 = Block((728, 728, 1024), step12, style)
+        self.conv3 = SeparableConv(1024, 1536, step12.dilation_after, style)
         self.bn3 = nn.BatchNorm2d(1536)
-        self.conv4 = SeparableConv(1536, 2048, step12.dilation_after)
+        self.conv4 = SeparableConv(1536, 2048, step12.dilation_after, style)
         self.bn4 = nn.BatchNorm2d(2048)
         self.channels = (64, 128, 256, 728, 2048)
         self.reductions = tuple(step.reduction for step in (stem, step1, step2, step3, step12))
@@ -119,7 +178,7 @@ class Xception(Backbone):
         c2 = self.block1(c1)
         c3 = self.block2(c2)
         c4 = self.block3(c3)
-        for name in MIDDLE:
+        for name in self.middle:
             c4 = getattr(self, name)(c4)
         x = self.relu(self.bn3(self.conv3(self.block12(c4))))
         c5 = self.relu(self.bn4(self.conv4(x)))

@@ -2,9 +2,9 @@
 
 Xception-41, 65 and 71: Xception (arXiv:1610.02357) with a deeper middle, strided separable convolutions instead of max
 pools, and batch norm also after each 3x3 depthwise convolution. Weights are drawn from N(0, 0.08), which has the
-standard deviation of the distribution in DeepLab's own code (0.09, truncated at two standard deviations). `se` scales
-the channels of each residual branch by squeeze-and-excitation before the sum. Loads DeepLab's ImageNet weights as timm
-publishes them (299 x 299 images).
+standard deviation of the distribution in DeepLab's own code (0.09, truncated at two standard deviations).
+`se_reduction` = r puts a squeeze-and-excitation gate on each residual branch; `se` is short for r = 16. Loads DeepLab's
+ImageNet weights as timm publishes them (299 x 299 images).
 """
 
 from collections import OrderedDict
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from backbones.atrous import Step, atrous_steps
 from backbones.backbone import Backbone
 from backbones.classifiers import PooledClassifier
-from backbones.squeeze_excitation import SqueezeExcitation
+from backbones.squeeze_excitation import SqueezeExcitation, make_gate, reduction_of
 
 BatchNorm = partial(nn.BatchNorm2d, eps=1e-3)
 
@@ -59,7 +59,9 @@ class Block(nn.Module):
     inside them.
     """
 
-    def __init__(self, in_channels: int, widths: tuple[int, int, int], step: Step, *, residual: bool, se: bool) -> None:
+    def __init__(
+        self, in_channels: int, widths: tuple[int, int, int], step: Step, *, residual: bool, reduction: int
+    ) -> None:
         super().__init__()
         self.residual = residual
         self.strides = step.native_stride > 1
@@ -71,7 +73,7 @@ class Block(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if residual and (self.strides or in_channels != three):
             self.shortcut = ConvNorm(in_channels, three, 1, step.stride)
-        self.se = SqueezeExcitation(three, three // 16) if se and residual else nn.Identity()
+        self.se = make_gate(three, reduction if residual else 0)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not self.residual:
@@ -111,6 +113,7 @@ class XceptionAligned(Backbone):
         output_stride: int = 32,
         in_channels: int = 3,
         se: bool = False,
+        se_reduction: int = 0,
     ) -> None:
         super().__init__(variant)
         entry, depth, _ = VARIANTS[variant]
@@ -122,7 +125,9 @@ class XceptionAligned(Backbone):
         self.blocks = nn.ModuleList()
         channels, reductions, c, reduction = [], [], 64, stem.reduction
         for i, ((widths, stride), step) in enumerate(zip(plan, steps, strict=True)):
-            self.blocks.append(Block(c, widths, step, residual=i < len(plan) - 1, se=se))
+            self.blocks.append(
+                Block(c, widths, step, residual=i < len(plan) - 1, reduction=reduction_of(se, se_reduction))
+            )
             if stride > 1:
                 channels.append(widths[1])
                 reductions.append(reduction)

@@ -10,11 +10,11 @@ follow from dense convolutions of 96-256-384-384-256 channels and fc6 on a 6x6 m
 """
 
 from torch import Tensor, nn
-from torch.nn.functional import relu
 
-from backbones.alexnet import PIXEL_STD, response_norm
+from backbones.alexnet import PIXEL_STD, TowerNorm
 from backbones.atrous import atrous_steps
 from backbones.fully_connected import FullyConnectedBackbone, init_normal
+from backbones.squeeze_excitation import SqueezeExcitation, make_relu
 
 
 class ZFNet(FullyConnectedBackbone):
@@ -23,7 +23,8 @@ class ZFNet(FullyConnectedBackbone):
     std = PIXEL_STD
     window = 6
     min_size = 53
-    valid_borders = 47
+    cropped_pixels = 47
+    optional_modules = (SqueezeExcitation,)
 
     def __init__(
         self,
@@ -33,6 +34,7 @@ class ZFNet(FullyConnectedBackbone):
         output_stride: int = 32,
         in_channels: int = 3,
         fully_convolutional: bool = False,
+        se_reduction: int = 0,
     ) -> None:
         super().__init__(variant)
         steps = atrous_steps((2, 2, 2, 2, 2), output_stride)
@@ -46,6 +48,10 @@ class ZFNet(FullyConnectedBackbone):
         self.conv4 = nn.Conv2d(384, 384, 3, padding=rate, dilation=rate)
         self.conv5 = nn.Conv2d(384, 256, 3, padding=rate, dilation=rate)
         self.pool5 = nn.MaxPool2d(3, pool5.stride, dilation=pool5.dilation)
+        self.norm = TowerNorm(1)
+        self.relu1, self.relu2, self.relu3, self.relu4, self.relu5 = (
+            make_relu(width, se_reduction) for width in (96, 256, 384, 384, 256)
+        )
         for convolution in (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5):
             init_normal(convolution)
         self.channels = (96, 96, 256, 256, 256)
@@ -56,9 +62,9 @@ class ZFNet(FullyConnectedBackbone):
         self.load(weights)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        c1 = relu(self.conv1(x))
-        c2 = response_norm(self.pool1(c1))
-        c3 = relu(self.conv2(c2))
-        x = relu(self.conv3(response_norm(self.pool2(c3))))
-        c4 = relu(self.conv5(relu(self.conv4(x))))
+        c1 = self.relu1(self.conv1(x))
+        c2 = self.norm(self.pool1(c1))
+        c3 = self.relu2(self.conv2(c2))
+        x = self.relu3(self.conv3(self.norm(self.pool2(c3))))
+        c4 = self.relu5(self.conv5(self.relu4(self.conv4(x))))
         return [c1, c2, c3, c4, self.fully_connected(self.pool5(c4))]

@@ -1,9 +1,9 @@
 """Augmentation presets for training images, named after the papers that established them: `--augmentation NAME`.
 
 Every preset is a function of `(image_size, mean)`. It returns transforms that end with crops of `image_size` (H, W).
-What lies outside the image gets the colour `mean` (RGB in [0, 1]), and 255 = ignore in masks. Every preset works for
-both tasks. Other pipelines can be written to a YAML file by `A.save(A.Compose([...]), path, data_format="yaml")` and
-chosen by `--augmentation FILE`.
+What lies outside the image gets the colour `mean` (in [0, 1]), and 255 = ignore in masks. Every preset works for both
+tasks; those that change colours need RGB images. Other pipelines can be written to a YAML file by
+`A.save(A.Compose([...]), path, data_format="yaml")` and chosen by `--augmentation FILE`.
 
 - alexnet: Krizhevsky et al. 2012. Resize the shorter side to 8/7 of the crop (256 pixels for a crop of 224), take the
   central square, then a random crop, flip, and add PCA colour noise.
@@ -20,7 +20,7 @@ chosen by `--augmentation FILE`.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import albumentations as A
 import cv2
@@ -121,6 +121,10 @@ AUGMENTATIONS: dict[str, Builder] = {
     "unet_elastic": unet_elastic,
     "none": resize,
 }
+RGB_ONLY = ("alexnet", "vgg", "inception", "randaugment")
+"""Presets that change colours."""
+MOST_WARPED = 4
+"""Bands that albumentations can fill with a colour of their own where it warps."""
 
 
 def find_augmentation(name: str, image_size: Size, mean: Sequence[float]) -> list[A.BasicTransform]:
@@ -129,26 +133,35 @@ def find_augmentation(name: str, image_size: Size, mean: Sequence[float]) -> lis
     Raises:
         ValueError: no preset or file has that name, or the file's pipeline does not return uint8 crops of `image_size`.
     """
+    bands = len(mean)
     if name in AUGMENTATIONS:
+        if name in RGB_ONLY and bands != 3:
+            refuse_bands(name, bands, "changes colours, which needs RGB images")
+        if name == "unet_elastic" and bands > MOST_WARPED:
+            refuse_bands(name, bands, f"takes at most {MOST_WARPED} bands")
         return AUGMENTATIONS[name](image_size, mean)
     if not Path(name).is_file():
         raise DataError(f"--augmentation {name}: no such file; the presets are {', '.join(AUGMENTATIONS)}")
     try:
         pipeline = A.load(name, data_format="yaml")
-        probe = np.zeros((image_size[0] + 7, image_size[1] + 9, 3), np.uint8)
+        probe = np.zeros((image_size[0] + 7, image_size[1] + 9, bands), np.uint8)
         out = compose([pipeline])(image=probe, mask=probe[..., 0])
     except Exception as error:  # a file can hold anything, and a pipeline can raise anything
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"--augmentation {name} is no pipeline that A.save could have written ({reason})") from None
     image = out["image"]
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != (*image_size, 3):
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape != (*image_size, bands):
         what = f"{image.dtype} {tuple(image.shape)}"
-        height, width = image_size
+        wanted = (*image_size, bands)
         raise DataError(
-            f"--augmentation {name} makes {what} of an image, not uint8 {(height, width, 3)}; end it with a crop to "
-            "--image-size, and leave out Normalize and ToTensorV2, which are added automatically"
+            f"--augmentation {name} makes {what} of an image, not uint8 {wanted}; end it with a crop to --image-size, "
+            "and leave out Normalize and ToTensorV2, which are added automatically"
         )
     return [pipeline]
+
+
+def refuse_bands(name: str, bands: int, why: str) -> NoReturn:
+    raise DataError(f"--augmentation {name} {why}; with --in-channels {bands} use deeplab or none")
 
 
 def compose(transforms: list[A.BasicTransform], *, boxes: bool = False) -> A.Compose:

@@ -36,6 +36,7 @@ def collate(samples: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
         sample
         | {"image": pad(sample["image"].movedim(-1, 0), height, width, 0).movedim(0, -1)}
         | ({"target": pad(sample["target"], height, width, IGNORE_INDEX)} if sample["target"].ndim == 2 else {})
+        | ({"border_weights": pad(sample["border_weights"], height, width, 0)} if "border_weights" in sample else {})
         for sample in kept
     ]
     return default_collate(padded) | {"sizes": sizes}

@@ -55,20 +55,21 @@ def is_image(path: Path) -> bool:
         return False
 
 
-def read_image(path: Path, least: int | None = None, white: int = WHITE) -> np.ndarray:
+def read_image(path: Path, min_side: int | None = None, white: int = WHITE) -> np.ndarray:
     """uint8 `(H, W, 3)`, RGB.
 
     Turned upright if EXIF data say so. CMYK, palette and grey images are converted, levels of more than 8 bits scaled
-    so that `white` becomes 255, and alpha channels left out. If `least` is given, a JPEG file is decoded at 1/2, 1/4 or
-    1/8 of its size, as long as both sides keep at least `least` pixels; this makes decoding and later resizing faster.
+    so that `white` becomes 255, and alpha channels left out. If `min_side` is given, a JPEG file is decoded at 1/2, 1/4
+    or 1/8 of its size, as long as both sides keep at least that many pixels; this makes decoding and later resizing
+    faster.
 
     Raises:
         ValueError: the file is truncated, no image, or has bands or pages that it is not clear how to read.
     """
-    pixels = read_plain(path, least)
+    pixels = read_plain(path, min_side)
     if pixels is not None:
         return pixels
-    image = decode(path, upright=True, least=least)
+    image = decode(path, upright=True, min_side=min_side)
     return to_rgb(image, str(path), white, deep_colours(path, image))
 
 
@@ -124,15 +125,15 @@ def bits_of(path: Path, image: Image.Image) -> int:
     return 8
 
 
-def read_plain(path: Path, least: int | None) -> np.ndarray | None:
+def read_plain(path: Path, min_side: int | None) -> np.ndarray | None:
     """What `read_image` gives for the usual JPEG and 8-bit RGB PNG; None for all other files, and faulty ones."""
     try:
-        return decode_plain(path.read_bytes(), least)
+        return decode_plain(path.read_bytes(), min_side)
     except OSError:  # the slow path in `read_image` reports what is wrong
         return None
 
 
-def decode_plain(data: bytes, least: int | None) -> np.ndarray | None:
+def decode_plain(data: bytes, min_side: int | None) -> np.ndarray | None:
     """The same as `read_plain`, from a file's content.
 
     OpenCV decodes the same pixels as Pillow, a little faster, and threads that do it need not wait for each other.
@@ -142,14 +143,14 @@ def decode_plain(data: bytes, least: int | None) -> np.ndarray | None:
             # OpenCV fills the rest of a truncated JPEG file with grey, without an error.
             jpeg = image.format == "JPEG" and data.endswith(JPEG_END)
             png = image.format == "PNG" and data[24:26] == PNG_RGB8
-            if image.mode != "RGB" or not (jpeg or png):
+            if image.mode != "RGB" or not (jpeg or png) or pages(image) > 1:
                 return None
             # Pillow would decode a whole PNG file to find its EXIF data, which may stand at the end.
             turned = image.getexif().get(ORIENTATION, 1) != 1 if jpeg else any(mark in data for mark in PNG_EXIF)
             if turned:
                 return None
             reduction = 1
-            while jpeg and least and reduction < 8 and min(image.size) // (2 * reduction) >= least:
+            while jpeg and min_side and reduction < 8 and min(image.size) // (2 * reduction) >= min_side:
                 reduction *= 2
     except Exception:  # decoders raise what they like
         return None
@@ -191,7 +192,7 @@ def read_mask(path: Path) -> np.ndarray:
     return mask.astype(np.uint8) if mask.dtype == bool else mask
 
 
-def decode(path: Path, *, upright: bool = False, least: int | None = None) -> Image.Image:
+def decode(path: Path, *, upright: bool = False, min_side: int | None = None) -> Image.Image:
     """The whole image, in the mode of the file, reduced as `read_image` says.
 
     Raises:
@@ -204,10 +205,9 @@ def decode(path: Path, *, upright: bool = False, least: int | None = None) -> Im
                 raise DataError(f"{path} has {count} pages; save each that is meant as a file of its own", "unreadable")
             bands = image.tag_v2.get(SAMPLES_PER_PIXEL, 1) if image.format == "TIFF" else 0  # type: ignore[attr-defined]
             if bands > len(image.getbands()):
-                message = f"{path} has {bands} bands, more than colour and alpha; save the three to be seen as RGB"
-                raise DataError(message, "unreadable")
-            if least is not None:
-                image.draft(None, (least, least))
+                raise more_bands(path, bands)
+            if min_side is not None:
+                image.draft(None, (min_side, min_side))
             image.load()
             if upright:
                 ImageOps.exif_transpose(image, in_place=True)
@@ -222,8 +222,7 @@ def decode(path: Path, *, upright: bool = False, least: int | None = None) -> Im
     except Exception as error:  # Decoders raise what they like: OSError, SyntaxError, struct.error, ...
         bands = tiff_bands(path)
         if bands > 4:
-            message = f"{path} has {bands} bands, more than colour and alpha; save the three to be seen as RGB"
-            raise DataError(message, "unreadable") from None
+            raise more_bands(path, bands) from None
         reason = " ".join(str(error).replace(f"'{path}'", "").split()) or type(error).__name__
         if path.is_file() and path.stat().st_size == 0:
             reason = "it has 0 bytes"
@@ -231,9 +230,17 @@ def decode(path: Path, *, upright: bool = False, least: int | None = None) -> Im
         raise DataError(message, "unreadable") from None
 
 
+def more_bands(path: Path, bands: int) -> DataError:
+    return DataError(
+        f"{path} has {bands} bands, more than colour and alpha; --in-channels {bands} reads all of them with "
+        "--data folders; or save the three to be seen as RGB",
+        "unreadable",
+    )
+
+
 def pages(image: Image.Image) -> int:
     """Pages of a TIFF file, without reduced copies of the first, or frames of an animation."""
-    count = getattr(image, "n_frames", 1) if image.format in ("TIFF", "GIF", "WEBP") else 1
+    count = getattr(image, "n_frames", 1) if image.format in ("TIFF", "GIF", "WEBP", "PNG") else 1
     if count == 1 or image.format != "TIFF":
         return count
     reduced = 0

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from datamodules import bands
 from datamodules.checking import in_threads
 from datamodules.decoding import WHITE, bits_of, decode, deep_colours, grey_levels
 from datamodules.errors import DataError
@@ -18,17 +19,21 @@ PROBED = 64
 DEPTHS = (8, 10, 12, 14, 16)
 
 
-def white_level(images: Sequence[Path]) -> int:
+def white_level(images: Sequence[Path], in_channels: int = bands.RGB) -> int:
     """The level of white in the images of more than 8 bits a channel: the end of the fewest bits that hold all levels.
 
-    What was found is said in one line, as are fourth bands of TIFF files.
+    What was found is said in one line, as are fourth bands of TIFF files that are not asked for.
     """
     candidates = [path for path in images if path.suffix.lower() in DEEP_SUFFIXES]
     probed = candidates[:: -(-len(candidates) // PROBED) or 1]
-    say_fourth_band(probed)
-    if not any(map(is_deep, probed)):
+    deep, level = is_deep, highest_level
+    if in_channels == bands.RGB:
+        say_fourth_band(probed)
+    else:
+        deep, level = bands.is_deep, bands.highest_level
+    if not any(map(deep, probed)):
         return WHITE
-    jobs = [partial(highest_level, path) for path in candidates]
+    jobs = [partial(level, path) for path in candidates]
     highest = max(in_threads("Measuring the depth of the images", jobs, tolerant=True), default=0)
     bits = next(bits for bits in DEPTHS if highest < 1 << bits)
     if highest and bits < 16:
@@ -70,7 +75,7 @@ def say_fourth_band(paths: Sequence[Path]) -> None:
             continue
         if image.mode == "RGBA" and np.array(image.getchannel("A")).min() < 255:
             note(
-                f"TIFF files such as {path} have a fourth band, marked as alpha: it is left out; save a band that the "
-                "network is to see as R, G or B"
+                f"TIFF files such as {path} have a fourth band, marked as alpha: it is left out; --in-channels 4 lets "
+                "the network see it"
             )
             return

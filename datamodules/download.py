@@ -36,7 +36,7 @@ class Archive(NamedTuple):
         return self.url.rsplit("/", 1)[1]
 
 
-def provide(root: Path, needs: Sequence[str], archives: Sequence[Archive], *, download: bool) -> None:
+def ensure_files(root: Path, needs: Sequence[str], archives: Sequence[Archive], *, download: bool) -> None:
     """Ensure that `root` holds a file for each pattern in `needs`; if not, download all of `archives`.
 
     Several processes may call this at once: one downloads and the others wait for it.

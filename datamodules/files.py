@@ -7,9 +7,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+from datamodules.bands import RGB, read_channels
 from datamodules.collate import IGNORE_INDEX
-from datamodules.decoding import WHITE, read_image, read_mask
+from datamodules.decoding import WHITE, read_mask
 from datamodules.errors import DataError
+from datamodules.packed_paths import PackedPaths
 from datamodules.pairing import Pair
 
 
@@ -18,7 +20,7 @@ class MaskedImages:
 
     `labels` gives the meaning of a stored value: a class, or 255 = ignore. Other values are errors, and `fix` ends the
     message of such an error. `read` returns the stored values of a mask file. `white` may be set to the level of white
-    in images of more than 8 bits.
+    in images of more than 8 bits, `in_channels` to the number of their bands.
     """
 
     def __init__(
@@ -29,13 +31,15 @@ class MaskedImages:
         self.fix = fix
         self.read = read
         self.white = WHITE
+        self.in_channels = RGB
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
         name, image_path, mask_path = self.pairs[index]
-        image, mask = read_image(image_path, white=self.white), self.mask(index)
+        image = read_channels(image_path, self.in_channels, white=self.white)
+        mask = self.mask(index)
         if mask.shape != image.shape[:2]:
             (h, w), (ih, iw) = mask.shape, image.shape[:2]
             turned = " (EXIF data turn images, not masks)" if (h, w) == (iw, ih) else ""
@@ -49,9 +53,9 @@ class MaskedImages:
         """Image and mask."""
         return self.pairs[index].image, self.pairs[index].mask
 
-    def recipe(self, index: int) -> tuple[Any, ...]:
+    def decoding_key(self, index: int) -> tuple[Any, ...]:
         """How masks and deep images are read."""
-        return self.labels, self.read, self.white
+        return self.labels, self.read, self.white, self.in_channels
 
     def mask(self, index: int) -> np.ndarray:
         """Classes `(H, W)` as uint8, 255 = ignore.
@@ -103,26 +107,36 @@ def spans(values: Sequence[int], most: int = 8) -> str:
 class LabelledImages:
     """A split of image files with a class each.
 
-    `least` may be set to the pixels that both sides need to have, `white` to the level of white in images of more than
-    8 bits.
+    `min_side` may be set to the pixels that both sides need to have, `white` to the level of white in images of more
+    than 8 bits, `in_channels` to the number of their bands.
     """
 
     def __init__(self, files: list[tuple[Path, int]]) -> None:
-        self.files = files
-        self.least: int | None = None
+        self.files = PackedPaths(path for path, _ in files)
+        self.labels = np.array([label for _, label in files], np.int64)
+        self.min_side: int | None = None
         self.white = WHITE
+        self.in_channels = RGB
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int, str]:
-        path, label = self.files[index]
-        return read_image(path, self.least, self.white), label, f"{path.parent.name}/{path.stem}"
+        path, label = self.files[index], int(self.labels[index])
+        return (
+            read_channels(path, self.in_channels, self.min_side, self.white),
+            label,
+            f"{path.parent.name}/{path.stem}",
+        )
 
     def paths(self, index: int) -> tuple[Path, ...]:
         """The image."""
-        return (self.files[index][0],)
+        return (self.files[index],)
 
-    def recipe(self, index: int) -> tuple[Any, ...]:
+    def class_labels(self) -> np.ndarray:
+        """The class of each image, int64 `(N,)`."""
+        return self.labels
+
+    def decoding_key(self, index: int) -> tuple[Any, ...]:
         """The class, how large the image must be, and how deep images are read."""
-        return self.files[index][1], self.least, self.white
+        return int(self.labels[index]), self.min_side, self.white, self.in_channels

@@ -11,7 +11,7 @@ from scipy.io import loadmat
 from torchvision.datasets import Flowers102 as Published
 
 from datamodules.base import GraftDataModule, Source, Task
-from datamodules.download import Archive, provide
+from datamodules.download import Archive, ensure_files
 from datamodules.files import LabelledImages
 
 ADDRESS = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
@@ -37,7 +37,7 @@ class Flowers102(GraftDataModule):
     def sources(self) -> dict[str, Source]:
         root = Path(self.data_dir or "data/flowers102")
         needs = [f"{FOLDER}/{path}" for path in ("jpg", "imagelabels.mat", "setid.mat")]
-        provide(root, needs, ARCHIVES, download=self.download)
+        ensure_files(root, needs, ARCHIVES, download=self.download)
         labels = loadmat(str(root / FOLDER / "imagelabels.mat"))["labels"].ravel()
         members = loadmat(str(root / FOLDER / "setid.mat"))
         images = root / FOLDER / "jpg"

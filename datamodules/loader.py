@@ -18,13 +18,13 @@ Batch = dict[str, Any]
 
 
 class Normalise:
-    """uint8 `(..., H, W, 3)` -> `(pixel / 255 - mean) / std`, float32 `(..., 3, H, W)`, channels last in memory."""
+    """uint8 `(..., H, W, C)` -> `(pixel / 255 - mean) / std`, float32 `(..., C, H, W)`, channels last in memory."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self.shift = torch.tensor(mean) * 255
         self.scale = 1 / (torch.tensor(std) * 255)
         self.colour = self.shift.round().to(torch.uint8)
-        """The mean colour, uint8 `(3,)`."""
+        """The mean colour, uint8 `(C,)`."""
 
     def to(self, device: torch.device) -> "Normalise":
         """A copy for images on `device`."""
@@ -37,7 +37,7 @@ class Normalise:
         # Whole rows at a time: an innermost dimension of 3 would leave the vector units mostly idle.
         shift, scale = self.shift.repeat(width), self.scale.repeat(width)
         rows = pixels.flatten(-2).to(torch.float32).sub_(shift).mul_(scale)
-        return rows.unflatten(-1, (width, 3)).movedim(-1, -3)
+        return rows.unflatten(-1, (width, len(self.colour))).movedim(-1, -3)
 
 
 class Uint8Dataset(Dataset[Any]):
@@ -71,9 +71,10 @@ class EqualBatches(Sampler[list[int]]):
 
 
 class Loader(DataLoader[Any]):
-    """A DataLoader of uint8 batches. `finish`, set by the data module, moves each to the device and normalises it."""
+    """A DataLoader of uint8 batches, each of which moves to the network's device and is normalised."""
 
-    finish: Callable[[Batch], Batch]
+    to_device_and_normalise: Callable[[Batch], Batch]
+    """Set by the data module."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         # A generator, so that workers start fetching only when the first batch is requested; by then the sampler knows
@@ -81,7 +82,7 @@ class Loader(DataLoader[Any]):
         with sigterm_blocked():
             batches = super().__iter__()
         for batch in batches:
-            yield self.finish(batch)
+            yield self.to_device_and_normalise(batch)
 
 
 class TrainingLoader(Loader):

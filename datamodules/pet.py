@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from datamodules.base import IGNORE_INDEX, GraftDataModule, Source, Task
-from datamodules.download import Archive, provide
+from datamodules.download import Archive, ensure_files
 from datamodules.errors import DataError
 from datamodules.files import LabelledImages, MaskedImages
 from datamodules.pairing import Pair, hold_out
@@ -35,7 +35,7 @@ class Pet(GraftDataModule):
     def sources(self) -> dict[str, Source]:
         root = Path(self.data_dir or "data/pet")
         if not (root / "annotations").is_dir():
-            provide(root, [f"oxford-iiit-pet/{path}" for path in NEEDS], ARCHIVES, download=self.download)
+            ensure_files(root, [f"oxford-iiit-pet/{path}" for path in NEEDS], ARCHIVES, download=self.download)
             root = root / "oxford-iiit-pet"
         lists = {split: read_list(root / "annotations" / f"{split}.txt") for split in ("trainval", "test")}
         breeds = {label: name.rsplit("_", 1)[0] for found in lists.values() for name, label in found}

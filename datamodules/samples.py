@@ -12,17 +12,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
+from datamodules.collate import IGNORE_INDEX
 from datamodules.errors import DataError
 from datamodules.loader import Normalise
 from datamodules.objects import Objects, transformed
+from datamodules.sample_cache import SampleCache
 from datamodules.source import FileSource, Sample, Source
-from datamodules.store import Store
+from lightning_modules.borders import border_weights
 
 OnBadSample = Literal["error", "replace", "drop"]
 
 
 class Samples(Dataset[dict[str, Any] | None]):
-    """A source behind its preparation, which is done once for a sample where there is a store, and its pipeline.
+    """A source behind its preparation, which is done once for a sample where there is a cache, and its pipeline.
 
     Items are asked for by index, or by `(epoch, index)`. Random augmentation is a function of (seed, epoch, index)
     alone: every sample brings its own generators (20 microseconds), so that neither the number of workers nor the
@@ -30,7 +32,8 @@ class Samples(Dataset[dict[str, Any] | None]):
 
     Depending on `on_bad_sample`, an unreadable sample raises an error, is replaced by the next readable one, or becomes
     None. In the last two cases it is marked in `bad`, which lies in memory shared by the workers and the training
-    process. With `whole_masks`, the preparation changes images and leaves masks as they are.
+    process. With `whole_masks`, the preparation changes images and leaves masks as they are. With `weigh_borders`,
+    samples also have `border_weights` float32 `(H, W)` for the loss unet_border, so that the workers compute them.
 
     Raises:
         ValueError: no sample can be read, although unreadable ones may be skipped.
@@ -45,9 +48,10 @@ class Samples(Dataset[dict[str, Any] | None]):
         *,
         endless: bool = False,
         on_bad_sample: OnBadSample = "error",
-        store: Store | None = None,
+        cache: SampleCache | None = None,
         preparation: A.Compose | None = None,
         whole_masks: bool = False,
+        weigh_borders: bool = False,
     ) -> None:
         self.on_bad_sample = on_bad_sample
         self.bad = torch.zeros(0 if on_bad_sample == "error" else len(source), dtype=torch.bool).share_memory_()
@@ -56,10 +60,11 @@ class Samples(Dataset[dict[str, Any] | None]):
         self.pipeline = pipeline
         self.seed = seed
         self.normalise = normalise
-        self.store = store if isinstance(source, FileSource) else None
+        self.cache = cache if isinstance(source, FileSource) else None
         self.preparation = preparation
         self.whole_masks = whole_masks
-        self.recipe = f"{preparation!r} of images" if whole_masks else repr(preparation)
+        self.weigh_borders = weigh_borders
+        self.preparation_key = f"{preparation!r} of images" if whole_masks else repr(preparation)
         if on_bad_sample != "error":
             self._need_one()
 
@@ -85,33 +90,37 @@ class Samples(Dataset[dict[str, Any] | None]):
         generator = np.random.default_rng((self.seed, epoch, index))
         self.pipeline.set_random_state(generator, random.Random(int(generator.integers(2**32))))
         if isinstance(target, Objects):
-            image, objects = transformed(self.pipeline, image, target)
-            return {"image": tensor(image), "target": objects.tensors(), "name": name}
+            image, target = transformed(self.pipeline, image, target)
+            return {"image": tensor(image), "target": target.tensors(), "name": name}
         if isinstance(target, np.ndarray):
             out = self.pipeline(image=image, mask=target)
-            return {"image": tensor(out["image"]), "target": tensor(out["mask"]), "name": name}
+            found = {"image": tensor(out["image"]), "target": tensor(out["mask"]), "name": name}
+            if self.weigh_borders:
+                objects = np.where(out["mask"] == IGNORE_INDEX, 0, out["mask"])
+                found["border_weights"] = torch.from_numpy(border_weights(objects))
+            return found
         return {"image": tensor(self.pipeline(image=image)["image"]), "target": torch.tensor(target), "name": name}
 
     def load(self, index: int) -> Sample:
-        """The prepared sample, from the store if it is there, and into it if it is not.
+        """The prepared sample, from the cache if it is there, and into it if it is not.
 
         Raises:
             ValueError: it cannot be read.
         """
         source = self.source
-        if self.store is None or not isinstance(source, FileSource):
+        if self.cache is None or not isinstance(source, FileSource):
             return self._prepared(source[index])
         try:
-            key = self.store.key(source, index, self.recipe)
+            key = self.cache.key(source, index, self.preparation_key)
         except OSError:  # a file is missing, which the source says better
             return self._prepared(source[index])
-        sample = self.store.get(key)
+        sample = self.cache.get(key)
         if sample is None:
             sample = self._prepared(source[index])
-            self.store.put(key, sample)
+            self.cache.put(key, sample)
         return sample
 
-    def keep(self, index: int) -> None:
+    def check_and_cache(self, index: int) -> None:
         """Check that the sample can be read, and cache it if there is room.
 
         Returns nothing, so that checking a whole split does not hold all its samples in memory.

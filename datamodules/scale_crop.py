@@ -31,7 +31,7 @@ class ResizeToCover(A.DualTransform):
 
     def apply(self, img: np.ndarray, shape_after: tuple[int, int], enlarges: bool, **params: Any) -> np.ndarray:
         """The image, averaged over areas where it becomes smaller."""
-        return cv2.resize(img, shape_after[::-1], interpolation=cv2.INTER_LINEAR if enlarges else cv2.INTER_AREA)
+        return resized(img, shape_after, cv2.INTER_LINEAR if enlarges else cv2.INTER_AREA)
 
     def apply_to_mask(self, mask: np.ndarray, shape_after: tuple[int, int], **params: Any) -> np.ndarray:
         """The mask, by its nearest pixels."""
@@ -82,7 +82,7 @@ class ScaleCrop(A.DualTransform):
         """The image `(*size, C)`, padded with `fill`."""
         # Down to one half, linear interpolation uses every pixel of the original; below, it would leave some out.
         method = cv2.INTER_AREA if factor < 0.5 else cv2.INTER_LINEAR
-        return self._padded(cv2.resize(img[part], scaled_shape[::-1], interpolation=method), self.fill)
+        return self._padded(resized(img[part], scaled_shape, method), self.fill)
 
     def apply_to_mask(
         self, mask: np.ndarray, part: tuple[slice, slice], scaled_shape: tuple[int, int], **params: Any
@@ -113,4 +113,14 @@ class ScaleCrop(A.DualTransform):
         if not any(missing):
             return image
         (top, bottom), (left, right) = ((part // 2, part - part // 2) for part in missing)
+        if image.ndim == 3 and image.shape[2] not in (3, 4):  # OpenCV fills up to four channels, and drops a single one
+            padded = np.empty((*self.size, image.shape[2]), image.dtype)
+            padded[:] = np.rint(fill)
+            padded[top : self.size[0] - bottom, left : self.size[1] - right] = image
+            return padded
         return cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=fill)
+
+
+def resized(image: np.ndarray, size: tuple[int, int], interpolation: int) -> np.ndarray:
+    """An image `(H, W, C)` at `size` (H, W); OpenCV drops a single channel."""
+    return cv2.resize(image, size[::-1], interpolation=interpolation).reshape(*size, image.shape[2])

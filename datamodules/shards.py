@@ -66,7 +66,7 @@ class Place(NamedTuple):
 class ShardSamples:
     """A split of samples in tar files. Kept in arrays instead of objects, because there may be many millions.
 
-    `least` may be set to the number of pixels that both sides of an image need to have.
+    `min_side` may be set to the number of pixels that both sides of an image need to have.
     """
 
     def __init__(self, shards: list[Path], places: list[tuple[int, Place]], num_classes: int, task: Task) -> None:
@@ -77,7 +77,7 @@ class ShardSamples:
         self.labels = np.array([place.label for _, place in places], np.int64)
         self.num_classes = num_classes
         self.task = task
-        self.least: int | None = None
+        self.min_side: int | None = None
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -85,7 +85,7 @@ class ShardSamples:
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | int, str]:
         target = self.label(index) if self.task == "classification" else self.mask(index)
         data, what = self.read(index, 0), self.described(index)
-        image = decode_plain(data, self.least)
+        image = decode_plain(data, self.min_side)
         if image is None:
             image = to_rgb(ImageOps.exif_transpose(decode(data, what)), what)
         if isinstance(target, np.ndarray) and target.shape != image.shape[:2]:
@@ -135,9 +135,9 @@ class ShardSamples:
         """The shard."""
         return (self.shards[self.shard[index]],)
 
-    def recipe(self, index: int) -> tuple[Any, ...]:
+    def decoding_key(self, index: int) -> tuple[Any, ...]:
         """The position in the shard, and how it is read."""
-        return tuple(self.parts[index].tolist()), self.num_classes, self.task, self.least
+        return tuple(self.parts[index].tolist()), self.num_classes, self.task, self.min_side
 
     def class_labels(self) -> np.ndarray | None:
         """The class of each sample, without reading an image; None for segmentation."""
@@ -175,7 +175,7 @@ class Shards(GraftDataModule):
         sources: dict[str, Source] = {}
         for split in [split for split in SPLITS if split in places]:
             samples = ShardSamples(shards[split], places[split], self.num_classes, self.task)
-            samples.least = MIN_DECODED_SIZE_FACTOR * max(self.image_size) if self.task == "classification" else None
+            samples.min_side = MIN_DECODED_SIZE_FACTOR * max(self.image_size) if self.task == "classification" else None
             sources[split] = samples
         return sources
 

@@ -18,7 +18,7 @@ import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from datamodules.base import GraftDataModule, Source, Task
-from datamodules.download import Archive, provide
+from datamodules.download import Archive, ensure_files
 from datamodules.errors import DataError
 from datamodules.size_rules import SizeRule
 
@@ -102,7 +102,7 @@ class Cifar10(SmallImages):
     def arrays(self, root: Path) -> tuple[Arrays, Arrays]:
         kind = self.published
         archive = Archive(kind.url, kind.tgz_md5, self.size)
-        provide(root, [f"{kind.base_folder}/{kind.meta['filename']}"], [archive], download=self.download)
+        ensure_files(root, [f"{kind.base_folder}/{kind.meta['filename']}"], [archive], download=self.download)
         try:
             train, test = kind(root, train=True), kind(root, train=False)
         except RuntimeError:
@@ -141,7 +141,7 @@ class Mnist(SmallImages):
 
     def arrays(self, root: Path) -> tuple[Arrays, Arrays]:
         files = [f"{self.folder}/{archive.name.removesuffix('.gz')}" for archive in self.archives]
-        provide(root, [f"{file}*" for file in files], self.archives, download=self.download)
+        ensure_files(root, [f"{file}*" for file in files], self.archives, download=self.download)
         images, labels, test_images, test_labels = (read_idx(root / file) for file in files)
         return in_colour(images, labels, "train"), in_colour(test_images, test_labels, "test")
 

@@ -22,13 +22,13 @@ class Source(Protocol):
 
 @runtime_checkable
 class FileSource(Source, Protocol):
-    """Samples that are decoded from files, so that caching the result saves time; see `datamodules/store.py`."""
+    """Samples that are decoded from files, so that caching the result saves time; see `datamodules/sample_cache.py`."""
 
     def paths(self, index: int) -> Sequence[Path]:
         """The files that a sample is read from."""
         ...
 
-    def recipe(self, index: int) -> Any:
+    def decoding_key(self, index: int) -> Any:
         """Everything else that the sample depends on, as picklable values: how its files are read, and its class."""
         ...
 

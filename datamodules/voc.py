@@ -18,7 +18,7 @@ from scipy.io import loadmat
 
 from datamodules.base import Colour, GraftDataModule, Source, Task
 from datamodules.decoding import read_mask
-from datamodules.download import Archive, provide
+from datamodules.download import Archive, ensure_files
 from datamodules.errors import DataError
 from datamodules.files import MaskedImages, identity
 from datamodules.pairing import Pair, pair_listed
@@ -73,7 +73,7 @@ class Voc(GraftDataModule):
             root = voc.parent.parent
         else:
             lists = [f"VOCdevkit/VOC2012/{LISTS}/{split}.txt" for split in ("train", "val")]
-            provide(root, lists, [ARCHIVE], download=self.download)
+            ensure_files(root, lists, [ARCHIVE], download=self.download)
         images, masks = voc / "JPEGImages", voc / "SegmentationClass"
         train, val = (pair_listed(voc / LISTS / f"{split}.txt", images, masks) for split in ("train", "val"))
         pairs = {"train": train + more_pairs(root, voc, train + val), "val": val}

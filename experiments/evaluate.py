@@ -8,15 +8,18 @@ picture by picture.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from experiments.command_line.kinds import NonNegativeInt
+from experiments.command_line.kinds import NonNegativeFloat, NonNegativeInt
 from experiments.command_line.parser import Parser, flag, settings_from
 from experiments.command_line.process import run_program
 from experiments.command_line.protocol_flags import ProtocolFlags, protocol_problem, run_problem
+
+if TYPE_CHECKING:
+    from datamodules.base import GraftDataModule
 
 
 @dataclass(kw_only=True)
@@ -28,6 +31,17 @@ class EvaluateConfig(ProtocolFlags):
     data_dir: str | None = flag(None, "folder of the data set; default: where the run had it", path=True, group="data")
     against: str | None = flag(
         None, "second run folder or checkpoint, scored on the same pictures", path=True, group="data"
+    )
+    fit_temperature: bool = flag(
+        False,
+        "first fit the temperature on the validation split and write it into the checkpoint; runs of this version "
+        "have one",
+        group="confidence",
+    )
+    abstain: NonNegativeFloat = flag(
+        0.0,
+        "leave pixels or pictures below this confidence in [0, 1] unlabelled, and report the rest",
+        group="confidence",
     )
     out: str | None = flag(
         None, "folder for the results; default: evaluation-SPLIT in the run folder", path=True, group="results"
@@ -55,6 +69,8 @@ def usage_problem(config: EvaluateConfig) -> str | None:
             return run_problem(path)
     if config.out is None and not Path(config.run).is_dir():
         return "--out: name a folder for the results; a checkpoint file has none of its own"
+    if config.abstain > 1:
+        return f"--abstain is a confidence in [0, 1], not {config.abstain:g}"
     return protocol_problem(config)
 
 
@@ -62,30 +78,57 @@ def evaluate_run(config: EvaluateConfig) -> int:
     from experiments.inference.evaluate_all import data_of, evaluate
     from experiments.inference.evaluation_files import compare_evaluations, content_of, write_evaluation, write_json
     from experiments.inference.protocol import predictor_of
+    from experiments.inference.trained import checkpoint_of, run_settings
 
     predictor = predictor_of(config.run, config)
     data = data_of(config.run, config.data, config.data_dir, predictor.network)
-    if predictor.note:
-        print(predictor.note, flush=True)
-    found = evaluate(predictor, data, config.split)
+    if config.fit_temperature:
+        fit_temperature(config, data)
+        predictor = predictor_of(config.run, config)
+    predictors = [predictor]
+    if config.against is not None:
+        predictors.append(predictor_of(config.against, config))
+        if predictors[1].network.class_names != predictor.network.class_names:
+            raise ValueError(f"--against {config.against}: its classes differ from those of {config.run}")
+    for note in filter(None, dict.fromkeys(one.note for one in predictors)):
+        print(note, flush=True)
+    found, changed = evaluate(predictors, data, config.split, abstain=config.abstain, worst=config.worst)
     out = Path(config.out or Path(config.run) / f"evaluation-{config.split}")
     out.mkdir(parents=True, exist_ok=True)
-    name = config.data or type(data).__name__.lower()
-    content = {"run": config.run, **content_of(found, predictor, name, data.ignore_index)}
-    write_evaluation(found, predictor, data, out, config.run, config.worst)
+    checkpoint = checkpoint_of(Path(config.run))
+    about = {
+        "checkpoint": str(checkpoint),
+        "data": config.data or run_settings(checkpoint)["data"],
+        "data_dir": None if data.data_dir is None else str(data.data_dir),
+        "data_fingerprint": data.fingerprint(),
+        "ignore_index": data.ignore_index if predictor.network.task == "segmentation" else None,
+    }
+    content: dict[str, Any] = {"run": config.run, **content_of(found[0], predictor, about)}
+    write_evaluation(found[0], predictor, out, config.run)
     if config.against is not None:
-        other = predictor_of(config.against, config)
-        if other.network.class_names != predictor.network.class_names:
-            raise ValueError(f"--against {config.against}: its classes differ from those of {config.run}")
-        content["against"] = compare_evaluations(
-            found, evaluate(other, data, config.split), predictor, data, out, (config.run, config.against), config.worst
-        )
+        runs = (config.run, config.against)
+        content["against"] = compare_evaluations(found[0], found[1], changed, out, runs, predictor.network.task)
     write_json(out / "evaluation.json", content)
     print_tables(content, content["per_class"])
-    print(f"{out}/: evaluation.json per_image.csv confusion.png confidence.png worst.html", flush=True)
-    for line in found.skipped:
+    files = "evaluation.json per_image.csv confusion.png confidence.png worst.html"
+    print(f"{out}/: {files}{' changed.html' if config.against else ''}", flush=True)
+    for line in found[0].skipped:
         print(f"not scored: {line}", file=sys.stderr)
-    return int(bool(found.skipped))
+    return int(bool(found[0].skipped))
+
+
+def fit_temperature(config: EvaluateConfig, data: "GraftDataModule") -> None:
+    """Fit the temperature of the run's network and write it into its checkpoint."""
+    from experiments.inference.calibration import fit_temperature, save_temperature
+    from experiments.inference.trained import checkpoint_of, load
+
+    checkpoint = checkpoint_of(Path(config.run))
+    if checkpoint.suffix == ".safetensors":
+        raise ValueError(f"--fit-temperature: {checkpoint} is no checkpoint; fit its run's, and share that again")
+    network = load(config.run, None if config.device == "auto" else config.device)
+    temperature = fit_temperature(network, data)
+    save_temperature(checkpoint, temperature)
+    print(f"{checkpoint}: temperature {network.temperature:g} -> {temperature:g}", flush=True)
 
 
 def print_tables(content: dict[str, Any], rows: list[dict[str, Any]]) -> None:
@@ -103,6 +146,12 @@ def print_tables(content: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     console = make_console()
     console.print(table)
     console.print("  ".join(f"{name} {cell(value)}" for name, value in content["scores"].items()))
+    if "answered" in content:
+        part = content["answered"]
+        console.print(
+            f"at confidence {part['confidence']:g} and above: coverage {cell(part['coverage'])}  "
+            + "  ".join(f"{name} {cell(part[name])}" for name in ("accuracy", "miou") if name in part)
+        )
     if "against" in content:
         pair = content["against"]
         console.print(

@@ -4,10 +4,11 @@ Takes files, folders, patterns, text files with a path per line, videos and `cam
 pictures lie below their common folder. The same command goes on where it was stopped.
 """
 
+import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -17,6 +18,14 @@ from experiments.command_line.parser import Parser, flag, positional, settings_f
 from experiments.command_line.process import run_program
 from experiments.command_line.protocol_flags import ProtocolFlags, protocol_problem
 
+if TYPE_CHECKING:
+    from experiments.inference.geotiff import Rasters
+    from experiments.inference.inputs import Inputs
+    from experiments.inference.protocol import Predictor
+
+
+INSTALL_RASTERIO = "pip install 'graft[geo]'"
+
 
 @dataclass(kw_only=True)
 class PredictConfig(ProtocolFlags):
@@ -24,14 +33,19 @@ class PredictConfig(ProtocolFlags):
 
     inputs: list[str] = positional("files, folders, patterns, lists of files (.txt), videos, camera:0", many=True)
     out: str = flag("predictions", "folder that results are written to", path=True, group="results")
-    save: list[Literal["labels", "overlay", "probabilities", "coco", "csv"]] = flag(
+    save: list[Literal["labels", "overlay", "probabilities", "coco", "csv", "film"]] = flag(
         ("labels", "overlay", "csv"),
         "kinds of files: labels (PNG), overlay (JPEG with legend), probabilities (.npy, float16), coco (one JSON), "
-        "csv (one table)",
+        "csv (one table), film (a video of the overlay for each video)",
         group="results",
     )
     abstain: NonNegativeFloat = flag(
         0.0, "leave pixels or pictures below this confidence in [0, 1] unlabelled", group="results"
+    )
+    bands: list[PositiveInt] | None = flag(
+        None,
+        "bands of GeoTIFFs that the network sees, from 1, such as red green blue; default: what the file says",
+        group="GeoTIFF",
     )
     every: PositiveInt = flag(1, "take every N-th frame of videos and cameras", group="videos")
     frames: PositiveInt | None = flag(None, "stop after N frames of each video or camera", group="videos")
@@ -54,6 +68,10 @@ def usage_problem(config: PredictConfig) -> str | None:
         return "name at least one picture, folder or pattern after the run"
     if not 0 <= config.abstain <= 1:
         return f"--abstain is a confidence in [0, 1], not {config.abstain:g}"
+    if "film" in config.save and "labels" not in config.save:
+        return "--save film is made from labels; write --save labels film"
+    if config.bands is not None and importlib.util.find_spec("rasterio") is None:
+        return f"--bands is for GeoTIFFs, which need rasterio; {INSTALL_RASTERIO}"
     return protocol_problem(config)
 
 
@@ -63,21 +81,46 @@ def predict(config: PredictConfig) -> int:
     from experiments.inference.protocol import predictor_of
     from experiments.inference.trained import checkpoint_of
 
-    inputs = Inputs(config.inputs, config.every, config.frames)
     predictor = predictor_of(config.run, config)
-    for line in filter(None, (predictor.note, passed_over(inputs.passed_over))):
+    if "film" in config.save and predictor.network.task != "segmentation":
+        raise ValueError("--save film is for segmentation networks; this one classifies whole images")
+    inputs = Inputs(config.inputs, config.every, config.frames, Path(config.out))
+    rasters, about_rasters = rasters_of(predictor, inputs, config)
+    for line in filter(None, (predictor.note, passed_over(inputs.passed_over), about_rasters)):
         print(line, flush=True)
     settings: dict[str, Any] = {
         "checkpoint": stamp(checkpoint_of(Path(config.run))),
         "save": sorted(config.save),
         "abstain": config.abstain,
+        **({} if config.bands is None else {"bands": config.bands}),
         **predictor.describe(),
     }
-    problems = predict_all(predictor, inputs, Path(config.out), list(config.save), config.abstain, settings)
+    problems = predict_all(predictor, inputs, Path(config.out), list(config.save), config.abstain, settings, rasters)
     for line in problems:
         print(f"not predicted: {line}", file=sys.stderr)
-    print(f"{config.out}: manifest.jsonl names every picture and its results", flush=True)
+    failed = f", {len(problems)} not predicted (see above)" if problems else ""
+    print(f"{config.out}/: one line of manifest.jsonl for each finished picture{failed}", flush=True)
     return int(bool(problems))
+
+
+def rasters_of(predictor: "Predictor", inputs: "Inputs", config: PredictConfig) -> tuple["Rasters | None", str]:
+    """What predicts GeoTIFFs in windows, and a line about it; None where there are none or rasterio is missing.
+
+    Raises:
+        ValueError: `--bands` was given and there is no GeoTIFF to segment.
+    """
+    segments = predictor.network.task == "segmentation"
+    first = inputs.first_geotiff() if segments else None
+    if first is None:
+        if config.bands is not None:
+            raise ValueError(f"--bands is for GeoTIFFs; {'there is none' if segments else 'the network classifies'}")
+        return None, ""
+    if importlib.util.find_spec("rasterio") is None:
+        return None, f"{first} is georeferenced, its results are not; to keep the coordinates, {INSTALL_RASTERIO}"
+    from experiments.inference.geotiff import Rasters
+
+    rasters = Rasters(predictor, config.bands)
+    return rasters, rasters.note + ("; coco.json leaves them out" if "coco" in config.save else "")
 
 
 def passed_over(counts: dict[str, int]) -> str:

@@ -12,9 +12,11 @@ def norm_pooled(norm: nn.Module, x: Tensor) -> Tensor:
     PyTorch refuses to compute batch statistics from one value per channel; such a batch is normalised with the running
     statistics, which it does not update. Across several ranks, SyncBatchNorm has more values and needs no such care.
     """
+    if not norm.training:  # in prediction the norm may also be folded away; see lightning_modules/folding.py
+        return norm(x)
     assert isinstance(norm, _BatchNorm)
     ranks = torch.distributed.get_world_size() if isinstance(norm, nn.SyncBatchNorm) and is_distributed() else 1
-    if norm.training and ranks * x.shape[0] * x.shape[2] * x.shape[3] == 1:
+    if ranks * x.shape[0] * x.shape[2] * x.shape[3] == 1:
         return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
     return norm(x)
 

@@ -39,8 +39,8 @@ class Head(nn.Module):
     """Staged training as in the papers: for each stage, the settings of run.py that it changes. The last stage trains
     this head itself."""
 
-    valid_borders: int = 0
-    """Image pixels that the backbone's unpadded layers must crop (see `Backbone.valid_borders`); 0: any number."""
+    cropped_pixels: int = 0
+    """Image pixels that the backbone's unpadded layers must crop (see `Backbone.cropped_pixels`); 0: any number."""
     mirror_before: int = 0
     """Image pixels by which the image is mirrored outwards at the top and at the left before the backbone sees it."""
 

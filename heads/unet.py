@@ -55,7 +55,7 @@ class UNet(Head):
             )
         self.up, self.valid = up, valid
         if valid:
-            self.valid_borders, self.mirror_before = CROPPED, UNSCORED
+            self.cropped_pixels, self.mirror_before = CROPPED, UNSCORED
         widths = [min(skip, width * 2**i) for i, skip in enumerate(channels[:-1])]
         coarser = [*widths[1:], channels[-1]]
         self.ups, self.joins = nn.ModuleList(), nn.ModuleList()

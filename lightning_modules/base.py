@@ -11,10 +11,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from heads import find_head
 from heads.head import Task
 from lightning_modules.blocks import recompute_activations
+from lightning_modules.calibration import TemperatureFit
 from lightning_modules.detection_scores import DetectionScores
 from lightning_modules.losses import SEGMENTATION_ONLY, WeightedSum, terms
 from lightning_modules.metrics import ClassificationScores, EpochLoss, SegmentationScores
 from lightning_modules.network import Network
+from lightning_modules.optimizers import OPTIMIZERS, make_optimizer
 from lightning_modules.own_size import at_own_sizes
 from lightning_modules.parameter_groups import parameter_groups
 from lightning_modules.schedules import learning_rate_factor
@@ -26,7 +28,6 @@ Batch = Mapping[str, Any]
 Scores = SegmentationScores | ClassificationScores | DetectionScores
 AUX_CLASSIFIER_WEIGHT = 0.3
 """Weight of the loss of each auxiliary classifier (Szegedy et al. 2014, section 5)."""
-OPTIMIZERS = ("sgd", "adamw")
 
 
 class GraftModule(pl.LightningModule):
@@ -45,8 +46,9 @@ class GraftModule(pl.LightningModule):
             in training only; 0 or None builds no such head. Classification: loss of GoogLeNet's auxiliary classifiers;
             None means the paper's 0.3, and 0 builds none.
         ignore_index: label of the targets that do not count.
-        optimizer: "sgd" or "adamw".
+        optimizer: "sgd", "adamw" or "rmsprop", which has the decay of 0.9 and the epsilon of 0.001 of EfficientNet.
         lr: base learning rate; the backbone's is `lr * backbone_lr_mult`.
+        bias_lr_mult: rate of the biases of linear layers and convolutions, as a multiple of that of the weights.
         freeze_backbone: its parameters get no gradient, and it stays in evaluation mode, so its batch norms keep their
             statistics.
         freeze_norms: the backbone's batch norms keep their statistics; their scales and shifts are learned.
@@ -89,6 +91,7 @@ class GraftModule(pl.LightningModule):
         optimizer: str = "adamw",
         lr: float = 1e-3,
         backbone_lr_mult: float = 1.0,
+        bias_lr_mult: float = 1.0,
         freeze_backbone: bool = False,
         freeze_norms: bool = False,
         layer_decay: float = 1.0,
@@ -128,6 +131,8 @@ class GraftModule(pl.LightningModule):
         self.train_loss = EpochLoss()
         self.losses = nn.ModuleDict({split: EpochLoss(self.coefficients()) for split in ("val", "test")})
         self.metrics = nn.ModuleDict({split: self.new_scores() for split in ("val", "test")})
+        self.calibration = TemperatureFit(ignore_index)
+        self.temperature = 1.0  # fitted by the last validation; only programs that predict divide logits by it
 
     def _check(self) -> None:
         """Reject settings that cannot work before the network is built."""
@@ -222,9 +227,10 @@ class GraftModule(pl.LightningModule):
         images, target = batch["image"], batch["target"]
         forward = self.compiled_with_aux or self.network.forward_with_aux
         logits, aux = forward(images) if self.network.has_aux else (self.network(images), [])
-        loss = cast("Tensor", self.loss(self.refine(logits, images), target))
+        borders = batch.get("border_weights")
+        loss = cast("Tensor", self.loss(self.refine(logits, images), target, borders))
         if aux:
-            loss = loss + self.aux_weight * sum(self.loss(one, target) for one in aux)
+            loss = loss + self.aux_weight * sum(self.loss(one, target, borders) for one in aux)
         self._log_train_loss(loss, len(images))
         return loss
 
@@ -238,11 +244,13 @@ class GraftModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["train_loss"] = self.train_loss.over_all_ranks()
+        checkpoint["temperature"] = self.temperature
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # The saved totals are already summed over all ranks, so only rank 0 adds them.
         if "train_loss" in checkpoint and self.global_rank == 0:
             self.train_loss.add(checkpoint["train_loss"])
+        self.temperature = checkpoint.get("temperature", 1.0)  # checkpoints of older versions have none
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         self._score(batch, "val")
@@ -256,16 +264,20 @@ class GraftModule(pl.LightningModule):
             for one, target in at_own_sizes(logits, batch["target"], batch.get("target_sizes")):
                 self.split_loss(split).update(*cast("WeightedSum", self.loss).sums(one, target))
                 cast("SegmentationScores", self.split_scores(split)).update(one, target)
+                if split == "val":
+                    self.calibration.update(one, target)
 
     # Cleared where a pass begins, so that the counts stay readable after it, for pictures and logs.
     def on_validation_epoch_start(self) -> None:
         self._clear_scores("val")
+        self.calibration.reset()
 
     def on_test_epoch_start(self) -> None:
         self._clear_scores("test")
 
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
+        self.temperature = self.calibration.temperature()
 
     def on_test_epoch_end(self) -> None:
         self._log_scores("test")
@@ -285,19 +297,27 @@ class GraftModule(pl.LightningModule):
         if self.device_mesh is not None and not is_sharded(self.network):
             shard(self.network, self.crf, self.device_mesh["data_parallel"])
 
-    def configure_optimizers(self) -> Any:
+    def new_optimizer(self, *, fused: bool = True) -> torch.optim.Optimizer:
+        """The optimiser over all parameters that are trained; for `fused`, see `optimizers.make_optimizer`."""
         hparams = self.hparams
         groups = parameter_groups(
-            self.network, hparams["lr"], hparams["backbone_lr_mult"], hparams["weight_decay"], hparams["layer_decay"]
+            self.network,
+            hparams["lr"],
+            hparams["backbone_lr_mult"],
+            hparams["weight_decay"],
+            hparams["layer_decay"],
+            hparams["bias_lr_mult"],
         )
         if self.crf is not None:
             # Inserted first, because metrics.csv logs the learning rate of the last group, the head's. No weight decay,
             # because it would shrink the CRF's weights.
             groups.insert(0, {"params": list(self.crf.parameters()), "lr": hparams["lr"], "weight_decay": 0.0})
-        if hparams["optimizer"] == "sgd":
-            optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=hparams["lr"], momentum=hparams["momentum"])
-        else:
-            optimizer = torch.optim.AdamW(groups, lr=hparams["lr"])
+        return make_optimizer(hparams["optimizer"], groups, hparams["lr"], hparams["momentum"], fused=fused)
+
+    def configure_optimizers(self) -> Any:
+        # With float16, fused optimisers undo the loss scale themselves, and Lightning then cannot clip gradients.
+        optimizer = self.new_optimizer(fused=self.trainer.precision != "16-mixed" and self.device_mesh is None)
+        hparams = self.hparams
         total = int(self.trainer.estimated_stepping_batches)
         warmup = round(total * hparams["warmup"])
 

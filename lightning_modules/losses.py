@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.borders import border_weights, near_boundary
+from lightning_modules.borders import border_weights_of, near_boundary
 
 HARD = -math.log(0.7)
 """Cross-entropy above which `ohem` calls a pixel hard."""
@@ -37,6 +37,8 @@ class Target(NamedTuple):
     """`(C,)`, of the logits' dtype."""
     smoothing: float
     """Fraction of each target that label smoothing spreads over all classes (Szegedy et al. 2015, arXiv:1512.00567)."""
+    border_weights: Tensor | None = None
+    """float32 `(B, H, W)`, if the data-loader workers have computed them; see `borders.border_weights`."""
 
 
 Sums = tuple[Tensor, Tensor]
@@ -86,7 +88,8 @@ def unet_border(logits: Tensor, target: Target) -> Sums:
     Objects are connected regions of any class but 0, the background. Two objects that touch are therefore one, unless
     the mask has a line of background between them, as U-Net's masks do.
     """
-    return weigh_pixels(logits, target, 1 + torch.stack([border_weights(labels) for labels in target.labels]))
+    weights = border_weights_of(target.labels) if target.border_weights is None else target.border_weights
+    return weigh_pixels(logits, target, 1 + weights)
 
 
 def weigh_pixels(logits: Tensor, target: Target, weights: Tensor) -> Sums:
@@ -244,15 +247,16 @@ class WeightedSum(nn.Module):
         self.class_weights = self.unrounded.to(self.class_weights.device)
         return self
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor, border_weights: Tensor | None = None) -> Tensor:
         """The loss of a batch, to be trained with.
 
         Labels are `(B, ...)`, or class probabilities `(B, C)` of mixed images, for which cross-entropy is returned.
+        `border_weights` are computed from the labels if the loss needs them and they are not given.
         """
         logits = at_least_float32(logits)
         if labels.is_floating_point():
             return F.cross_entropy(logits, labels.to(logits.dtype), label_smoothing=self.label_smoothing)
-        target = self._target(logits, labels)
+        target = self._target(logits, labels)._replace(border_weights=border_weights)
         loss = torch.zeros((), dtype=exact_dtype(logits.device), device=logits.device)
         for coefficient, name in self.terms:
             total, weight = LOSSES[name](logits, target)

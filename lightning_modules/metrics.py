@@ -67,10 +67,13 @@ class EpochLoss(Metric):
 def count_cells(cells: Tensor, valid: Tensor, number: int) -> Tensor:
     """How often each cell number below `number` occurs among the valid ones, int64 `(number,)`.
 
-    Ignored pixels go into a cell of their own, because selecting the valid ones waits for the GPU. Unweighted bincount
-    is deterministic on every device.
+    Nothing here waits for the GPU: ignored pixels go into a cell of their own instead of being taken out, and the
+    result has a fixed length, whereas bincount looks for the highest number first. Sums of integers are deterministic.
     """
-    return torch.bincount(cells.where(valid, number).flatten(), minlength=number + 1)[:number]
+    indices = cells.where(valid, number).flatten()
+    one = torch.ones((), dtype=torch.int64, device=cells.device)
+    counts = torch.zeros(number + 1, dtype=torch.int64, device=cells.device)
+    return counts.scatter_add_(0, indices, one.expand(len(indices)))[:number]
 
 
 class ConfusionMatrix(Metric):

@@ -16,6 +16,7 @@ from heads.classifier import Classifier
 from heads.fcn_head import FCNHead
 from heads.head import Head, index_of_stride, missing_strides
 from heads.placing import place
+from lightning_modules.option_types import check_option_types
 
 
 class Network(nn.Module):
@@ -73,10 +74,10 @@ class Network(nn.Module):
         if head_class.takes_classifier:
             options["classifier"] = self.backbone.classifier(num_classes)
         built = head_class(self.backbone.channels, reductions, num_classes, **options)
-        if built.valid_borders not in (0, self.backbone.valid_borders):
+        if built.cropped_pixels not in (0, self.backbone.cropped_pixels):
             raise ValueError(
                 f"{head} with these options needs maps from which unpadded convolutions have cropped "
-                f"{built.valid_borders} pixels; {backbone} crops {self.backbone.valid_borders}. Use --backbone "
+                f"{built.cropped_pixels} pixels; {backbone} crops {self.backbone.cropped_pixels}. Use --backbone "
                 f"unet_encoder --backbone-options '{{valid_convolutions: true}}', or leave valid out of --head-options"
             )
         return built
@@ -189,7 +190,7 @@ def mirrored(size: int, before: int, after: int, device: torch.device) -> Tensor
 
 
 def accepted_options(name: str, build: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy the given options; raise a ValueError if `build` does not know one of them."""
+    """Copy the given options; raise a ValueError if `build` does not know one of them or takes another type."""
     known = [
         parameter.name
         for parameter in inspect.signature(build).parameters.values()
@@ -199,6 +200,7 @@ def accepted_options(name: str, build: Any, options: Mapping[str, Any]) -> dict[
     for option in options:
         if option not in known:
             raise ValueError(f"{name} has no option '{option}'; it has: {', '.join(known) or 'none'}")
+    check_option_types(name, build, options)
     return dict(options)
 
 

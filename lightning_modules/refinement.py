@@ -51,4 +51,5 @@ class CRFRefinement(nn.Module):
         self.crf.settings = dataclasses.replace(self.settings, iterations=iterations)
         with torch.autocast(images.device.type, enabled=False):  # half precision rounds small probabilities to zero
             pixels = to_pixels(images.float(), self.mean, self.std)
-            return self.crf(logits.float(), pixels, log=True)
+            refined = self.crf(logits.float(), pixels, log=True)
+        return refined.contiguous()  # no view: FSDP2 hangs a hook on the output, which a change in place would drop

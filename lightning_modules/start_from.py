@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
-from torch import nn
-
+from backbones.backbone import Backbone, print_once
 from backbones.weights import read_state
+from lightning_modules.network import Network
 
 
-def load_matching_weights(network: nn.Module, checkpoint: str) -> list[str]:
+def load_matching_weights(network: Network, checkpoint: str) -> list[str]:
     """Copy every tensor whose name and shape match, for example from FCN-32s into FCN-16s.
+
+    The backbone must be the same, except for its `optional_modules`: of ViT's pyramid only the levels exist that the
+    head reads, and another head may read others.
 
     Returns:
         The names of the tensors that keep their initial values.
@@ -24,11 +27,18 @@ def load_matching_weights(network: nn.Module, checkpoint: str) -> list[str]:
     own = network.state_dict()
     matching = {name: value for name, value in saved.items() if name in own and own[name].shape == value.shape}
     left = [name for name in own if name not in matching]
-    of_backbone = [name for name in left if name.startswith("backbone.")]
+    optional = optional_prefixes(network.backbone)
+    of_backbone = [name for name in left if name.startswith("backbone.") and not name.startswith(optional)]
     if of_backbone:
         raise ValueError(
             f"--start-from {checkpoint}: the checkpoint has a different backbone (no {of_backbone[0]} of the expected "
             "shape); give a checkpoint made with the same --backbone"
+        )
+    unused = sorted(name for name in saved if name not in own and name.startswith("backbone."))
+    if unused:
+        print_once(
+            f"--start-from {checkpoint}: {len(unused)} tensors of its backbone are left out, because this network has "
+            f"no such layers (first: {unused[0]})"
         )
     if not any(name.startswith("head.") for name in matching):
         raise ValueError(
@@ -36,3 +46,9 @@ def load_matching_weights(network: nn.Module, checkpoint: str) -> list[str]:
         )
     network.load_state_dict(matching, strict=False)
     return left
+
+
+def optional_prefixes(backbone: Backbone) -> tuple[str, ...]:
+    """The beginnings of the names of tensors, below the network, that another network on this backbone may lack."""
+    kinds = backbone.optional_modules
+    return tuple(f"backbone.{name}." for name, module in backbone.named_modules() if isinstance(module, kinds))

@@ -13,6 +13,10 @@ TIMM: dict[str, str] = {
     "se_resnext50_32x4d": "legacy_seresnext50_32x4d",
     "se_resnext101_32x4d": "legacy_seresnext101_32x4d",
     "senet154": "legacy_senet154",
+    "resnext101_32x4d": "resnext101_32x4d",
+    "resnetv2_50": "resnetv2_50",
+    "resnetv2_101": "resnetv2_101",
+    "resnetv2_152": "resnetv2_152",
     "xception": "legacy_xception",
     "xception41": "xception41.tf_in1k",
     "xception65": "xception65.tf_in1k",
@@ -26,6 +30,15 @@ TIMM: dict[str, str] = {
     "efficientnet_lite4": "tf_efficientnet_lite4",
 }
 WITHOUT_ORACLE: set[str] = {
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+    "resnetv2_200",
+    "densenet40",
+    "densenet100_bc",
+    "wrn16_8",
     "wrn28_10",
     "wrn40_4",
     "lenet5",
@@ -39,7 +52,19 @@ WITHOUT_ORACLE: set[str] = {
 
 # What a published count was taken at, where that is not 3 input channels and 1000 classes.
 IN_CHANNELS: dict[str, int] = {"lenet5": 1}
-CLASSES: dict[str, int] = {"lenet5": 10, "wrn28_10": 10, "wrn40_4": 10}
+ON_CIFAR10 = (
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+    "wrn16_8",
+    "wrn28_10",
+    "wrn40_4",
+    "densenet40",
+    "densenet100_bc",
+)
+CLASSES: dict[str, int] = {"lenet5": 10} | dict.fromkeys(ON_CIFAR10, 10)
 # The knobs that a head for classification sets, under which the last map is what the published classifier takes.
 KNOBS: dict[str, dict[str, bool]] = {name: {"pyramid": False} for name in ("vit_b_16", "vit_b_32", "vit_l_16")}
 # Image sizes for parity, where the oracle does not take just any.
@@ -72,8 +97,19 @@ PARAMETERS = {
     "wide_resnet50_2": 68_883_240,
     "wide_resnet101_2": 126_886_696,
     "resnext50_32x4d": 25_028_904,
+    "resnext101_32x4d": 44_177_704,
     "resnext101_32x8d": 88_791_336,
     "resnext101_64x4d": 83_455_272,
+    "resnet20": 269_722,
+    "resnet32": 464_154,
+    "resnet44": 658_586,
+    "resnet56": 853_018,
+    "resnet110": 1_727_962,
+    "resnetv2_50": 25_549_352,
+    "resnetv2_101": 44_541_480,
+    "resnetv2_152": 60_185_128,
+    "resnetv2_200": 64_666_152,
+    "wrn16_8": 10_961_370,
     "wrn28_10": 36_479_194,
     "wrn40_4": 8_949_210,
     "se_resnet50": 28_088_024,
@@ -87,6 +123,8 @@ PARAMETERS = {
     "densenet161": 28_681_000,
     "densenet169": 14_149_480,
     "densenet201": 20_013_928,
+    "densenet40": 1_019_722,
+    "densenet100_bc": 769_162,
     "xception": 22_855_952,
     "xception41": 26_969_560,
     "xception65": 39_916_312,

@@ -12,12 +12,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from datamodules import node_folder, store
+from datamodules import node_folder, sample_cache
 from datamodules.cache_folder import cache_folder
 from datamodules.errors import DataError
 from datamodules.memory_limit import cgroup_limits, memory_limit, slurm_limits
 from datamodules.node_folder import NODE_FOLDER, common_name, in_use, let_go, once_per_node
-from datamodules.store import Store, open_store
+from datamodules.sample_cache import SampleCache, open_cache
 
 ROOT = Path(__file__).resolve().parent.parent
 GIB = 1 << 30
@@ -79,7 +79,7 @@ def test_the_memory_of_a_slurm_job_is_a_limit(monkeypatch: pytest.MonkeyPatch) -
 
 
 def with_space(monkeypatch: pytest.MonkeyPatch, free: int, total: int = 1000 * GIB) -> None:
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: SimpleNamespace(total=total, free=free))
+    monkeypatch.setattr(sample_cache.shutil, "disk_usage", lambda _: SimpleNamespace(total=total, free=free))
 
 
 @pytest.mark.parametrize(
@@ -94,47 +94,47 @@ def with_space(monkeypatch: pytest.MonkeyPatch, free: int, total: int = 1000 * G
 def test_budget_in_memory(
     free: int, memory: int, budget: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(store, "memory_limit", lambda: memory)
+    monkeypatch.setattr(sample_cache, "memory_limit", lambda: memory)
     with_space(monkeypatch, free)
-    assert free - open_store("memory").min_free_bytes == budget
+    assert free - open_cache("memory").min_free_bytes == budget
     assert ("decoded samples are not cached" in capsys.readouterr().err) == (budget == 0)
 
 
 def test_all_ranks_of_a_machine_have_the_limit_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Later ones would find less memory free, because the first has begun to fill it."""
-    monkeypatch.setattr(store, "memory_limit", lambda: 1000 * GIB)
+    monkeypatch.setattr(sample_cache, "memory_limit", lambda: 1000 * GIB)
     with_space(monkeypatch, 64 * GIB)
-    first = open_store("memory")
+    first = open_cache("memory")
     with_space(monkeypatch, 40 * GIB)
-    assert open_store("memory").min_free_bytes == first.min_free_bytes == 32 * GIB
+    assert open_cache("memory").min_free_bytes == first.min_free_bytes == 32 * GIB
 
 
 def test_the_disk_cache_does_not_grow_from_run_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
     with_space(monkeypatch, 4_000_000)
-    first = open_store("disk")
+    first = open_cache("disk")
     assert first.min_free_bytes == 2_000_000
     first.put("a" * 40, (np.zeros((100, 1000, 3), np.uint8), 0, "x"))
     taken = first.path("a" * 40).stat().st_size
     with_space(monkeypatch, 4_000_000 - taken)
-    assert open_store("disk").min_free_bytes == 2_000_000
+    assert open_cache("disk").min_free_bytes == 2_000_000
 
 
 def test_a_store_leaves_free_what_it_must(tmp_path: Path) -> None:
-    full = Store(tmp_path, 10**18)
+    full = SampleCache(tmp_path, 10**18)
     full.put("a" * 40, SAMPLE)
     assert full.get("a" * 40) is None
-    roomy = Store(tmp_path, 0)
+    roomy = SampleCache(tmp_path, 0)
     roomy.put("a" * 40, SAMPLE)
     image, label, name = roomy.get("a" * 40)
     assert (image.shape, label, name) == ((8, 9, 3), 4, "ä b/c")
-    gone = Store(tmp_path / "deleted", 0)
+    gone = SampleCache(tmp_path / "deleted", 0)
     gone.put("a" * 40, SAMPLE)
     assert gone.get("a" * 40) is None
 
 
 @pytest.mark.parametrize("left", [0, 5, 40, 100])
 def test_a_file_that_a_power_cut_has_damaged_is_no_sample(left: int, tmp_path: Path) -> None:
-    disk = Store(tmp_path, 0, durable=True)
+    disk = SampleCache(tmp_path, 0, durable=True)
     disk.put("a" * 40, SAMPLE)
     os.truncate(disk.path("a" * 40), left)
     assert disk.get("a" * 40) is None
@@ -151,7 +151,7 @@ def test_a_cache_folder_that_cannot_be_made_is_one_line(monkeypatch: pytest.Monk
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(DataError, match=r"^--cache disk: .*file/graft cannot be written \(Not a directory\); set XDG_"):
-        open_store("disk")
+        open_cache("disk")
 
 
 def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,7 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "expanduser", homeless)
     assert cache_folder() is None
     with pytest.raises(DataError, match="^--cache disk: this user has no home directory; set XDG_CACHE_HOME"):
-        open_store("disk")
+        open_cache("disk")
 
 
 def test_a_tilde_is_the_home_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

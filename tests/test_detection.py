@@ -16,7 +16,7 @@ from datamodules.augmentation import AUGMENTATIONS, compose, find_augmentation
 from datamodules.collate import collate
 from datamodules.digits import Digits
 from datamodules.objects import objects_of, transformed
-from datamodules.store import Store
+from datamodules.sample_cache import SampleCache
 from experiments.run import main
 from experiments.run_files.read_run import read_run
 from heads import HEADS
@@ -93,7 +93,7 @@ def test_batches_hold_the_objects_of_each_image() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_objects_are_cached(count: int, tmp_path: Path) -> None:
-    store = Store(tmp_path, 0)
+    store = SampleCache(tmp_path, 0)
     objects = objects_of(np.random.rand(count, 4), range(count), [True] * count)
     image = np.random.default_rng(0).integers(0, 255, (5, 7, 3), np.uint8)
     store.put("abcd", (image, objects, "name"))

@@ -96,7 +96,7 @@ def test_padding_of_a_mixed_batch_is_the_mean_colour_and_ignored() -> None:
         }
         for size in sizes
     ]
-    batch = data.finish(collate([*samples, None]))
+    batch = data.to_device_and_normalise(collate([*samples, None]))
     assert batch["image"].shape == (2, 3, 5, 6)
     for i, (height, width) in enumerate(sizes):
         inside = torch.zeros(5, 6, dtype=torch.bool)
@@ -145,9 +145,9 @@ def test_the_program_never_waits_for_the_device(sizes: tuple[tuple[int, int], ..
         {"image": torch.ones(*size, 3, dtype=torch.uint8), "target": torch.ones(size, dtype=torch.uint8), "name": "a"}
         for size in sizes
     ]
-    data.finish(collate(samples))  # brings the constants over
+    data.to_device_and_normalise(collate(samples))  # brings the constants over
     with Transfers() as transfers:
-        batch = data.finish(collate(samples))
+        batch = data.to_device_and_normalise(collate(samples))
     assert batch["image"].device.type == "meta"
     assert transfers.waits == [False, False]
 
@@ -293,7 +293,7 @@ def test_reduced_jpeg_decoding_is_large_enough_and_equals_pillows(least: int | N
     pixels = read_plain(path, least)
     assert pixels is not None
     assert pixels.shape[0] == {None: 400, 50: 50, 100: 100, 150: 200, 1000: 400}[least]
-    np.testing.assert_array_equal(pixels, np.array(decode(path, least=least)))
+    np.testing.assert_array_equal(pixels, np.array(decode(path, min_side=least)))
     np.testing.assert_array_equal(pixels, read_image(path, least))
 
 

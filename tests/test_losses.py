@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from lightning_modules.borders import border_weights, near_boundary
+from datamodules.digits import Digits
+from lightning_modules.borders import border_weights, border_weights_of, near_boundary
 from lightning_modules.classification import ClassificationModule
 from lightning_modules.losses import LOSSES, OF_SETS, WeightedSum, terms
 from lightning_modules.metrics import EpochLoss
@@ -137,7 +138,7 @@ def test_unet_weighs_the_background_between_two_objects() -> None:
     labels[5:15, 4:12] = 1
     labels[5:15, 15:20] = 1
     labels[0, 29] = 2
-    weights = border_weights(labels)
+    weights = border_weights(labels.numpy())
     rows, columns = np.mgrid[:20, :30]
     distances = []
     for points in ((slice(5, 15), slice(4, 12)), (slice(5, 15), slice(15, 20)), (slice(0, 1), slice(29, 30))):
@@ -145,12 +146,12 @@ def test_unet_weighs_the_background_between_two_objects() -> None:
         distances.append(np.hypot(rows[..., None] - ys, columns[..., None] - xs).min(-1))
     first, second, _ = np.sort(distances, axis=0)
     expected = np.where(labels.numpy() == 0, 10 * np.exp(-((first + second) ** 2) / 50), 0)
-    np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(weights, expected, rtol=1e-5, atol=1e-12)
     assert weights[10, 13] > 7
     one_object = torch.zeros(4, 4, dtype=torch.int64)
-    assert not border_weights(one_object).any()
+    assert not border_weights(one_object.numpy()).any()
     one_object[1] = 1
-    assert not border_weights(one_object).any()
+    assert not border_weights(one_object.numpy()).any()
 
 
 def one_transform_for_each_object(labels: Tensor) -> np.ndarray:
@@ -178,8 +179,25 @@ def test_unet_weights_need_no_transform_for_each_object(seed: int, monkeypatch: 
     labels = (torch.rand(40, 50, generator=generator) < 0.02 * (1 + seed % 4)).long() if seed else squares(8, 64)
     _, count = ndimage.label(labels.numpy())
     assert count > 20
-    np.testing.assert_allclose(border_weights(labels), one_transform_for_each_object(labels), rtol=1e-4, atol=1e-7)
-    assert len(calls) <= 2 * math.ceil(math.log2(count))
+    np.testing.assert_allclose(
+        border_weights(labels.numpy()), one_transform_for_each_object(labels), rtol=1e-4, atol=1e-7
+    )
+    assert len(calls) <= math.ceil(math.log2(count)) + 2
+
+
+def test_workers_compute_the_border_weights_of_training_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Digits("segmentation", image_size=(64, 64), batch_size=2, workers=0, weigh_borders=True)
+    data.setup()
+    batch = next(iter(data.train_dataloader()))
+    labels = batch["target"].where(batch["target"] != 255, 0)
+    torch.testing.assert_close(batch["border_weights"], border_weights_of(labels))
+    assert batch["border_weights"].max() > 0.01
+    assert "border_weights" not in next(iter(data.val_dataloader()))
+    logits = torch.randn(2, 11, 64, 64)
+    loss = WeightedSum("cross_entropy+unet_border", 11)
+    expected = loss(logits, batch["target"])
+    monkeypatch.setattr("lightning_modules.losses.border_weights_of", None)  # nothing is left to compute
+    torch.testing.assert_close(loss(logits, batch["target"], batch["border_weights"]), expected)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from backbones import vit
 from experiments.command_line.run_config import RunConfig
 from experiments.run import main
 from experiments.training import stages as module
 from experiments.training.stages import run_stages, stages
 from lightning_modules.segmentation import SegmentationModule
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 NAMES = ("sky", "road", "car")
 
@@ -50,6 +53,30 @@ def test_the_context_takes_over_the_front_end(tmp_path: Path) -> None:
     assert left
     assert all(name.startswith("head.context.") for name in left)
     assert torch.equal(whole.network.head.score.weight, front.network.head.score.weight)
+
+
+def test_a_vit_under_another_head_takes_over_the_levels_that_both_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(vit.VARIANTS, "vit_b_32", vit.Variant(32, 24, 2, 2))
+    first = SegmentationModule("vit_b_32", "fcn32s", NAMES)
+    torch.save({"state_dict": first.state_dict()}, tmp_path / "32s.ckpt")
+    second = SegmentationModule("vit_b_32", "fcn16s", NAMES)
+    left = second.start_from(str(tmp_path / "32s.ckpt"))
+    ours, theirs = second.network.state_dict(), first.network.state_dict()
+    assert {name for name in left if name.startswith("backbone.")} == {
+        name for name in ours if name.startswith("backbone.neck.levels.2.")
+    }
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name not in left)
+    torch.save({"state_dict": second.state_dict()}, tmp_path / "16s.ckpt")
+    first.start_from(str(tmp_path / "16s.ckpt"))
+    said = (
+        "tensors of its backbone are left out, because this network has no such layers (first: backbone.neck.levels.2"
+    )
+    assert said in (capsys.readouterr().out)
+    monkeypatch.setitem(vit.VARIANTS, "vit_b_32", vit.Variant(32, 24, 3, 2))
+    with pytest.raises(ValueError, match=r"a different backbone \(no backbone\.encoder\.layers\.encoder_layer_2"):
+        SegmentationModule("vit_b_32", "fcn32s", NAMES).start_from(str(tmp_path / "32s.ckpt"))
 
 
 def test_another_network_is_refused(tmp_path: Path) -> None:

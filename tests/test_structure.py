@@ -20,9 +20,10 @@ MAY_IMPORT = {
     "training": {"command_line", "run_files", "callbacks"},
     "analysis": {"command_line", "run_files", "callbacks", "training"},
     "inference": {"command_line", "run_files", "callbacks", "training", "analysis"},
+    "explaining": {"command_line", "run_files", "callbacks", "training", "analysis", "inference"},
     "comparing": {"command_line", "run_files"},
     "many_runs": {"command_line", "run_files"},
-    "benchmarks": {"command_line", "run_files", "callbacks", "training", "analysis"},
+    "benchmarks": {"command_line", "run_files", "callbacks", "training", "analysis", "inference"},
 }
 """The folders that each folder may import from, besides itself."""
 WITHOUT_TORCH = ("command_line", "run_files", "comparing", "many_runs")

@@ -1,21 +1,16 @@
 """Two processes train and score as one does, and neither outlives the other."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
+import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.warm_process import run_python
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.two_processes", str(tmp_path_factory.mktemp("two"))],
-        cwd=ROOT, capture_output=True, text=True, timeout=400, check=False,
-    )  # fmt: skip
+    done = run_python(["-m", "tests.two_processes", str(tmp_path_factory.mktemp("two"))], timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -61,6 +56,22 @@ def test_sharded_weights_learn_what_whole_ones_do(found: dict) -> None:
 
 def test_sharded_weights_resume_to_the_same_bits(found: dict) -> None:
     assert found["sharded"]["resumed"] == []
+
+
+def test_a_vit_trains_under_a_head_that_reads_one_level(found: dict) -> None:
+    """Levels that no gradient reaches would end DDP at the second step."""
+    assert found["one_level"]["codes"] == [0, 0], found["one_level"]["log"]
+
+
+def test_a_crf_is_learned_with_sharded_weights(found: dict) -> None:
+    crf = found["sharded_crf"]
+    assert crf["codes"] == [0] * 4, crf["log"][-2000:]
+    ddp, fsdp2 = crf["learnt"]
+    assert ddp.keys() == fsdp2.keys()
+    assert ddp
+    for name, value in ddp.items():
+        np.testing.assert_allclose(fsdp2[name], value, rtol=1e-3, atol=1e-5)
+    assert "Warning" not in crf["log"]
 
 
 def test_killed_and_resumed_they_end_with_the_same_bits(found: dict) -> None:

@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 
+from backbones import vit
 from experiments.callbacks.checkpoints import Checkpoints
 from tests.kill_trials import arguments, differences, finish, make_data, start, trial, whole_run
 
 NO_NORMS = ("--backbone", "lenet5", "--head", "hypercolumn", "--optimizer", "sgd", "--lr", "0.1", "--aux-weight", "0")
 NO_BATCH_NORMS = ("--backbone", "convnext_tiny", "--head", "fcn32s", "--aux-weight", "0")
+VIT = ("--backbone", "vit_b_32", "--head", "fcn32s", "--aux-weight", "0", "--max-steps", "3", "--optimizer", "sgd")
 
 
 def results(folder: Path) -> dict:
@@ -92,6 +94,28 @@ def sharded(data: Path, out: Path) -> dict:
     }
 
 
+def small_vit(rank: int) -> None:
+    """Make ViT-B/32 small: two layers of 24 channels."""
+    vit.VARIANTS["vit_b_32"] = vit.Variant(32, 24, 2, 2)
+
+
+def one_level(data: Path, out: Path) -> dict:
+    """Three steps of DDP with a ViT under a head that reads one level of its pyramid."""
+    codes = finish(start(arguments(data, out, "vit", *VIT), out / "vit.log", 2, small_vit))
+    return {"codes": codes, "log": (out / "vit.log").read_text()[-2000:]}
+
+
+def sharded_crf(data: Path, out: Path) -> dict:
+    """Three steps that learn a CRF, under DDP and under FSDP2: the CRF's weights of both, and what FSDP2 printed."""
+    codes, learnt = [], []
+    for name in ("ddp", "fsdp2"):
+        flags = arguments(data, out, f"crf_{name}", *VIT, "--crf", "train", "--strategy", name)
+        codes += finish(start(flags, out / f"crf_{name}.log", 2, small_vit))
+        state = torch.load(out / f"crf_{name}" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        learnt.append({key: value.tolist() for key, value in state.items() if key.startswith("crf.crf.")})
+    return {"codes": codes, "learnt": learnt, "log": (out / "crf_fsdp2.log").read_text()}
+
+
 def note_shards(out: Path) -> Callable[[int], None]:
     """Have every rank write down, at the end of training, its share of the parameters and the sum of all weights."""
 
@@ -116,6 +140,8 @@ def main() -> None:
     found = {"double_batch": double_batch(data, out)}
     found |= {f"killed{victim}": killed_rank(data, out, victim) for victim in (0, 1)}
     found["sharded"] = sharded(data, out)
+    found["one_level"] = one_level(data, out)
+    found["sharded_crf"] = sharded_crf(data, out)
     flags = ("--checkpoint-every", "2", "--ema", "0.9", "--epochs", "2")
     seconds = whole_run(data, out, flags, 2)
     kills, ways = trial(data, out, "trial", flags, seconds, random.Random(4), 2)

@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
+from datamodules.bands import as_rgb
 from datamodules.base import GraftDataModule
 from datamodules.checking import in_threads
 from datamodules.objects import Objects
@@ -70,7 +71,7 @@ def of_one(samples: Samples, index: int, num_classes: int) -> tuple[np.ndarray, 
     counts = np.bincount(labels, minlength=256 if isinstance(target, np.ndarray) else num_classes)
     counts = np.append(counts[:num_classes], counts[num_classes:].sum())
     # From how often each level occurs: exact, and faster than arithmetic on all pixels.
-    levels = np.stack([np.bincount(image[..., channel].ravel(), minlength=256) for channel in range(3)])
+    levels = np.stack([np.bincount(image[..., channel].ravel(), minlength=256) for channel in range(image.shape[2])])
     values = np.arange(256) / 255
     return counts, levels @ values, levels @ values**2, image.shape[0] * image.shape[1]
 
@@ -104,7 +105,7 @@ def tiles(data: GraftDataModule, items: list[dict[str, Any]]) -> list[tuple[np.n
     """Pictures and their captions: each image, followed by its mask where it has one."""
     pictures = []
     for item in items:
-        image = data.to_pixels(item["image"]).permute(1, 2, 0).numpy()
+        image = as_rgb(data.to_pixels(item["image"]).permute(1, 2, 0).numpy())
         if data.task == "classification":
             pictures.append((image, data.class_names[int(item["target"])]))
             continue
@@ -149,6 +150,6 @@ def draw_classes(figure: Any, data: GraftDataModule, found: Statistics) -> None:
         (" ".join(f"{v:.3f}" for v in m), " ".join(f"{v:.3f}" for v in s))
         for m, s in ((found.mean, found.std), (data.mean, data.std))
     )
-    figure.supxlabel(
-        f"{left_out}RGB mean {measured[0]}, std {measured[1]};  normalised by mean {used[0]}, std {used[1]}", fontsize=9
-    )
+    what = "RGB mean" if data.in_channels == 3 else "mean of each band"
+    text = f"{left_out}{what} {measured[0]}, std {measured[1]};  normalised by mean {used[0]}, std {used[1]}"
+    figure.supxlabel(text, fontsize=9)

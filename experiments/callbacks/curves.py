@@ -57,7 +57,7 @@ class LogRows(EpochEnd):
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         self.close(exit_code=1)
 
-    def finish(self, folder: RunFolder, costs: Mapping[str, float], step: int) -> None:
+    def log_results(self, folder: RunFolder, costs: Mapping[str, float], step: int) -> None:
         """Log the results and close the logs. Called when results.json is written."""
         if not self.logs:
             return

@@ -14,7 +14,10 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def with_progress(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
-    """Yield the items; show a bar on a terminal, and otherwise print a line every ten seconds."""
+    """Yield the items; show a bar on a terminal, and otherwise print a line every ten seconds.
+
+    There may be more items than `total`, of a camera for example.
+    """
     console = make_console()
     if console.is_terminal:
         yield from track(items, escape(title), total, console=console)
@@ -25,7 +28,7 @@ def with_progress(items: Iterable[Item], total: int, title: str) -> Iterator[Ite
         if time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
             last_line = time.monotonic()
             left = (last_line - started) / done * (total - done)
-            console.print(f"{title}  {done}/{total}  {duration(left)} left")
+            console.print(f"{title}  {done}/{total}  {duration(left)} left" if done <= total else f"{title}  {done}")
 
 
 def duration(seconds: float) -> str:

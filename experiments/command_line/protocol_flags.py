@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from experiments.command_line.crf_settings import crf_settings_problem
 from experiments.command_line.kinds import NonNegativeInt, PositiveFloat, PositiveInt
@@ -26,6 +27,12 @@ class ProtocolFlags:
     crf_settings: str | None = flag(
         None, "refine by a fully connected CRF: a preset of heads/crf.py or a YAML file", path=True, group="protocol"
     )
+    crops: Literal[1, 5, 10] = flag(
+        1, "classifiers: average 5 crops (corners and centre), or 10 with their mirror images", group="protocol"
+    )
+    dense: bool = flag(
+        False, "classifiers: see whole images, with fully connected layers as convolutions", group="protocol"
+    )
     device: str = flag("auto", "where the network runs: auto, cpu, cuda, cuda:1, mps", group="hardware")
 
 
@@ -38,5 +45,7 @@ def protocol_problem(flags: ProtocolFlags) -> str | None:
     """What can be known to be wrong with these flags before torch is imported."""
     if flags.window is not None and len(flags.window) > 2:
         return "--window takes one number or two, H W"
+    if flags.dense and flags.crops > 1:
+        return "--dense sees whole images, --crops parts of them; give one of the two"
     crf_problem = crf_settings_problem(flags.crf_settings) if flags.crf_settings is not None else None
     return run_problem(flags.run) or crf_problem

@@ -40,7 +40,8 @@ def names(config: RunConfig) -> Problems:
 
 def pair(config: RunConfig) -> Problems:
     counted = catalogue().get(config.backbone, {})
-    yield counted.get("refused", {}).get(config.head)
+    if not config.backbone_options:  # which may change the maps' strides; the network then checks the pair
+        yield counted.get("refused", {}).get(config.head)
     if config.output_stride and counted and config.output_stride not in counted["output_strides"]:
         strides = " or ".join(map(str, counted["output_strides"]))
         yield f"--output-stride {config.output_stride}: {config.backbone} can only be built at {strides}"
@@ -87,6 +88,14 @@ def crf(config: RunConfig) -> Problems:
         yield crf_settings_problem(config.crf_settings)
 
 
+def bands(config: RunConfig) -> Problems:
+    if config.in_channels != 3:
+        if config.data != "folders":
+            yield f"--in-channels is for --data folders; the images of {config.data} are read as RGB"
+        if config.crf != "none":
+            yield f"--crf {config.crf} compares colours, which needs RGB images; leave it out with --in-channels"
+
+
 def logging(config: RunConfig) -> Problems:
     for name in ("wandb_project", "wandb_group", "wandb_tags", "wandb_checkpoint"):
         if getattr(config, name) and "wandb" not in config.logger:
@@ -112,4 +121,4 @@ def files(config: RunConfig) -> Problems:
         yield f"--weights {config.weights}: no such file (or give imagenet or none)"
 
 
-CHECKS: tuple[Callable[[RunConfig], Problems], ...] = (names, pair, numbers, combinations, crf, logging, files)
+CHECKS: tuple[Callable[[RunConfig], Problems], ...] = (names, pair, numbers, combinations, crf, bands, logging, files)

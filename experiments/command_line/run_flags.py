@@ -65,6 +65,11 @@ class RunConfig:
         None,
         "text that mask names have and image names lack, such as _mask; default: detected, if it is the same for all",
     )
+    in_channels: PositiveInt = data_flag(
+        3,
+        "bands of the images: 3 reads all images as RGB; others need files of so many bands, such as TIFF, in --data "
+        "folders",
+    )
     download: bool = data_flag(False, "download the data set if it is missing and can be downloaded automatically")
     image_size: list[PositiveInt] | None = data_flag(
         None, "size of images in training, in pixels: height and width, or one number for both; default: the data set's"
@@ -106,9 +111,9 @@ class RunConfig:
     patience: NonNegativeInt = training_flag(
         0, "early stopping: stop after N epochs without a better validation score; 0: never"
     )
-    optimizer: Literal["adamw", "sgd"] = training_flag("adamw", "optimiser")
+    optimizer: Literal["adamw", "sgd", "rmsprop"] = training_flag("adamw", "optimiser")
     lr: PositiveFloat = training_flag(1e-3, "base learning rate; it is not scaled with the batch size")
-    momentum: NonNegativeFloat = training_flag(0.9, "momentum of --optimizer sgd")
+    momentum: NonNegativeFloat = training_flag(0.9, "momentum of --optimizer sgd and rmsprop")
     weight_decay: NonNegativeFloat = training_flag(
         1e-4, "weight decay; never applied to normalisation layers and biases"
     )
@@ -119,6 +124,9 @@ class RunConfig:
         0.05, "learning-rate warm-up: fraction of all steps over which the rate first rises linearly"
     )
     backbone_lr_mult: NonNegativeFloat = training_flag(1.0, "learning rate of the backbone, as a multiple of --lr")
+    bias_lr_mult: NonNegativeFloat = training_flag(
+        1.0, "learning rate of the biases of linear layers and convolutions, as a multiple of that of the weights"
+    )
     layer_decay: PositiveFloat = training_flag(
         1.0, "layer-wise learning-rate decay: each backbone layer's rate is this times that of the next layer; 1: none"
     )
@@ -170,8 +178,10 @@ class RunConfig:
     strategy: str = hardware_flag(
         "auto", "division of work among ranks: auto, ddp, fsdp2 (shards the weights) or another one of Lightning's"
     )
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = hardware_flag(
-        "32-true", "float32, or automatic mixed precision with float16 or bfloat16"
+    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"] = hardware_flag(
+        "auto",
+        "float32, or automatic mixed precision with float16 or bfloat16; auto: bf16-mixed on hardware that multiplies "
+        "bfloat16, else 32-true",
     )
     matmul_precision: Literal["highest", "high", "medium"] | None = hardware_flag(
         None,

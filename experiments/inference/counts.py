@@ -20,6 +20,7 @@ class Counts:
         matrix: [truth, prediction], int64 `(C, C)`.
         right, total: int64 `(LEVELS,)`, by confidence: how many are right, and how many there are.
         boundary: int64 `(3, C)`: intersection, prediction and truth of the boundary regions; zeros in classification.
+        answered: [truth, prediction] of those that are confident enough for `--abstain`, int64 `(C, C)`.
         top5: how many pictures have their class among the five most likely; 0 in segmentation.
     """
 
@@ -27,6 +28,7 @@ class Counts:
     right: np.ndarray
     total: np.ndarray
     boundary: np.ndarray
+    answered: np.ndarray
     top5: int = 0
 
     def __iadd__(self, other: Self) -> Self:
@@ -39,15 +41,16 @@ class Counts:
         """No pixel yet."""
         levels = np.zeros(LEVELS, np.int64)
         matrix = np.zeros((num_classes, num_classes), np.int64)
-        return cls(matrix, levels, levels.copy(), np.zeros((3, num_classes), np.int64))
+        return cls(matrix, levels, levels.copy(), np.zeros((3, num_classes), np.int64), matrix.copy())
 
 
-def count_pixels(probabilities: np.ndarray, truth: np.ndarray, ignore_index: int) -> Counts:
+def count_pixels(probabilities: np.ndarray, truth: np.ndarray, ignore_index: int, abstain: float = 0.0) -> Counts:
     """Counts of one segmented picture.
 
     Args:
         probabilities: float32 `(C, H, W)`.
         truth: classes `(H, W)`; pixels of `ignore_index` count nowhere.
+        abstain: confidence below which a pixel is not answered.
     """
     classes = len(probabilities)
     labels, confidence = probabilities.argmax(0), probabilities.max(0)
@@ -55,17 +58,22 @@ def count_pixels(probabilities: np.ndarray, truth: np.ndarray, ignore_index: int
     cells = truth[valid].astype(np.int64) * classes + labels[valid]
     counts = Counts.none(classes)
     counts.matrix = np.bincount(cells, minlength=classes**2).reshape(classes, classes)
+    sure = confidence[valid] >= abstain
+    counts.answered = (
+        counts.matrix if sure.all() else np.bincount(cells[sure], minlength=classes**2).reshape(classes, classes)
+    )
     counts.right, counts.total = by_confidence(confidence[valid], (labels == truth)[valid])
     counts.boundary = boundary_counts(labels, truth, valid, classes)
     return counts
 
 
-def count_picture(probabilities: np.ndarray, truth: int) -> Counts:
+def count_picture(probabilities: np.ndarray, truth: int, abstain: float = 0.0) -> Counts:
     """Counts of one classified picture, from its probabilities `(C,)`."""
     classes = len(probabilities)
     label = int(probabilities.argmax())
     counts = Counts.none(classes)
     counts.matrix[truth, label] = 1
+    counts.answered[truth, label] = probabilities.max() >= abstain
     counts.right, counts.total = by_confidence(probabilities.max()[None], np.array([label == truth]))
     counts.top5 = int((probabilities > probabilities[truth]).sum() < 5)
     return counts

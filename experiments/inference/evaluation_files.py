@@ -1,97 +1,88 @@
 """The files of an evaluation: evaluation.json, per_image.csv, pictures of its curves, a page of the worst images."""
 
-import base64
 import csv
-import html
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-from PIL import Image
 
-from datamodules.base import GraftDataModule
-from experiments.inference.counts import Counts
 from experiments.inference.evaluate_all import Evaluation
+from experiments.inference.gallery import Gallery
 from experiments.inference.paired import paired_scores, picture_scores
 from experiments.inference.protocol import Predictor
-from experiments.inference.results import SegmentationResult, overlay
-from experiments.inference.scores import coverage_curve, per_class, reliability, summary
+from experiments.inference.scores import answered, calibration_error, coverage_curve, per_class, reliability, summary
 from experiments.run_files.atomic_file import write_atomically
+from experiments.training.write_results import versions
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 MOST_NAMED = 40
 """Classes whose names are written beside the confusion matrix."""
-SIDE = 320
-"""Longest side in pixels of pictures in the page."""
 
 
-def content_of(found: Evaluation, predictor: Predictor, data_name: str, ignore_index: int) -> dict[str, Any]:
-    """What evaluation.json holds of one network: scores, protocol, a row for each class, and curves."""
+def content_of(found: Evaluation, predictor: Predictor, data: dict[str, Any]) -> dict[str, Any]:
+    """What evaluation.json holds of one network: scores, protocol, a row for each class, and curves.
+
+    Args:
+        data: what the protocol says of the data set.
+    """
     network = predictor.network
-    return {
-        "scores": summary(found.counts, network.task),
+    raw = found.uncalibrated
+    content = {
+        "scores": summary(found.counts, network.task)
+        | ({} if raw is None else {"ece_uncalibrated": calibration_error(raw)}),
         "protocol": {
-            "data": data_name,
+            **data,
             "split": found.split,
             "pictures": len(found.names),
             "skipped": found.skipped,
             "classes": list(network.class_names),
-            "ignore_index": ignore_index,
             **predictor.describe(),
+            "abstain": found.abstain,
+            "backbone": network.module.hparams["backbone"],
+            "head": network.module.hparams["head"],
+            "versions": versions(),
         },
         "per_class": per_class(found.counts, network.task, network.class_names),
         "trimap": found.trimap,
         "reliability": reliability(found.counts),
         "coverage": coverage_curve(found.counts),
     }
+    if raw is not None:
+        content["reliability_uncalibrated"] = reliability(raw)
+    if found.abstain:
+        content["answered"] = answered(found.counts, network.task, found.abstain)
+    return content
 
 
-def write_evaluation(
-    found: Evaluation, predictor: Predictor, data: GraftDataModule, out: Path, run: str, worst: int
-) -> None:
-    """Write the table of pictures, the drawings, and a page of the `worst` pictures."""
+def write_evaluation(found: Evaluation, predictor: Predictor, out: Path, run: str) -> None:
+    """Write the table of pictures, the drawings, and the page of the worst pictures."""
     network = predictor.network
     write_per_image(found, out / "per_image.csv", network.task, network.class_names)
     draw_confusion(found.counts.matrix, network.class_names, out / "confusion.png")
-    draw_confidence(found.counts, out / "confidence.png")
-    scores = picture_scores(found.each, network.task)
-    order = np.argsort(np.nan_to_num(scores, nan=np.inf), kind="stable")[:worst].tolist()
+    draw_confidence(found, out / "confidence.png")
     title = f"{run}: the worst of {len(found.names)} {found.split} pictures"
-    write_page(found, predictor, data, out / "worst.html", order, title)
+    found.worst.write(out / "worst.html", title, "image, truth, prediction")
 
 
 def compare_evaluations(
-    found: Evaluation,
-    theirs: Evaluation,
-    predictor: Predictor,
-    data: GraftDataModule,
-    out: Path,
-    runs: tuple[str, str],
-    most: int,
+    found: Evaluation, theirs: Evaluation, changed: Gallery, out: Path, runs: tuple[str, str], task: str
 ) -> dict[str, Any]:
-    """Compare two networks picture by picture, and write a page of the `most` pictures where they differ most.
-
-    Raises:
-        ValueError: the two have seen different pictures.
-    """
-    if theirs.indices != found.indices:
-        raise ValueError("the data changed while they were read: the two networks saw different pictures")
-    task = predictor.network.task
+    """Compare two networks picture by picture, and write a page of the pictures where they differ most."""
     change = picture_scores(found.each, task) - picture_scores(theirs.each, task)
-    order = np.argsort(-np.abs(np.nan_to_num(change)), kind="stable")[:most].tolist()
-    title = f"{runs[0]} on the pictures where it differs most from {runs[1]}"
-    write_page(found, predictor, data, out / "changed.html", order, title)
-    changed = [{"name": found.names[i], "difference": float(change[i])} for i in order if np.isfinite(change[i])]
+    order = np.argsort(-np.abs(np.nan_to_num(change)), kind="stable")[: changed.most].tolist()
+    title = f"{runs[0]} and {runs[1]} on the pictures where they differ most"
+    changed.write(out / "changed.html", title, f"image, truth, prediction of {runs[0]}, prediction of {runs[1]}")
     return {
         "run": runs[1],
         "scores": summary(theirs.counts, task),
         **paired_scores(found.each, theirs.each, task),
-        "most_changed": changed,
+        "most_changed": [
+            {"name": found.names[i], "difference": float(change[i])} for i in order if np.isfinite(change[i])
+        ],
     }
 
 
@@ -143,84 +134,38 @@ def draw_confusion(matrix: np.ndarray, class_names: tuple[str, ...], path: Path)
     save(figure, path)
 
 
-def draw_confidence(counts: Counts, path: Path) -> None:
-    """Reliability diagram, and accuracy against coverage."""
+def draw_confidence(found: Evaluation, path: Path) -> None:
+    """Reliability diagram, before and after calibration, and accuracy against coverage."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.8), layout="constrained")
-    rows = reliability(counts)
     left.plot([0, 1], [0, 1], color="tab:gray", linestyle=":")
-    left.plot([row["confidence"] for row in rows], [row["accuracy"] for row in rows], marker="o", color="tab:blue")
-    total = sum(row["count"] for row in rows)
-    left.bar(
-        [row["confidence"] for row in rows], [row["count"] / total for row in rows], width=0.04, color="tab:blue",
-        alpha=0.25, label="fraction of all",
+    lines = [(found.counts, "tab:blue", "calibrated")]
+    if found.uncalibrated is not None:
+        lines.append((found.uncalibrated, "tab:orange", "as trained"))
+    else:
+        lines[0] = (found.counts, "tab:blue", "")
+    for counts, colour, name in lines:
+        rows = reliability(counts)
+        total = sum(row["count"] for row in rows)
+        confidence = [row["confidence"] for row in rows]
+        label = f"{name + ', ' if name else ''}ECE {calibration_error(counts) or 0:.3f}"
+        left.plot(confidence, [row["accuracy"] for row in rows], marker="o", color=colour, label=label)
+        left.bar(confidence, [row["count"] / total for row in rows], width=0.04, color=colour, alpha=0.25)
+    left.set(
+        xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence (bars: fraction of all)", ylabel="accuracy",
+        title="reliability",
     )  # fmt: skip
-    left.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy", title="reliability")
     left.legend(frameon=False, loc="upper left")
-    curve = coverage_curve(counts)
+    curve = coverage_curve(found.counts)
     right.plot([row["coverage"] for row in curve], [row["accuracy"] for row in curve], marker="o", color="tab:green")
+    if found.abstain:
+        at = answered(found.counts, "classification", found.abstain)
+        right.plot(
+            [at["coverage"]], [at["accuracy"]], marker="x", markersize=10, color="tab:red",
+            label=f"--abstain {found.abstain:g}",
+        )  # fmt: skip
+        right.legend(frameon=False)
     right.set(xlabel="fraction answered, most confident first", ylabel="accuracy", title="accuracy against coverage")
     right.invert_xaxis()
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)
     save(figure, path)
-
-
-def write_page(
-    found: Evaluation, predictor: Predictor, data: GraftDataModule, path: Path, order: list[int], title: str
-) -> None:
-    """A page of pictures in the given order, each as image, truth and prediction; it needs no other file."""
-    network = predictor.network
-    scores = picture_scores(found.each, network.task)
-    source = getattr(data, found.split).source
-    rows = []
-    for i in order:
-        image, truth, name = source[found.indices[i]]
-        result = network.result(predictor(image), image)
-        line = f"<b>{html.escape(name)}</b> score {scores[i]:.3f}, confidence {found.confidence[i]:.3f}"
-        pictures = [image]
-        if isinstance(result, SegmentationResult):
-            labels = np.where(truth == data.ignore_index, -1, truth.astype(np.int64))
-            views = (labels, result.labels)
-            pictures += [
-                np.asarray(overlay(image, one, network.class_names, network.colours, legend=False)) for one in views
-            ]
-        else:
-            line += f": {html.escape(network.class_names[int(truth)])}, predicted {html.escape(result.name)}"
-        tags = "".join(f'<img alt="" src="data:image/jpeg;base64,{embedded(one)}">' for one in pictures)
-        rows.append(f"<figure><figcaption>{line}</figcaption>{tags}</figure>")
-    names = "image, truth, prediction" if network.task == "segmentation" else "image"
-    colours = zip(network.class_names, network.colours, strict=True)
-    legend = "".join(
-        f'<span><i style="background:#{bytes(colour).hex()}"></i>{html.escape(name)}</span>' for name, colour in colours
-    )
-    legend = legend if network.task == "segmentation" else ""
-    text = PAGE.format(title=html.escape(title), names=names, legend=legend, rows="\n".join(rows))
-    write_atomically(path, text)
-
-
-def embedded(image: np.ndarray) -> str:
-    """A picture as a JPEG file of at most `SIDE` pixels, in base64."""
-    picture = Image.fromarray(image)
-    picture.thumbnail((SIDE, SIDE))
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=85)
-    return base64.b64encode(file.getvalue()).decode()
-
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 1.5rem auto; max-width: 64rem; padding: 0 1rem; color: #222; }}
-figure {{ margin: 0 0 1.2rem; }} figcaption {{ margin-bottom: .3rem; }}
-img {{ max-width: 32%; margin-right: 1%; vertical-align: top; }}
-.legend span {{ display: inline-block; margin-right: 1rem; }}
-.legend i {{ display: inline-block; width: .9em; height: .9em; margin-right: .35em; border: 1px solid #555; }}
-</style></head><body>
-<h1>{title}</h1>
-<p>In each row: {names}.</p>
-<p class="legend">{legend}</p>
-{rows}
-</body></html>
-"""

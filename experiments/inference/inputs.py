@@ -9,12 +9,18 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from datamodules.decoding import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
+TIFF_SUFFIXES = {".tif", ".tiff"}
+GEO_TAGS = {33550, 33922, 34264, 34735}
+"""TIFF tags of GeoTIFF 1.1: scale of pixels, points on the ground, transformation, coordinate system."""
 LIST_SUFFIXES = {".txt", ".lst"}
 CAMERA = "camera:"
+ENDINGS = (".png", ".tif", ".overlay.jpg", ".overlay.mp4", ".probabilities.tif")
+"""Of results, those that may be endings of pictures and videos."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +60,18 @@ class Inputs:
         arguments: paths, globs, text files with a path per line, or `camera:0`.
         every: take every so-many-th frame of videos and cameras.
         frames: stop after this many frames of each video or camera; None takes all.
+        out: folder of the results, which is left out where it lies in a folder of pictures.
 
     Raises:
-        ValueError: an argument names nothing, or a folder holds no pictures.
+        ValueError: an argument names nothing, a folder holds no pictures, or a result would replace an input.
     """
 
-    def __init__(self, arguments: list[str], every: int = 1, frames: int | None = None) -> None:
+    def __init__(
+        self, arguments: list[str], every: int = 1, frames: int | None = None, out: Path | None = None
+    ) -> None:
         self.every = every
         self.frames = frames
+        self.out = None if out is None else out.resolve()
         self.images: list[Path] = []
         self.videos: list[Path] = []
         self.cameras: list[int] = []
@@ -70,24 +80,45 @@ class Inputs:
             self._add(argument)
         self.images = list(dict.fromkeys(self.images))
         self.videos = list(dict.fromkeys(self.videos))
-        folders = [str(path.absolute().parent) for path in (*self.images, *self.videos)]
+        folders = [str(absolute(path).parent) for path in (*self.images, *self.videos)]
         self.root = Path(os.path.commonpath(folders)) if folders else Path.cwd()
-        stems = Counter(path.absolute().with_suffix("") for path in (*self.images, *self.videos))
-        self.ambiguous = {stem for stem, count in stems.items() if count > 1}
-        """Paths that several inputs share up to their suffix; their results keep the suffix in the name."""
+        paths = {absolute(path) for path in (*self.images, *self.videos)}
+        stems = Counter(path.with_suffix("") for path in paths)
+        self.ambiguous = {stem for stem, count in stems.items() if count > 1 or stem in paths}
+        """Paths that several inputs share up to their suffix, or that are inputs themselves; the results of these
+        inputs keep the suffix in the name."""
+        self._keep_inputs()
 
     def __len__(self) -> int:
-        """The number of image files; frames are not counted before they are read."""
-        return len(self.images)
+        """The number of image files and of frames, as far as the videos tell."""
+        return len(self.images) + sum(map(self._frames_in, self.videos)) + len(self.cameras) * (self.frames or 0)
 
     def __iter__(self) -> Iterator[Input]:
         for path in self.images:
-            yield Input(self._name(path), self._stem(path), stamp(path), path)
+            yield Input(self._name(path), self.stem_of(path), stamp(path), path)
         for path in self.videos:
-            yield from self._frames(cv2.VideoCapture(str(path)), self._name(path), self._stem(path), stamp(path), path)
+            yield from self.frames_of(path)
         for number in self.cameras:
             name = f"{CAMERA}{number}"
             yield from self._frames(cv2.VideoCapture(number), name, Path(f"camera-{number}"), "", Path(name))
+
+    def _keep_inputs(self) -> None:
+        """Refuse an `out` in which a label map would get the name of a picture that is to be predicted."""
+        if self.out is None:
+            return
+        files = [*self.images, *self.videos]
+        within = {str(absolute(path)) for path in files if absolute(path).is_relative_to(self.out)}
+        for path in files if within else ():
+            stem = self.out / self.stem_of(path)
+            lost = next((name for ending in ENDINGS if (name := f"{stem}{ending}") in within), None)
+            if lost is not None:
+                raise ValueError(
+                    f"--out {self.out}: the results of {path} would replace the input {lost}; give another"
+                )
+
+    def first_geotiff(self) -> Path | None:
+        """The first georeferenced file, if any."""
+        return next(filter(is_geotiff, self.images), None)
 
     def _add(self, argument: str) -> None:
         path = Path(argument).expanduser()
@@ -100,19 +131,26 @@ class Inputs:
         elif path.is_file() and path.suffix.lower() in LIST_SUFFIXES:
             self._add_list(path)
         elif path.is_file():
-            (self.videos if path.suffix.lower() in VIDEO_SUFFIXES else self.images).append(path)
+            self._add_file(path)
         else:
             found = sorted(glob.glob(str(path), recursive=True))
+            if self.out is not None:
+                found = [one for one in found if not Path(one).resolve().is_relative_to(self.out)]
             if not found:
                 raise ValueError(f"{argument}: no such file or folder, and no file matches it as a pattern")
             for one in found:
                 self._add(one)
 
+    def _add_file(self, path: Path) -> None:
+        (self.videos if path.suffix.lower() in VIDEO_SUFFIXES else self.images).append(path)
+
     def _add_folder(self, folder: Path) -> None:
         before = len(self.images) + len(self.videos)
+        within = self.out is not None and self.out != folder.resolve() and self.out.is_relative_to(folder.resolve())
         for path in sorted(folder.rglob("*")):
             suffix = path.suffix.lower()
-            if path.name.startswith(".") or not path.is_file():
+            hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+            if hidden or not path.is_file() or (within and path.resolve().is_relative_to(self.out)):
                 continue
             if suffix in IMAGE_SUFFIXES:
                 self.images.append(path)
@@ -124,17 +162,32 @@ class Inputs:
             raise ValueError(f"{folder} holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))})")
 
     def _add_list(self, file: Path) -> None:
-        for line in file.read_text(encoding="utf-8-sig").splitlines():
-            if line.strip():
-                path = Path(line.strip()).expanduser()
-                self.images.append(path if path.is_absolute() else file.parent / path)
+        try:
+            lines = file.read_text(encoding="utf-8-sig").split("\n")
+        except UnicodeDecodeError:
+            raise ValueError(f"{file} is no list of files: it is not text in UTF-8") from None
+        for line in filter(None, map(str.strip, lines)):
+            self._add_file(file.parent / Path(line).expanduser())  # an absolute path stays as it is
 
     def _name(self, path: Path) -> str:
-        return path.absolute().relative_to(self.root).as_posix()
+        return absolute(path).relative_to(self.root).as_posix()
 
-    def _stem(self, path: Path) -> Path:
-        relative = path.absolute().relative_to(self.root)
-        return relative if path.absolute().with_suffix("") in self.ambiguous else relative.with_suffix("")
+    def stem_of(self, path: Path) -> Path:
+        """Where the results of a file go, below the output folder and without ending."""
+        relative = absolute(path).relative_to(self.root)
+        return relative if absolute(path).with_suffix("") in self.ambiguous else relative.with_suffix("")
+
+    def frames_of(self, path: Path) -> Iterator[Input]:
+        """The frames of a video file that are taken."""
+        return self._frames(cv2.VideoCapture(str(path)), self._name(path), self.stem_of(path), stamp(path), path)
+
+    def _frames_in(self, path: Path) -> int:
+        """How many frames of a video are taken, as it says itself."""
+        video = cv2.VideoCapture(str(path))
+        count = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
+        video.release()
+        taken = (count + self.every - 1) // self.every
+        return taken if self.frames is None else min(taken, self.frames)
 
     def _frames(self, video: cv2.VideoCapture, name: str, stem: Path, mark: str, path: Path) -> Iterator[Input]:
         """The frames of a video, or one `Input` that cannot be read if it cannot be opened."""
@@ -163,6 +216,11 @@ class Unopened(Input):
         raise ValueError(f"{self.name}: cannot be opened as a video")
 
 
+def absolute(path: Path) -> Path:
+    """The path from the root, without `..`, which would lead results out of their folder."""
+    return Path(os.path.abspath(path))
+
+
 def stamp(path: Path) -> str:
     """Size and time of change of a file; "" if it is missing, which reading it will report."""
     try:
@@ -170,3 +228,18 @@ def stamp(path: Path) -> str:
     except OSError:
         return ""
     return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def is_geotiff(path: Path) -> bool:
+    """Whether a file is a TIFF that says where on Earth it lies. Reads its header alone, without rasterio."""
+    if path.suffix.lower() not in TIFF_SUFFIXES:
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+            directory = ImageFileDirectory_v2(head + file.read(8) if 43 in head[2:4] else head)  # 43: BigTIFF
+            file.seek(directory.next)
+            directory.load(file)
+            return bool(GEO_TAGS & directory.keys())
+    except Exception:  # no TIFF file, or a broken one, which reading it will report
+        return False

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-UNLABELLED = 255
-"""Stored for pixels without a label; 65535 in files of 16 bits."""
+UNLABELLED, UNLABELLED_16 = 255, 65_535
+"""Stored for pixels without a label, in files of 8 and of 16 bits."""
 MOST_IN_PALETTE = 255
 
 
@@ -24,7 +24,7 @@ def label_png(labels: np.ndarray, colours: np.ndarray) -> bytes:
         palette[UNLABELLED] = (128, 128, 128)
         picture.putpalette(palette.tobytes())
     else:
-        picture = Image.fromarray(np.where(labels < 0, 65_535, labels).astype(np.uint16))
+        picture = Image.fromarray(np.where(labels < 0, UNLABELLED_16, labels).astype(np.uint16))
     file = io.BytesIO()
     picture.save(file, "PNG", compress_level=3)
     return file.getvalue()

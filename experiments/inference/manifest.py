@@ -1,10 +1,13 @@
 """manifest.jsonl: one line per finished picture, so that a prediction that was killed goes on where it stopped."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 NAME = "manifest.jsonl"
+ANY_NAME: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
+"""How files that hold names of files are opened: names need not be UTF-8, and are written as they are."""
 
 
 class Manifest:
@@ -23,7 +26,7 @@ class Manifest:
             self._read(settings)
         if not self.path.is_file() or self.path.stat().st_size == 0:
             self.path.write_text(json.dumps({"settings": settings}, ensure_ascii=False) + "\n", encoding="utf-8")
-        self.file = self.path.open("a", encoding="utf-8")
+        self.file = self.path.open("a", **ANY_NAME)
 
     def _read(self, settings: dict[str, Any]) -> None:
         """Take over the finished pictures, and cut off a last line that was not written whole."""
@@ -32,7 +35,7 @@ class Manifest:
         if whole < len(content):
             with self.path.open("r+b") as file:
                 file.truncate(whole)
-        lines = content[:whole].decode("utf-8").splitlines()
+        lines = content[:whole].decode(**ANY_NAME).split("\n")[:-1]  # names may hold Unicode's other line ends
         if not lines:
             return
         before = json.loads(lines[0])["settings"]
@@ -51,9 +54,15 @@ class Manifest:
         self.file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         self.file.flush()
 
-    def entries(self) -> Any:
-        """The entries of all finished pictures, read from the file one by one."""
-        with self.path.open(encoding="utf-8") as file:
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """The entries of all finished pictures, read from the file one by one; the last of a picture that changed."""
+        last = {entry["input"]: number for number, entry in enumerate(self._lines())}
+        for number, entry in enumerate(self._lines()):
+            if last[entry["input"]] == number:
+                yield entry
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        with self.path.open(newline="\n", **ANY_NAME) as file:
             next(file)
             for line in file:
                 yield json.loads(line)

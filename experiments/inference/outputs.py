@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 
 from experiments.inference.label_files import label_png
+from experiments.inference.manifest import ANY_NAME
 from experiments.inference.results import ClassificationResult, Result, SegmentationResult
 
-Kind = Literal["labels", "overlay", "probabilities", "coco", "csv"]
+Kind = Literal["labels", "overlay", "probabilities", "coco", "csv", "film"]
 COCO_NAME = "coco.json"
 CSV_NAME = "predictions.csv"
 TOP = 5
@@ -78,7 +79,7 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 def write_csv(entries: Iterable[dict[str, Any]], path: Path, task: str, class_names: tuple[str, ...]) -> None:
     """One row per picture: its most likely classes, or the fraction of its pixels that each class has."""
     part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8", newline="") as file:
+    with part.open("w", newline="", **ANY_NAME) as file:
         writer = csv.writer(file, lineterminator="\n")
         if task == "classification":
             places = range(1, min(TOP, len(class_names)) + 1)
@@ -100,7 +101,7 @@ def write_coco(entries: Iterable[dict[str, Any]], path: Path, class_names: tuple
     """
     part, rest = path.with_name(path.name + ".part"), path.with_name(path.name + ".annotations.part")
     number = 0
-    with part.open("w", encoding="utf-8") as images, rest.open("w+", encoding="utf-8") as annotations:
+    with part.open("w", **ANY_NAME) as images, rest.open("w+", **ANY_NAME) as annotations:
         images.write('{"categories": ')
         json.dump([{"id": i + 1, "name": name} for i, name in enumerate(class_names)], images, ensure_ascii=False)
         images.write(', "images": [')

@@ -5,29 +5,41 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from datamodules.bands import check_bands
 from experiments.command_line.progress import with_progress
+from experiments.inference.films import write_films
 from experiments.inference.inputs import Input, Inputs
 from experiments.inference.manifest import Manifest
 from experiments.inference.outputs import COCO_NAME, CSV_NAME, entry_of, files_of, write_coco, write_csv
 from experiments.inference.protocol import Predictor
 from experiments.inference.trained import TrainedNetwork
 
+if TYPE_CHECKING:  # rasterio is an extra
+    from experiments.inference.geotiff import Rasters
+
 READ_AHEAD = 4
 """Pictures that are decoded while the network works."""
 
 
 def predict_all(
-    predictor: Predictor, inputs: Inputs, out: Path, kinds: list[str], abstain: float, settings: dict[str, Any]
+    predictor: Predictor,
+    inputs: Inputs,
+    out: Path,
+    kinds: list[str],
+    abstain: float,
+    settings: dict[str, Any],
+    rasters: "Rasters | None" = None,
 ) -> list[str]:
     """Write the files of every picture below `out`.
 
     Args:
         kinds: what is written; see `outputs.Kind`.
         abstain: pixels or pictures whose confidence is below this get no label.
+        rasters: predicts georeferenced files; None treats them as pictures.
         settings: what the results depend on; a folder with results of other settings is refused.
 
     Returns:
@@ -40,34 +52,51 @@ def predict_all(
     problems = []
     left = (one for one in inputs if manifest.finished.get(one.name) != one.stamp or not one.stamp)
     network = predictor.network
-    total = max(1, len(inputs) - len(manifest.finished))
+    total = max(0, len(inputs) - len(manifest.finished))
     try:
-        for one, image in with_progress(read_ahead(left, network), total, "pictures"):
-            if isinstance(image, ValueError):
-                problems.append(f"{one.name}: {image}")
+        for one, image in with_progress(read_ahead(left, network, rasters), total, "pictures"):
+            try:
+                if isinstance(image, ValueError):
+                    raise image
+                if image is None:
+                    assert rasters is not None
+                    entry = rasters.predict(one.path, out / one.stem, kinds, abstain)
+                else:
+                    result = replace(network.result(predictor(image), image), abstain=abstain)
+                    write_files(out / one.stem, files_of(result, kinds))
+                    entry = entry_of(result, kinds)
+            except ValueError as error:
+                problems.append(f"{one.name}: {error}")
                 continue
-            result = replace(network.result(predictor(image), image), abstain=abstain)
-            write_files(out / one.stem, files_of(result, kinds))
-            manifest.add({"input": one.name, "stamp": one.stamp} | entry_of(result, kinds))
+            manifest.add({"input": one.name, "stamp": one.stamp} | entry)
     finally:
         manifest.close()
     if "csv" in kinds:
         write_csv(manifest.entries(), out / CSV_NAME, network.task, network.class_names)
     if "coco" in kinds and network.task == "segmentation":
         write_coco(manifest.entries(), out / COCO_NAME, network.class_names)
+    if "film" in kinds:
+        problems += write_films(inputs, out, network.class_names, network.colours)
     return problems
 
 
-def read_ahead(inputs: Iterable[Input], network: TrainedNetwork) -> Iterator[tuple[Input, np.ndarray | ValueError]]:
-    """Each picture with its pixels, or with what is wrong with it, in order; a few are decoded in advance."""
+def read_ahead(
+    inputs: Iterable[Input], network: TrainedNetwork, rasters: "Rasters | None"
+) -> Iterator[tuple[Input, np.ndarray | ValueError | None]]:
+    """Each picture with its pixels, or with what is wrong with it, in order; a few are decoded in advance.
 
-    def read(one: Input) -> np.ndarray | ValueError:
+    A raster comes with None, because it may not fit into memory.
+    """
+
+    def read(one: Input) -> np.ndarray | ValueError | None:
         try:
-            return one.read(network.read)
+            if rasters is not None and rasters.takes(one):
+                return None
+            return check_bands(one.read(network.read), network.in_channels, "the picture")
         except ValueError as error:
             return error
 
-    pending: deque[tuple[Input, Future[np.ndarray | ValueError]]] = deque()
+    pending: deque[tuple[Input, Future[np.ndarray | ValueError | None]]] = deque()
     with ThreadPoolExecutor(2) as threads:
         for one in inputs:
             pending.append((one, threads.submit(read, one)))

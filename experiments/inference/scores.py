@@ -35,6 +35,19 @@ def summary(counts: Counts, task: str) -> dict[str, float | None]:
     }
 
 
+def answered(counts: Counts, task: str, abstain: float) -> dict[str, float | None]:
+    """What `--abstain` leaves: the fraction that is answered, and the scores of these answers, in [0, 1]."""
+    matrix = counts.answered
+    found = {
+        "confidence": abstain,
+        "coverage": ratio(matrix.sum(), counts.matrix.sum()),
+        "accuracy": ratio(np.trace(matrix), matrix.sum()),
+    }
+    if task == "segmentation":
+        found["miou"] = mean([value for value in iou(matrix) if np.isfinite(value)])
+    return found
+
+
 def per_class(counts: Counts, task: str, class_names: tuple[str, ...]) -> list[dict[str, Any]]:
     """A row for each class: its share of the truth, precision, recall and, in segmentation, IoU and boundary IoU."""
     matrix = counts.matrix

@@ -2,7 +2,7 @@
 
 from experiments.inference.trained import load
 
-network = load("runs/a")              # a run folder, or a checkpoint
+network = load("runs/a")              # a run folder, a checkpoint, or a folder that share.py wrote
 result = network("street.jpg")        # also a PIL image, an array (H, W, 3) or a tensor (3, H, W), uint8
 result.labels                         # segmentation: (H, W), the picture's own size; classification: a number
 result.overlay().save("street.png")
@@ -20,12 +20,15 @@ import yaml
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from datamodules.decoding import WHITE, read_image
+from datamodules.bands import RGB, as_rgb, check_bands, pillow_bands, read_channels
+from datamodules.decoding import WHITE
 from datamodules.loader import Normalise
 from datamodules.size_rules import SizeRule
 from experiments.command_line.run_config import RunConfig
 from experiments.inference.results import ClassificationResult, Result, SegmentationResult
+from experiments.inference.shared_network import WEIGHTS, build_shared, read_hparams
 from experiments.training.build import MODULES, build_data
+from experiments.training.load_run import checkpoint_hparams
 from heads import find_head
 from lightning_modules.base import GraftModule
 
@@ -45,8 +48,15 @@ class TrainedNetwork:
     std: tuple[float, ...]
     white: int = WHITE
     """Level of white in files of more than 8 bits."""
-    least: int | None = None
+    min_side: int | None = None
     """JPEG files may be decoded smaller as long as both sides keep this many pixels."""
+    temperature: float = 1.0
+    """What logits are divided by, so that confidence matches accuracy; see `lightning_modules/calibration.py`."""
+
+    @property
+    def in_channels(self) -> int:
+        """Bands of the images."""
+        return len(self.mean)
 
     @property
     def task(self) -> str:
@@ -59,17 +69,17 @@ class TrainedNetwork:
         Raises:
             ValueError: the file cannot be read, or the picture has another shape or type than `load` describes.
         """
-        image = self.read(picture) if isinstance(picture, (str, Path)) else pixels_of(picture)
+        image = self.read(picture) if isinstance(picture, (str, Path)) else pixels_of(picture, self.in_channels)
         return self.result(self.probabilities(image), image)
 
     def read(self, path: str | Path) -> np.ndarray:
-        """A file as uint8 `(H, W, 3)`, decoded as in training. Raises ValueError if it cannot be read."""
-        return read_image(Path(path), self.least, self.white)
+        """A file as uint8 `(H, W, C)`, decoded as in training. Raises ValueError if it cannot be read."""
+        return read_channels(Path(path), self.in_channels, self.min_side, self.white)
 
     def result(self, probabilities: np.ndarray, image: np.ndarray) -> Result:
-        """The result for probabilities `(C, H, W)` or `(C,)` of an image uint8 `(H, W, 3)`."""
+        """The result for probabilities `(C, H, W)` or `(C,)` of an image uint8 `(H, W, bands)`, shown as RGB."""
         kind = SegmentationResult if self.task == "segmentation" else ClassificationResult
-        return kind(probabilities, image, self.class_names, self.colours)
+        return kind(probabilities, as_rgb(image), self.class_names, self.colours)
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """Class probabilities, float32: `(C, H, W)` at the size of the image uint8 `(H, W, 3)`, or `(C,)`."""
@@ -77,17 +87,29 @@ class TrainedNetwork:
 
     @torch.inference_mode()
     def logits(self, image: np.ndarray) -> Tensor:
-        """Logits float32 `(1, C, H, W)` or `(1, C)`, on the CPU, of an image uint8 `(H, W, 3)` after the size rule."""
+        """Calibrated logits float32 `(1, C, H, W)` or `(1, C)`, on the CPU, of an image uint8 `(H, W, 3)`.
+
+        The image is one that has passed the size rule.
+
+        Raises:
+            ValueError: it is smaller than the network takes.
+        """
+        least = self.module.network.backbone.min_size
+        if min(image.shape[:2]) < least:
+            raise ValueError(
+                f"{image.shape[1]}x{image.shape[0]} pixels are too few: {self.module.hparams['backbone']} needs sides "
+                f"of {least} or more; enlarge the picture"
+            )
         batch = Normalise(self.mean, self.std)(torch.from_numpy(np.ascontiguousarray(image))[None])
         parameter = next(self.module.parameters())
-        return self.module(batch.to(parameter.device, parameter.dtype)).float().cpu()
+        return self.module(batch.to(parameter.device, parameter.dtype)).float().cpu() / self.temperature
 
 
 def load(path: str | Path, device: str | torch.device | None = None) -> TrainedNetwork:
     """The best network of a run, ready to predict.
 
     Args:
-        path: a run folder, or a checkpoint that run.py wrote.
+        path: a run folder, a checkpoint that run.py wrote, or a folder that share.py wrote.
         device: where it runs; None takes a GPU if there is one.
 
     Raises:
@@ -101,10 +123,12 @@ def load(path: str | Path, device: str | torch.device | None = None) -> TrainedN
             "results.json has its scores, predictions.png its pictures"
         )
     preprocessing = hparams.get("preprocessing") or preprocessing_of_older(checkpoint)
-    module = MODULES[find_head(hparams["head"]).task].load_from_checkpoint(
-        checkpoint, weights_only=True, map_location="cpu"
+    module = (
+        module_of(checkpoint, hparams)
+        .eval()
+        .requires_grad_(False)
+        .to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     )
-    module = module.eval().requires_grad_(False).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return TrainedNetwork(
         module.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
         tuple(hparams["class_names"]),
@@ -114,6 +138,7 @@ def load(path: str | Path, device: str | torch.device | None = None) -> TrainedN
         tuple(preprocessing["std"]),
         preprocessing["white"],
         preprocessing["least"],
+        module.temperature,
     )
 
 
@@ -126,40 +151,41 @@ def probabilities_of(logits: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def checkpoint_of(path: Path) -> Path:
-    """The checkpoint file that a run folder or a path means.
+    """The file of weights that a path means: the path itself, a run's best checkpoint, or that of a shared network.
 
     Raises:
         ValueError: there is none.
     """
     if path.is_file():
         return path
-    best = path / "checkpoints" / "best.ckpt"
-    if best.is_file():
-        return best
+    for file in (path / "checkpoints" / "best.ckpt", path / WEIGHTS):
+        if file.is_file():
+            return file
     if not path.is_dir():
         raise ValueError(f"{path}: no such run folder or checkpoint")
     why = "the run has not finished an epoch" if (path / "config.yaml").is_file() else "it is no run folder"
-    raise ValueError(f"{path} has no checkpoints/best.ckpt: {why}; give a folder that run.py made")
+    raise ValueError(
+        f"{path} has no checkpoints/best.ckpt: {why}; give a folder that run.py made, or one of share.py with {WEIGHTS}"
+    )
 
 
 def hyperparameters(checkpoint: Path) -> dict[str, Any]:
-    """The arguments of the module in a checkpoint.
+    """The arguments of the module in a checkpoint, or in the config.json beside a .safetensors file.
 
     Raises:
         ValueError: the file is damaged, holds code, or is no checkpoint of this project.
     """
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # a damaged file makes torch, zipfile and pickle raise what they like
-        reason = "it holds code, which is not run" if "Unsupported" in str(error) else "it is damaged"
-        raise ValueError(f"{checkpoint} cannot be loaded: {reason}; give a checkpoint that run.py wrote") from error
-    hparams = state.get("hyper_parameters") if isinstance(state, dict) else None
-    if not isinstance(hparams, dict) or "head" not in hparams:
-        raise ValueError(
-            f"{checkpoint} holds no network of Graft (its hyper_parameters name no head); to start a run from plain "
-            "weights, use run.py --weights"
-        )
-    return hparams
+    if checkpoint.suffix == ".safetensors":
+        return read_hparams(checkpoint)
+    return checkpoint_hparams(checkpoint)
+
+
+def module_of(checkpoint: Path, hparams: dict[str, Any]) -> GraftModule:
+    """The module in a file whose `hyperparameters` are these, on the CPU."""
+    if checkpoint.suffix == ".safetensors":
+        return build_shared(checkpoint, hparams)
+    kind = MODULES[find_head(hparams["head"]).task]
+    return kind.load_from_checkpoint(checkpoint, weights_only=True, map_location="cpu")
 
 
 def preprocessing_of_older(checkpoint: Path) -> dict[str, Any]:
@@ -182,26 +208,31 @@ def preprocessing_of_older(checkpoint: Path) -> dict[str, Any]:
 def run_settings(checkpoint: Path) -> dict[str, Any]:
     """The settings of the run that a checkpoint lies in, as far as this version knows them; empty if it lies alone."""
     file = checkpoint.parent.parent / "config.yaml"
-    if not file.is_file():
+    if not file.is_file() or checkpoint.suffix == ".safetensors":
         return {}
     known = {one.name for one in dataclasses.fields(RunConfig)}
     values = yaml.safe_load(file.read_text(encoding="utf-8"))
     return {name: value for name, value in values.items() if name in known}
 
 
-def pixels_of(picture: Image.Image | np.ndarray | Tensor) -> np.ndarray:
-    """A picture as uint8 `(H, W, 3)`, RGB, turned upright.
+def pixels_of(picture: Image.Image | np.ndarray | Tensor, in_channels: int = RGB) -> np.ndarray:
+    """A picture as uint8 `(H, W, C)`, RGB or of as many bands as it must have, turned upright.
 
     Raises:
         ValueError: an array or tensor has another shape or type.
     """
     if isinstance(picture, Image.Image):
-        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+        upright = ImageOps.exif_transpose(picture)
+        if in_channels == RGB:
+            return np.array(upright.convert("RGB"))
+        return check_bands(pillow_bands(upright), in_channels, "the picture")
     array = picture.permute(1, 2, 0).cpu().numpy() if isinstance(picture, Tensor) else picture
-    if array.ndim == 2:
-        array = np.repeat(array[..., None], 3, axis=2)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
-        kind = "a tensor (3, H, W)" if isinstance(picture, Tensor) else "an array (H, W, 3) or (H, W)"
+    grey = in_channels in (1, RGB)
+    if array.ndim == 2 and grey:
+        array = np.repeat(array[..., None], in_channels, axis=2)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != in_channels or 0 in array.shape:
+        kind = f"an array (H, W, {in_channels})" + " or (H, W)" * grey
+        kind = f"a tensor ({in_channels}, H, W)" if isinstance(picture, Tensor) else kind
         given = tuple(picture.shape) if isinstance(picture, Tensor) else array.shape
         raise ValueError(f"the picture is {array.dtype} {given}; give {kind} of uint8")
     return array

@@ -73,6 +73,7 @@ def crf_settings(config: RunConfig) -> dict[str, Any] | None:
 def build_data(config: RunConfig) -> GraftDataModule:
     """Build the data module for the head's task, with images normalised as the backbone's weights expect them."""
     head = find_head(config.head)
+    rgb = config.in_channels == 3
     with torch.device("meta"):
         backbone = find_backbone(config.backbone)()
     return DATAMODULES[config.data](
@@ -82,14 +83,24 @@ def build_data(config: RunConfig) -> GraftDataModule:
         batch_size=config.batch_size,
         workers=config.workers,
         seed=config.seed,
-        mean=backbone.mean,
-        std=backbone.std,
+        mean=backbone.mean if rgb else None,
+        std=backbone.std if rgb else pixel_scale(backbone.std, config.in_channels),
         download=config.download,
         on_bad_sample=config.on_bad_sample,
         cache=config.cache,
         augmentation=config.augmentation,
         mask_suffix=config.mask_suffix,
+        in_channels=config.in_channels,
+        weigh_borders="unet_border" in config.loss,
     )
+
+
+def pixel_scale(std: tuple[float, ...], in_channels: int) -> tuple[float, ...] | None:
+    """The divisor of networks that take images in levels of 0..255, for as many bands; None for all others.
+
+    The constants of AlexNet's response normalisation belong to that scale.
+    """
+    return (1 / 255,) * in_channels if set(std) == {1 / 255} else None
 
 
 def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] | None = None) -> GraftModule:
@@ -100,6 +111,7 @@ def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] |
         data.class_names,
         weights=None if config.weights == "none" else config.weights,
         output_stride=config.output_stride,
+        in_channels=config.in_channels,
         backbone_options=config.backbone_options,
         head_options=config.head_options,
         crf=crf,
@@ -112,6 +124,7 @@ def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] |
         optimizer=config.optimizer,
         lr=config.lr,
         backbone_lr_mult=config.backbone_lr_mult,
+        bias_lr_mult=config.bias_lr_mult,
         freeze_backbone=config.freeze_backbone,
         freeze_norms=config.freeze_norms,
         layer_decay=config.layer_decay,

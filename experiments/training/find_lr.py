@@ -13,6 +13,7 @@ from experiments.command_line.run_config import RunConfig
 from experiments.run_files.run_folder import RunFolder
 from experiments.training.build import prepare
 from experiments.training.make_trainer import build_trainer
+from experiments.training.precision import choose_precision
 
 STEPS = 100
 LOWEST, HIGHEST = 1e-7, 1.0
@@ -28,6 +29,8 @@ def find_lr(config: RunConfig) -> int:
     data, module = prepare(config)
     rank_zero_only(print)(f"trying {STEPS} rates from {LOWEST:g} to {HIGHEST:g}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
+        device = build_trainer(config, RunFolder(Path(scratch)), [], "").strategy.root_device
+        config = dataclasses.replace(config, precision=choose_precision(config, device)[0])
         trainer = build_trainer(config, RunFolder(Path(scratch)), [], module.monitor)
         with contextlib.redirect_stderr(io.StringIO()):  # hides Lightning's progress bar
             finder = Tuner(trainer).lr_find(

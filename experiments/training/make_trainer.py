@@ -109,7 +109,7 @@ def make(config: RunConfig, folder: RunFolder, callbacks: list[pl.Callback], mon
         devices=config.devices if config.devices == "auto" else int(config.devices),
         num_nodes=config.nodes,
         strategy=strategy(config),
-        precision=config.precision,
+        precision=None if config.precision == "auto" else config.precision,  # None: only the device is asked for
         sync_batchnorm=config.sync_batchnorm,
         deterministic=config.deterministic,
         accumulate_grad_batches=config.accumulate,

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datamodules.bands import as_rgb
 from datamodules.base import GraftDataModule
 from experiments.training.draw_boxes import draw_boxes, enlarged, shown
 from lightning_modules.base import GraftModule
@@ -71,7 +72,7 @@ def samples_by_index(module: GraftModule, data: GraftDataModule) -> dict[int, Sa
     module.eval()
     with torch.inference_mode():  # one by one: images may differ in size
         outputs = [module(item["image"][None].to(module.device)) for item in items.values()]
-    images = [data.to_pixels(item["image"]).permute(1, 2, 0).numpy() for item in items.values()]
+    images = [as_rgb(data.to_pixels(item["image"]).permute(1, 2, 0).numpy()) for item in items.values()]
     if data.task == "detection":
         truths, predictions = [item["target"] for item in items.values()], [on_cpu(found) for (found,) in outputs]
     else:

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from experiments.command_line.run_config import RunConfig
 from lightning_modules.base import GraftModule
 from lightning_modules.network import Network
+from lightning_modules.shapes_only import ShapesOnly
 
 NO_DETERMINISTIC_KERNEL = {
     "_adaptive_avg_pool2d_backward": "adaptive average pooling",
@@ -49,8 +50,8 @@ def check_shapes(config: RunConfig, module: GraftModule, image_size: tuple[int, 
     """
     ghost = ghost_of(module.network)
     try:
-        with torch.no_grad():
-            ghost.forward_with_aux(torch.empty(config.batch_size, 3, *image_size, device="meta"))
+        with ShapesOnly(), torch.no_grad():
+            ghost.forward_with_aux(torch.empty(config.batch_size, config.in_channels, *image_size, device="meta"))
     except (ValueError, RuntimeError) as error:
         h, w = image_size
         if "more than 1 value per channel" in str(error):
@@ -77,7 +78,7 @@ def check_deterministic(config: RunConfig, module: GraftModule, image_size: tupl
         return
     ghost = ghost_of(module.network)
     with Operations() as found:
-        outputs, aux = ghost.forward_with_aux(torch.empty(2, 3, *image_size, device="meta"))
+        outputs, aux = ghost.forward_with_aux(torch.empty(2, config.in_channels, *image_size, device="meta"))
         # Of a box head, the outputs are several, and some are anchors.
         trained = [one for one in (*outputs, *aux) if isinstance(one, torch.Tensor) and one.requires_grad]
         torch.stack([one.sum() for one in trained]).sum().backward()

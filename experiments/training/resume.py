@@ -13,6 +13,8 @@ from experiments.run_files.run_folder import RunFolder
 
 FINGERPRINT = "data_fingerprint"
 """Key of the data's fingerprint in checkpoints."""
+PRECISION = "precision"
+"""Key of the precision of training in checkpoints."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -59,7 +61,7 @@ def check_same_data(folder: RunFolder, data: GraftDataModule) -> None:
 
 
 class SameStart(pl.Callback):
-    """Makes sure that all ranks resume from last.ckpt, or none, and notes in checkpoints which data they are from.
+    """Makes sure that all ranks resume from last.ckpt, or none, and in one precision; notes data and precision in it.
 
     Network file systems may show a new file on one machine later than on another. A rank that does not see last.ckpt
     would start anew while the others resume.
@@ -76,6 +78,10 @@ class SameStart(pl.Callback):
         on_rank_0 = trainer.strategy.broadcast(resumes)
         if trainer.strategy.reduce_boolean_decision(on_rank_0 != resumes, all=False):
             raise RunError("not all machines see the run's last.ckpt yet; wait a minute, then the same command goes on")
+        precision = trainer.strategy.broadcast(trainer.precision)
+        if trainer.strategy.reduce_boolean_decision(precision != trainer.precision, all=False):
+            raise RunError("--precision auto differs between the machines; give --precision bf16-mixed or 32-true")
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[FINGERPRINT] = self.fingerprint
+        checkpoint[PRECISION] = str(trainer.precision)

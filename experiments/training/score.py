@@ -17,7 +17,7 @@ from experiments.training.write_results import Results, print_results, training_
 from lightning_modules.base import GraftModule
 
 
-def finish(
+def score_and_report(
     config: RunConfig,
     folder: RunFolder,
     trainer: pl.Trainer,

@@ -1,5 +1,6 @@
 """One run: build the data, the network and the Trainer from the settings, train, score, and leave a run folder."""
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +22,10 @@ from experiments.training.build import crf_settings, prepare
 from experiments.training.fit import fit
 from experiments.training.make_trainer import build_trainer, set_matmul_precision
 from experiments.training.network_cost import network_cost
+from experiments.training.precision import choose_precision
 from experiments.training.rehearse import check_deterministic, check_shapes
 from experiments.training.resume import SameStart, check_same_data
-from experiments.training.score import finish
+from experiments.training.score import score_and_report
 from lightning_modules.base import GraftModule
 
 
@@ -43,15 +45,25 @@ def train(config: RunConfig) -> None:
     rank: int = rank_zero_only.rank  # type: ignore[attr-defined]
     folder = open_run_folder(config, rank, partial(check_same_data, data=data))
     try:
-        run(config, folder, data, module, clock)
+        checkpoint = folder.last_checkpoint if folder.last_checkpoint.is_file() else None
+        precision, reason = choose_precision(config, device, checkpoint)
+        if reason and config.epochs:
+            rank_zero_only(print)(reason, flush=True)
+        run(dataclasses.replace(config, precision=precision), folder, data, module, clock, checkpoint)
     finally:
         unlock(folder)
 
 
-def run(config: RunConfig, folder: RunFolder, data: GraftDataModule, module: GraftModule, clock: RunCost) -> None:
-    """Train in the folder, from where it stands, then score and write the results."""
-    costs = network_cost(module.network, data.image_size)
-    checkpoint = folder.last_checkpoint if folder.last_checkpoint.is_file() else None
+def run(
+    config: RunConfig,
+    folder: RunFolder,
+    data: GraftDataModule,
+    module: GraftModule,
+    clock: RunCost,
+    checkpoint: Path | None,
+) -> None:
+    """Train in the folder, from the checkpoint if there is one, then score and write the results."""
+    costs = network_cost(module.network, data.image_size, config.in_channels)
     table = MetricsFile(folder.metrics)
     curves = LogRows(make_logs(config, folder, costs, module.monitor), table)
     preemption = Preemption(folder.last_checkpoint)
@@ -74,5 +86,5 @@ def run(config: RunConfig, folder: RunFolder, data: GraftDataModule, module: Gra
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.epochs:
         fit(trainer, module, data, folder, checkpoint)
-    finish(config, folder, trainer, module, data, crf=crf_settings(config), costs=costs, clock=clock)
-    curves.finish(folder, costs, trainer.global_step)
+    score_and_report(config, folder, trainer, module, data, crf=crf_settings(config), costs=costs, clock=clock)
+    curves.log_results(folder, costs, trainer.global_step)

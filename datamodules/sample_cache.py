@@ -33,10 +33,10 @@ from datamodules.objects import Objects, objects_of
 from datamodules.source import FileSource, Sample
 
 Cache = Literal["none", "memory", "disk"]
-FORMAT = 1
+FORMAT = 2
 """Part of every key; to be raised when decoding or the layout of the files changes."""
-HEADER = struct.Struct("<4q")
-"""Height, width, the class (-1: a mask follows the image; -2 - N: N objects follow it), bytes of the name."""
+HEADER = struct.Struct("<5q")
+"""Height, width, channels, the class (-1: a mask follows the image; -2 - N: N objects follow it), bytes of the name."""
 OBJECT = np.dtype([("box", "<f4", 4), ("label", "<i8"), ("crowd", "?")])
 MEMORY_FRACTION = 0.25
 FREE_FRACTION = 0.5
@@ -44,7 +44,7 @@ ROOM_FOR_BATCHES = 256 << 20
 """Bytes of shared memory that are left to the workers' batches."""
 
 
-class Store:
+class SampleCache:
     """Cache of samples in `folder`; adds no more once less than `min_free_bytes` would remain free on its file system.
 
     A `durable` cache survives a power cut without damaged samples.
@@ -64,7 +64,7 @@ class Store:
             OSError: there is no such file.
         """
         files = [(str(path), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in source.paths(index)]
-        return sha1(pickle.dumps((FORMAT, preparation, source.recipe(index), files), protocol=5)).hexdigest()
+        return sha1(pickle.dumps((FORMAT, preparation, source.decoding_key(index), files), protocol=5)).hexdigest()
 
     def path(self, key: str) -> Path:
         return self.folder / key[:2] / key[2:]
@@ -74,21 +74,21 @@ class Store:
         try:
             with self.path(key).open("rb") as file:
                 pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            height, width, label, letters = HEADER.unpack_from(pages)
+            height, width, channels, label, letters = HEADER.unpack_from(pages)
         except (OSError, ValueError, struct.error):  # missing, empty or cut off
             return None
         start, area = HEADER.size + letters, height * width
         objects = -2 - label if label <= -2 else 0
-        if len(pages) != start + (4 if label == -1 else 3) * area + objects * OBJECT.itemsize:
+        if len(pages) != start + (channels + (label == -1)) * area + objects * OBJECT.itemsize:
             return None
-        image = np.frombuffer(pages, np.uint8, 3 * area, start).reshape(height, width, 3)
+        image = np.frombuffer(pages, np.uint8, channels * area, start).reshape(height, width, channels)
         name = pages[HEADER.size : start].decode()
         if label >= 0:
             return image, label, name
         if label <= -2:
-            rows = np.frombuffer(pages, OBJECT, objects, start + 3 * area)
+            rows = np.frombuffer(pages, OBJECT, objects, start + channels * area)
             return image, objects_of(rows["box"].copy(), rows["label"].copy(), rows["crowd"].copy()), name
-        return image, np.frombuffer(pages, np.uint8, area, start + 3 * area).reshape(height, width), name
+        return image, np.frombuffer(pages, np.uint8, area, start + channels * area).reshape(height, width), name
 
     def put(self, key: str, sample: Sample) -> None:
         """Store a sample if there is room.
@@ -98,7 +98,7 @@ class Store:
         image, target, name = sample
         letters = name.encode()
         label, more = encoded(target)
-        parts: list[Any] = [HEADER.pack(*image.shape[:2], label, len(letters)), letters, np.ascontiguousarray(image)]
+        parts: list[Any] = [HEADER.pack(*image.shape, label, len(letters)), letters, np.ascontiguousarray(image)]
         parts += more
         path = self.path(key)
         part = path.with_suffix(temporary_suffix())
@@ -128,7 +128,7 @@ def encoded(target: np.ndarray | int | Objects) -> tuple[int, list[np.ndarray]]:
     return target, []
 
 
-def open_store(cache: Cache) -> Store | None:
+def open_cache(cache: Cache) -> SampleCache | None:
     """The cache that `--cache` names, made if need be; None for "none".
 
     Raises:
@@ -139,7 +139,7 @@ def open_store(cache: Cache) -> Store | None:
     return open_disk() if cache == "disk" else open_memory()
 
 
-def open_disk() -> Store:
+def open_disk() -> SampleCache:
     folder = cache_folder()
     instead = "set XDG_CACHE_HOME to a folder that can be written, or use --cache memory"
     if folder is None:
@@ -152,7 +152,7 @@ def open_disk() -> Store:
     except OSError as error:
         raise DataError(f"--cache disk: {folder} cannot be written ({error.strerror}); {instead}") from None
     # What is free or taken by the cache is the same at every start, so that the budget does not grow from run to run.
-    return Store(folder, int((shutil.disk_usage(folder).free + taken) * FREE_FRACTION), durable=True)
+    return SampleCache(folder, int((shutil.disk_usage(folder).free + taken) * FREE_FRACTION), durable=True)
 
 
 def sizes(folder: Path) -> Iterator[int]:
@@ -163,7 +163,7 @@ def sizes(folder: Path) -> Iterator[int]:
                 yield entry.stat().st_size
 
 
-def open_memory() -> Store:
+def open_memory() -> SampleCache:
     """The cache in this run's folder in shared memory. All ranks of a machine have the limit of the first."""
     folder = node_folder()
     limit = folder / "min_free_bytes.json"
@@ -171,7 +171,7 @@ def open_memory() -> Store:
     if not isinstance(kept, int):
         kept = memory_floor(folder)
         write_json(limit, kept)
-    return Store(folder, kept)
+    return SampleCache(folder, kept)
 
 
 def memory_floor(folder: Path) -> int:

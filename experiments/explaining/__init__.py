@@ -1,0 +1,1 @@
+"""What a trained network sees: pictures of its filters, units, evidence and receptive fields."""
