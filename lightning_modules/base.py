@@ -1,7 +1,7 @@
-"""Base module of classification and segmentation: the network, its loss and scores, the optimiser and the schedule."""
+"""Base module of all tasks: the network, its loss and scores, the optimiser and the schedule."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import lightning.pytorch as pl
 import torch
@@ -12,9 +12,11 @@ from heads import find_head
 from heads.head import Task
 from lightning_modules.blocks import recompute_activations
 from lightning_modules.calibration import TemperatureFit
+from lightning_modules.detection_scores import DetectionScores
 from lightning_modules.losses import SEGMENTATION_ONLY, WeightedSum, terms
 from lightning_modules.metrics import ClassificationScores, EpochLoss, SegmentationScores
 from lightning_modules.network import Network
+from lightning_modules.optimizers import OPTIMIZERS, make_optimizer
 from lightning_modules.own_size import at_own_sizes
 from lightning_modules.parameter_groups import parameter_groups
 from lightning_modules.schedules import learning_rate_factor
@@ -23,10 +25,9 @@ from lightning_modules.sharding import ShardedEvaluation, is_sharded, shard
 from lightning_modules.start_from import load_matching_weights
 
 Batch = Mapping[str, Any]
-Scores = SegmentationScores | ClassificationScores
+Scores = SegmentationScores | ClassificationScores | DetectionScores
 AUX_CLASSIFIER_WEIGHT = 0.3
 """Weight of the loss of each auxiliary classifier (Szegedy et al. 2014, section 5)."""
-OPTIMIZERS = ("sgd", "adamw")
 
 
 class GraftModule(pl.LightningModule):
@@ -45,8 +46,9 @@ class GraftModule(pl.LightningModule):
             in training only; 0 or None builds no such head. Classification: loss of GoogLeNet's auxiliary classifiers;
             None means the paper's 0.3, and 0 builds none.
         ignore_index: label of the targets that do not count.
-        optimizer: "sgd" or "adamw".
+        optimizer: "sgd", "adamw" or "rmsprop", which has the decay of 0.9 and the epsilon of 0.001 of EfficientNet.
         lr: base learning rate; the backbone's is `lr * backbone_lr_mult`.
+        bias_lr_mult: rate of the biases of linear layers and convolutions, as a multiple of that of the weights.
         freeze_backbone: its parameters get no gradient, and it stays in evaluation mode, so its batch norms keep their
             statistics.
         freeze_norms: the backbone's batch norms keep their statistics; their scales and shifts are learned.
@@ -67,6 +69,7 @@ class GraftModule(pl.LightningModule):
     task: Task
     monitor: str
     """The validation score that picks the best checkpoint; larger is better."""
+    least_classes: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -88,6 +91,7 @@ class GraftModule(pl.LightningModule):
         optimizer: str = "adamw",
         lr: float = 1e-3,
         backbone_lr_mult: float = 1.0,
+        bias_lr_mult: float = 1.0,
         freeze_backbone: bool = False,
         freeze_norms: bool = False,
         layer_decay: float = 1.0,
@@ -121,18 +125,11 @@ class GraftModule(pl.LightningModule):
         self.crf: nn.Module | None = None
         if crf is not None:
             self.add_crf(crf, trainable=True)
-        self.loss = WeightedSum(
-            loss,
-            len(class_names),
-            ignore_index=ignore_index,
-            class_weights=class_weights,
-            label_smoothing=label_smoothing,
-        )
+        self.loss = self.new_loss()
         self.aux_weight = AUX_CLASSIFIER_WEIGHT if aux_weight is None else aux_weight
         self.seed = torch.initial_seed()
-        coefficients = [coefficient for coefficient, _ in terms(loss)]
         self.train_loss = EpochLoss()
-        self.losses = nn.ModuleDict({split: EpochLoss(coefficients) for split in ("val", "test")})
+        self.losses = nn.ModuleDict({split: EpochLoss(self.coefficients()) for split in ("val", "test")})
         self.metrics = nn.ModuleDict({split: self.new_scores() for split in ("val", "test")})
         self.calibration = TemperatureFit(ignore_index)
         self.temperature = 1.0  # fitted by the last validation; only programs that predict divide logits by it
@@ -143,8 +140,9 @@ class GraftModule(pl.LightningModule):
         head, names, task = hparams["head"], hparams["class_names"], find_head(hparams["head"]).task
         if task != self.task:
             raise ValueError(f"{head} is a {task} head; this module is for {self.task}")
-        if len(names) < 2:
-            raise ValueError(f"there are {len(names)} classes ({', '.join(names)}); a loss needs 2 or more")
+        if len(names) < self.least_classes:
+            what = f"{len(names)} classes ({', '.join(names)})"
+            raise ValueError(f"there are {what}; a loss needs {self.least_classes} or more")
         if hparams["optimizer"] not in OPTIMIZERS:
             raise ValueError(f"no optimizer '{hparams['optimizer']}'; there are {', '.join(OPTIMIZERS)}")
         learning_rate_factor(hparams["schedule"], 0, 1, 0)  # rejects an unknown schedule
@@ -198,6 +196,21 @@ class GraftModule(pl.LightningModule):
         # Looked up when it is called, because FSDP2 replaces the method.
         self.compiled_with_aux = torch.compile(lambda images: self.network.forward_with_aux(images), backend=backend)
 
+    def new_loss(self) -> nn.Module:
+        """The loss: called with logits and target, and in evaluation by its `sums`."""
+        hparams = self.hparams
+        return WeightedSum(
+            hparams["loss"],
+            len(hparams["class_names"]),
+            ignore_index=hparams["ignore_index"],
+            class_weights=hparams["class_weights"],
+            label_smoothing=hparams["label_smoothing"],
+        )
+
+    def coefficients(self) -> list[float]:
+        """The factors of the terms that the loss is the sum of."""
+        return [coefficient for coefficient, _ in terms(self.hparams["loss"])]
+
     def new_scores(self) -> Scores:
         """The metric that gathers one split's scores."""
         raise NotImplementedError
@@ -218,10 +231,13 @@ class GraftModule(pl.LightningModule):
         loss = cast("Tensor", self.loss(self.refine(logits, images), target, borders))
         if aux:
             loss = loss + self.aux_weight * sum(self.loss(one, target, borders) for one in aux)
-        self.train_loss.update(loss.detach().to(self.train_loss.totals.dtype) * len(images), len(images))
-        self.log("train/loss_step", loss, batch_size=len(images))
-        self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True, batch_size=len(images))
+        self._log_train_loss(loss, len(images))
         return loss
+
+    def _log_train_loss(self, loss: Tensor, images: int) -> None:
+        self.train_loss.update(loss.detach().to(self.train_loss.totals.dtype) * images, images)
+        self.log("train/loss_step", loss, batch_size=images)
+        self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True, batch_size=images)
 
     def on_train_epoch_start(self) -> None:
         self.train_loss.reset()
@@ -246,8 +262,8 @@ class GraftModule(pl.LightningModule):
         if len(batch["image"]):  # a batch is empty if --on-bad-sample skip has left out all of it
             logits = self(batch["image"])
             for one, target in at_own_sizes(logits, batch["target"], batch.get("target_sizes")):
-                self.split_loss(split).update(*self.loss.sums(one, target))
-                self.split_scores(split).update(one, target)
+                self.split_loss(split).update(*cast("WeightedSum", self.loss).sums(one, target))
+                cast("SegmentationScores", self.split_scores(split)).update(one, target)
                 if split == "val":
                     self.calibration.update(one, target)
 
@@ -282,22 +298,21 @@ class GraftModule(pl.LightningModule):
             shard(self.network, self.crf, self.device_mesh["data_parallel"])
 
     def new_optimizer(self, *, fused: bool = True) -> torch.optim.Optimizer:
-        """The optimiser over all parameters that are trained.
-
-        Args:
-            fused: update all parameters in one kernel, which is faster. It rounds differently in the last bit.
-        """
+        """The optimiser over all parameters that are trained; for `fused`, see `optimizers.make_optimizer`."""
         hparams = self.hparams
         groups = parameter_groups(
-            self.network, hparams["lr"], hparams["backbone_lr_mult"], hparams["weight_decay"], hparams["layer_decay"]
+            self.network,
+            hparams["lr"],
+            hparams["backbone_lr_mult"],
+            hparams["weight_decay"],
+            hparams["layer_decay"],
+            hparams["bias_lr_mult"],
         )
         if self.crf is not None:
             # Inserted first, because metrics.csv logs the learning rate of the last group, the head's. No weight decay,
             # because it would shrink the CRF's weights.
             groups.insert(0, {"params": list(self.crf.parameters()), "lr": hparams["lr"], "weight_decay": 0.0})
-        if hparams["optimizer"] == "sgd":
-            return torch.optim.SGD(groups, lr=hparams["lr"], momentum=hparams["momentum"], fused=fused)
-        return torch.optim.AdamW(groups, lr=hparams["lr"], fused=fused)
+        return make_optimizer(hparams["optimizer"], groups, hparams["lr"], hparams["momentum"], fused=fused)
 
     def configure_optimizers(self) -> Any:
         # With float16, fused optimisers undo the loss scale themselves, and Lightning then cannot clip gradients.

@@ -15,7 +15,7 @@ from lightning_modules.metrics import EpochLoss
 
 TEMPERATURES = tuple(2.0 ** (step / 4) for step in range(-16, 17))
 """From 1/16 to 16, each 19 % above the one before."""
-PIXELS = 512
+PIXELS = 256
 """Pixels of each image that count: neighbouring pixels say nearly the same."""
 
 
@@ -27,7 +27,7 @@ class TemperatureFit(EpochLoss):
         self.ignore_index = ignore_index
 
     @torch.no_grad()
-    def update(self, logits: Tensor, target: Tensor) -> None:
+    def update(self, logits: Tensor, target: Tensor) -> None:  # type: ignore[override]
         """Add logits `(B, C)` with labels `(B,)`, or `PIXELS` random pixels of `(B, C, H, W)` and `(B, H, W)`."""
         if logits.dim() == 4:
             places = some_pixels(logits.shape[2] * logits.shape[3]).to(logits.device)
