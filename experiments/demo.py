@@ -4,6 +4,7 @@ Pictures come from a file, the clipboard or a camera. The page shows the labels 
 class or the most likely classes, and what remains above a confidence. Only this machine can open it.
 """
 
+import gc
 import importlib.util
 import socket
 import sys
@@ -76,7 +77,7 @@ def demo(config: DemoConfig) -> int:
 
     network = load(config.run, None if config.device == "auto" else config.device)
     refined = None
-    if network.task == "segmentation":
+    if network.task == "segmentation" and network.in_channels == 3:
         refined = Predictor(network, Protocol(crf=read_crf_settings(config.crf_settings)))
     answers = Answers(Predictor(network, Protocol()), refined, config.max_side)
     hparams = network.module.hparams
@@ -89,6 +90,7 @@ def demo(config: DemoConfig) -> int:
         serve(answers, title, config.port, config.max_megabytes, ready)
     except KeyboardInterrupt:
         print("demo.py: the page is closed", flush=True)
+    gc.freeze()  # Python would search everything for garbage before it ends, which takes seconds
     return 0
 
 

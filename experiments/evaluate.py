@@ -122,9 +122,11 @@ def fit_temperature(config: EvaluateConfig, data: "GraftDataModule") -> None:
     from experiments.inference.calibration import fit_temperature, save_temperature
     from experiments.inference.trained import checkpoint_of, load
 
+    checkpoint = checkpoint_of(Path(config.run))
+    if checkpoint.suffix == ".safetensors":
+        raise ValueError(f"--fit-temperature: {checkpoint} is no checkpoint; fit its run's, and share that again")
     network = load(config.run, None if config.device == "auto" else config.device)
     temperature = fit_temperature(network, data)
-    checkpoint = checkpoint_of(Path(config.run))
     save_temperature(checkpoint, temperature)
     print(f"{checkpoint}: temperature {network.temperature:g} -> {temperature:g}", flush=True)
 

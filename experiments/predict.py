@@ -43,7 +43,9 @@ class PredictConfig(ProtocolFlags):
         0.0, "leave pixels or pictures below this confidence in [0, 1] unlabelled", group="results"
     )
     bands: list[PositiveInt] | None = flag(
-        None, "bands of GeoTIFFs that are red, green and blue, from 1; default: what the file says", group="GeoTIFF"
+        None,
+        "bands of GeoTIFFs that the network sees, from 1, such as red green blue; default: what the file says",
+        group="GeoTIFF",
     )
     every: PositiveInt = flag(1, "take every N-th frame of videos and cameras", group="videos")
     frames: PositiveInt | None = flag(None, "stop after N frames of each video or camera", group="videos")
@@ -68,8 +70,6 @@ def usage_problem(config: PredictConfig) -> str | None:
         return f"--abstain is a confidence in [0, 1], not {config.abstain:g}"
     if "film" in config.save and "labels" not in config.save:
         return "--save film is made from labels; write --save labels film"
-    if config.bands is not None and len(config.bands) != 3:
-        return f"--bands takes three numbers, red green blue, not {len(config.bands)}"
     if config.bands is not None and importlib.util.find_spec("rasterio") is None:
         return f"--bands is for GeoTIFFs, which need rasterio; {INSTALL_RASTERIO}"
     return protocol_problem(config)

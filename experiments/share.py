@@ -72,12 +72,13 @@ def share(config: ShareConfig) -> int:
     checkpoint = checkpoint_of(run)
     hparams = hyperparameters(checkpoint)
     hparams["preprocessing"] = hparams.get("preprocessing") or preprocessing_of_older(checkpoint)
-    state = module_of(checkpoint, hparams).state_dict()
+    module = module_of(checkpoint, hparams)
+    state = module.state_dict()
     results, settings = read_json(run / "results.json"), read_config(run / "config.yaml")
     if is_another(out, hparams, state):
         raise ValueError(f"--out {out} holds another network; give another --out, or remove the folder")
     out.mkdir(parents=True, exist_ok=True)
-    write_shared(out, hparams, state)
+    write_shared(out, hparams, state, module.temperature)
     pictures = ["curves.png"] if draw_curves(run / "metrics.csv", out / "curves.png") else []
     if (run / "predictions.png").is_file():
         shutil.copyfile(run / "predictions.png", out / "predictions.png")
@@ -86,7 +87,7 @@ def share(config: ShareConfig) -> int:
     if card.is_file():
         print(f"{card} is kept as it is, because you may have edited it; delete it to have it made again", flush=True)
     else:
-        write_atomically(card, model_card(run.resolve().name, hparams, results, settings, pictures))
+        write_atomically(card, model_card(run.resolve().name, hparams, results, settings, pictures, module.temperature))
     files = [WEIGHTS, CONFIG, card.name, *pictures]
     print(f"{out}/: {' '.join(files)}; the licence is left to you: state it in {card.name}", flush=True)
     if config.push_to_hub is not None:

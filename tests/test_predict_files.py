@@ -61,7 +61,30 @@ def test_results_and_hidden_folders_are_no_inputs(tmp_path: Path) -> None:
     for name in ("a.png", ".thumbnails/a.png", "predictions/a.png", "deep/b.png"):
         picture(tmp_path / name)
     assert names(Inputs([str(tmp_path)], out=tmp_path / "predictions")) == ["a.png", "deep/b.png"]
-    assert names(Inputs([str(tmp_path / "predictions")], out=tmp_path / "predictions")) == ["a.png"]
+    with pytest.raises(ValueError, match="would replace the input"):
+        Inputs([str(tmp_path / "predictions")], out=tmp_path / "predictions")
+
+
+def test_a_result_never_replaces_an_input(crf_run: Path, tmp_path: Path, capsys) -> None:
+    first, second = picture(tmp_path / "a.png"), picture(tmp_path / "sub" / "a.png")
+    before = first.read_bytes(), second.read_bytes()
+    for inputs, out in (([first], tmp_path), ([first, second], tmp_path / "sub"), ([tmp_path], tmp_path)):
+        assert predict([str(crf_run), *map(str, inputs), "--out", str(out)]) == 2
+        assert "would replace the input" in capsys.readouterr().err
+    assert (first.read_bytes(), second.read_bytes()) == before
+    with pytest.raises(ValueError, match="would replace the input"):
+        Inputs([str(tmp_path / "sub"), str(first)], out=tmp_path / "sub" / "..")
+
+
+def test_results_stay_below_their_folder(tmp_path: Path, monkeypatch) -> None:
+    picture(tmp_path / "photos" / "a.png")
+    picture(tmp_path / "here" / "b.png")
+    monkeypatch.chdir(tmp_path / "here")
+    inputs = Inputs(["../photos/a.png", "b.png"], out=Path("out"))
+    assert names(inputs) == ["photos/a.png", "here/b.png"]
+    assert [str(one.stem) for one in inputs] == ["photos/a", "here/b"]
+    with pytest.raises(ValueError, match="would replace the input"):
+        Inputs(["../photos/a.png"], out=Path("../photos"))
 
 
 def test_a_second_run_into_a_folder_of_the_inputs_adds_nothing(crf_run: Path, tmp_path: Path) -> None:

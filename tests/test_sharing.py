@@ -58,6 +58,7 @@ def test_the_shared_network_predicts_the_same_bits(crf_run: Path, shared: Path, 
             after.class_names, after.size_rule, after.mean, after.std, after.white, after.min_side
         )  # fmt: skip
         np.testing.assert_array_equal(before.colours, after.colours)
+        assert before.temperature == after.temperature
 
 
 def test_programs_take_it_in_the_place_of_a_run(shared: Path, crf_folder: Path, tmp_path: Path, capsys) -> None:
@@ -86,6 +87,7 @@ def test_config_json_is_strict(shared: Path, tmp_path: Path) -> None:
         ("[]", "describes no network of Graft"),
         (json.dumps(content | {"format": 2}), "has format 2, this version reads 1"),
         (json.dumps({**content, "preprocessing": None}), "lacks preprocessing"),
+        (json.dumps(content | {"temperature": 0}), "has the temperature 0; it is a number above 0"),
         (json.dumps(odd), "has colour_of_the_sky, which this version .* does not know"),
         (json.dumps(content | {"class_names": ["a", "b", "c"]}), "does not hold the tensors of config.json"),
     ):
@@ -272,7 +274,7 @@ def push(hub: Any, folder: Path, out: Path, *more: str, token: str = "hf_right")
     }  # fmt: skip
     command = [sys.executable, str(ROOT / "experiments" / "share.py"), str(folder), "--out", str(out)]
     return subprocess.run(
-        [*command, "--push-to-hub", "me/net", *more], env=environment, capture_output=True, text=True, timeout=120
+        [*command, "--push-to-hub", "me/net", *more], env=environment, capture_output=True, text=True, timeout=300
     )
 
 

@@ -18,7 +18,7 @@ def draw_curves(metrics: Path, path: Path) -> bool:
     if not rows:
         return False
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for name, label in (("train/loss", "training"), ("val/loss", "validation")):
+    for name, label in (("train/loss_epoch", "training"), ("val/loss", "validation")):
         points = [(row["epoch"], row[name]) for row in rows if name in row]
         if points:
             left.plot(*zip(*points, strict=True), marker=".", label=label)

@@ -17,7 +17,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from datamodules.bands import as_rgb
+from datamodules.bands import RGB, as_rgb, scaled
 from experiments.inference.inputs import Frame, Input, is_geotiff
 from experiments.inference.label_files import MOST_IN_PALETTE, UNLABELLED, UNLABELLED_16
 from experiments.inference.outputs import encoded
@@ -31,7 +31,7 @@ LONGEST_OVERLAY = 2048
 CACHE_MB = 256
 """Memory that GDAL may keep blocks of files in; its own choice is a twentieth of the machine's."""
 SECONDS_BETWEEN_LINES = 10.0
-RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+COLOURS = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 Span = tuple[int, int]
 
 
@@ -78,13 +78,15 @@ class Rasters:
     Args:
         predictor: its protocol is applied to every window; without `--window`, windows have the size of the training
             images.
-        bands: numbers, from 1, of the bands that are red, green and blue; None takes what the file says.
+        bands: numbers, from 1, of the bands that the network sees; None takes what the file says.
 
     Raises:
-        ValueError: the windows cannot work; see `Predictor`.
+        ValueError: the windows cannot work, see `Predictor`; or the network takes another number of bands.
     """
 
     def __init__(self, predictor: Predictor, bands: list[int] | None = None) -> None:
+        if bands is not None and len(bands) != predictor.network.in_channels:
+            raise ValueError(f"--bands names {len(bands)} bands; the network takes {predictor.network.in_channels}")
         rule = predictor.network.size_rule
         side = max(LEAST_WINDOW, *rule.size)
         usual = (side, side) if rule.kind == "own" else rule.size
@@ -99,8 +101,6 @@ class Rasters:
         )
         self.predict_window = Predictor(predictor.network, replace(predictor.protocol, window=None))
         self.network = predictor.network
-        if bands is not None and self.network.in_channels != 3:
-            raise ValueError(f"--bands names red, green and blue; the network takes {self.network.in_channels} bands")
         self.bands = bands
 
     def takes(self, one: Input) -> bool:
@@ -143,7 +143,7 @@ class Rasters:
 
     def _fill(self, source: Any, labels: Any, scores: Any, abstain: float) -> dict[str, Any]:
         """Predict all windows into the open files, and return what the manifest keeps."""
-        bands = self._bands_of(source)
+        bands = self._bands(source)
         counts = np.zeros(len(self.network.class_names), np.int64)
         valid_pixels, confidence, last_line = 0, 0.0, time.monotonic()
         rows = cuts(source.height, self.window[0], self.margin, self.grid)
@@ -178,35 +178,31 @@ class Rasters:
         place = window_of(row.read, column.read)
         if not source.dataset_mask(window=place).any():
             return np.full((len(self.network.class_names), *shape), 1 / len(self.network.class_names), np.float32)
-        pixels = as_bytes(source.read(bands, window=place), self.network.white)
+        pixels = scaled(source.read(bands, window=place), self.network.white)
         found = self.predict_window(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
         top, left = row.kept[0] - row.read[0], column.kept[0] - column.read[0]
         return found[:, top : top + shape[0], left : left + shape[1]]
 
-    def _bands_of(self, source: Any) -> list[int]:
-        """The numbers of the bands that the network sees: red, green and blue, or all.
+    def _bands(self, source: Any) -> list[int]:
+        """The numbers of the bands that the network sees.
 
         Raises:
-            ValueError: the file does not say which they are, it has another number of bands than a network that takes
-                all, or their pixels are no whole numbers of 8 or 16 bits.
+            ValueError: the file does not say which they are, or their pixels are no whole numbers of 8 or 16 bits.
         """
-        path, taken = source.name, self.network.in_channels
-        if taken != 3:
-            if source.count != taken:
-                raise ValueError(f"{path} has {source.count} bands; the network takes {taken}")
-            bands = list(range(1, taken + 1))
-        elif self.bands is not None:
+        path, count, wanted = source.name, source.count, self.network.in_channels
+        if self.bands is not None:
             bands = list(self.bands)
-        elif source.count == 1:
+        elif wanted == RGB and set(COLOURS) <= set(source.colorinterp):
+            bands = [source.colorinterp.index(colour) + 1 for colour in COLOURS]
+        elif wanted == RGB and count == 1:
             bands = [1, 1, 1]
-        elif set(RGB) <= set(source.colorinterp):
-            bands = [source.colorinterp.index(colour) + 1 for colour in RGB]
-        elif source.count == 3:
-            bands = [1, 2, 3]
+        elif count == wanted:
+            bands = list(range(1, count + 1))
         else:
-            raise ValueError(f"{path} has {source.count} bands; say which are red, green and blue, as in --bands 3 2 1")
-        if max(bands) > source.count:
-            raise ValueError(f"{path} has {source.count} bands; there is no band {max(bands)} (--bands)")
+            what = "red, green and blue" if wanted == RGB else f"the {wanted} that the network takes"
+            raise ValueError(f"{path} has {count} bands; say which are {what}, as in --bands 3 2 1")
+        if max(bands) > count:
+            raise ValueError(f"{path} has {count} bands; there is no band {max(bands)} (--bands)")
         kinds = {source.dtypes[band - 1] for band in bands}
         if not kinds <= {"uint8", "uint16"}:
             raise ValueError(f"{path} has {', '.join(sorted(kinds))} pixels; save it with 8 or 16 bits")
@@ -246,22 +242,15 @@ class Rasters:
         with rasterio.Env(GDAL_CACHEMAX=CACHE_MB), rasterio.open(path) as source, rasterio.open(labels) as made:
             factor = min(1.0, LONGEST_OVERLAY / max(source.shape))
             shape = (max(1, round(source.height * factor)), max(1, round(source.width * factor)))
-            bands = self._bands_of(source)
+            bands = self._bands(source)
             pixels = source.read(bands, out_shape=(len(bands), *shape))
-            image = np.ascontiguousarray(as_rgb(as_bytes(pixels, self.network.white).transpose(1, 2, 0)))
+            image = as_rgb(np.ascontiguousarray(scaled(pixels, self.network.white).transpose(1, 2, 0)))
             found = made.read(1, out_shape=shape).astype(np.int64)
             found[found == made.nodata] = -1
         picture = overlay(image, found, self.network.class_names, self.network.colours, legend=True)
         part = to.with_name(to.name + ".part")
         part.write_bytes(encoded(picture, "JPEG", quality=90))
         part.replace(to)
-
-
-def as_bytes(pixels: np.ndarray, white: int) -> np.ndarray:
-    """Pixels as uint8; levels of 16 bits are scaled so that `white` becomes 255, as in training."""
-    if pixels.dtype == np.uint8:
-        return pixels
-    return (pixels / (white / 255)).round().clip(0, 255).astype(np.uint8)
 
 
 def window_of(rows: Span, columns: Span) -> Window:

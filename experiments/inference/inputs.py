@@ -19,6 +19,8 @@ GEO_TAGS = {33550, 33922, 34264, 34735}
 """TIFF tags of GeoTIFF 1.1: scale of pixels, points on the ground, transformation, coordinate system."""
 LIST_SUFFIXES = {".txt", ".lst"}
 CAMERA = "camera:"
+ENDINGS = (".png", ".tif", ".overlay.jpg", ".overlay.mp4", ".probabilities.tif")
+"""Of results, those that may be endings of pictures and videos."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Inputs:
         out: folder of the results, which is left out where it lies in a folder of pictures.
 
     Raises:
-        ValueError: an argument names nothing, or a folder holds no pictures.
+        ValueError: an argument names nothing, a folder holds no pictures, or a result would replace an input.
     """
 
     def __init__(
@@ -78,11 +80,14 @@ class Inputs:
             self._add(argument)
         self.images = list(dict.fromkeys(self.images))
         self.videos = list(dict.fromkeys(self.videos))
-        folders = [str(path.absolute().parent) for path in (*self.images, *self.videos)]
+        folders = [str(absolute(path).parent) for path in (*self.images, *self.videos)]
         self.root = Path(os.path.commonpath(folders)) if folders else Path.cwd()
-        stems = Counter(path.absolute().with_suffix("") for path in (*self.images, *self.videos))
-        self.ambiguous = {stem for stem, count in stems.items() if count > 1}
-        """Paths that several inputs share up to their suffix; their results keep the suffix in the name."""
+        paths = {absolute(path) for path in (*self.images, *self.videos)}
+        stems = Counter(path.with_suffix("") for path in paths)
+        self.ambiguous = {stem for stem, count in stems.items() if count > 1 or stem in paths}
+        """Paths that several inputs share up to their suffix, or that are inputs themselves; the results of these
+        inputs keep the suffix in the name."""
+        self._keep_inputs()
 
     def __len__(self) -> int:
         """The number of image files and of frames, as far as the videos tell."""
@@ -96,6 +101,20 @@ class Inputs:
         for number in self.cameras:
             name = f"{CAMERA}{number}"
             yield from self._frames(cv2.VideoCapture(number), name, Path(f"camera-{number}"), "", Path(name))
+
+    def _keep_inputs(self) -> None:
+        """Refuse an `out` in which a label map would get the name of a picture that is to be predicted."""
+        if self.out is None:
+            return
+        files = [*self.images, *self.videos]
+        within = {str(absolute(path)) for path in files if absolute(path).is_relative_to(self.out)}
+        for path in files if within else ():
+            stem = self.out / self.stem_of(path)
+            lost = next((name for ending in ENDINGS if (name := f"{stem}{ending}") in within), None)
+            if lost is not None:
+                raise ValueError(
+                    f"--out {self.out}: the results of {path} would replace the input {lost}; give another"
+                )
 
     def first_geotiff(self) -> Path | None:
         """The first georeferenced file, if any."""
@@ -115,6 +134,8 @@ class Inputs:
             self._add_file(path)
         else:
             found = sorted(glob.glob(str(path), recursive=True))
+            if self.out is not None:
+                found = [one for one in found if not Path(one).resolve().is_relative_to(self.out)]
             if not found:
                 raise ValueError(f"{argument}: no such file or folder, and no file matches it as a pattern")
             for one in found:
@@ -149,12 +170,12 @@ class Inputs:
             self._add_file(file.parent / Path(line).expanduser())  # an absolute path stays as it is
 
     def _name(self, path: Path) -> str:
-        return path.absolute().relative_to(self.root).as_posix()
+        return absolute(path).relative_to(self.root).as_posix()
 
     def stem_of(self, path: Path) -> Path:
         """Where the results of a file go, below the output folder and without ending."""
-        relative = path.absolute().relative_to(self.root)
-        return relative if path.absolute().with_suffix("") in self.ambiguous else relative.with_suffix("")
+        relative = absolute(path).relative_to(self.root)
+        return relative if absolute(path).with_suffix("") in self.ambiguous else relative.with_suffix("")
 
     def frames_of(self, path: Path) -> Iterator[Input]:
         """The frames of a video file that are taken."""
@@ -193,6 +214,11 @@ class Unopened(Input):
 
     def read(self, decode: Callable[[Path], np.ndarray]) -> np.ndarray:
         raise ValueError(f"{self.name}: cannot be opened as a video")
+
+
+def absolute(path: Path) -> Path:
+    """The path from the root, without `..`, which would lead results out of their folder."""
+    return Path(os.path.abspath(path))
 
 
 def stamp(path: Path) -> str:

@@ -19,7 +19,7 @@ NOT_IN_COMMAND = {
 """Settings that do not change what is trained."""
 PIPELINES = {"segmentation": "image-segmentation", "classification": "image-classification"}
 """Hugging Face's names of the tasks."""
-SCORE_NAMES = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy", "top1": "top-1", "top5": "top-5"}
+SCORE_NAMES = {"miou": "mIoU", "iou": "IoU", "pixel_accuracy": "pixel accuracy", "top1": "top-1", "top5": "top-5"}
 LOCAL = "DIR"
 """Stands for folders of the author's machine."""
 
@@ -30,6 +30,7 @@ def model_card(
     results: Mapping[str, Any],
     settings: Mapping[str, Any],
     files: Sequence[str],
+    temperature: float = 1.0,
 ) -> str:
     """The card as Markdown.
 
@@ -39,6 +40,7 @@ def model_card(
         results: what results.json holds.
         settings: what config.yaml holds.
         files: the names of the pictures that lie beside the card.
+        temperature: what its logits are divided by.
     """
     protocol, training = results["protocol"], results.get("training", {})
     task = protocol["task"]
@@ -59,7 +61,7 @@ def model_card(
         f"```bash\n{command(settings)}\n```\n",
         training_list(results, training, settings),
         "## Preprocessing\n",
-        preprocessing_list(hparams["preprocessing"]),
+        preprocessing_list(hparams["preprocessing"], temperature),
         "## Intended use\n",
         "Left to the author. The scores above hold for images like those of the data set; nothing was measured on "
         "others.\n",
@@ -118,7 +120,7 @@ def class_table(scores: Mapping[str, Mapping[str, float | None]], hparams: Mappi
         + [number(scores[split].get(f"{kind}/{one}")) for split, kind in columns]
         for index, one in enumerate(hparams["class_names"])
     ]
-    titles = [f"{SCORE_NAMES.get(kind, kind.upper() if len(kind) < 4 else kind)} {split}" for split, kind in columns]
+    titles = [f"{SCORE_NAMES.get(kind, kind)} {split}" for split, kind in columns]
     return table(["label", "class", "colour", *titles], rows)
 
 
@@ -164,7 +166,7 @@ def training_list(results: Mapping[str, Any], training: Mapping[str, Any], setti
     return bullets(lines)
 
 
-def preprocessing_list(preprocessing: Mapping[str, Any]) -> str:
+def preprocessing_list(preprocessing: Mapping[str, Any], temperature: float) -> str:
     size = " x ".join(map(str, preprocessing["size"]))
     rules = {"own": "images keep their size", "stretch": f"images are resized to {size}"}
     rules["centre_crop"] = f"the shorter side is resized to 8/7 of {size}, and the centre is cut out"
@@ -172,6 +174,9 @@ def preprocessing_list(preprocessing: Mapping[str, Any]) -> str:
         "size (H x W)": rules[preprocessing["size_rule"]],
         "mean": ", ".join(f"{value:g}" for value in preprocessing["mean"]),
         "standard deviation": ", ".join(f"{value:g}" for value in preprocessing["std"]),
+        "temperature": f"{temperature:.4g}, fitted on the validation split; logits are divided by it"
+        if temperature != 1
+        else "",
     }
     return bullets(lines) + "\n`load` does this by itself; mean and standard deviation are of RGB in [0, 1].\n"
 

@@ -55,7 +55,8 @@ class SegmentationResult:
         }
 
     def overlay(self, legend: bool = True) -> Image.Image:
-        """The picture under the classes' colours, with a legend below it; pixels without a label are striped."""
+        """The picture under the classes' colours, with a legend below it; black classes show the picture as it is, and
+        pixels without a label are striped."""
         return overlay(self.image, self.labels, self.class_names, self.colours, legend=legend)
 
     def save(self, path: str | Path) -> None:
@@ -119,9 +120,11 @@ Result = SegmentationResult | ClassificationResult
 def overlay(
     image: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...], colours: np.ndarray, *, legend: bool
 ) -> Image.Image:
-    """An image uint8 `(H, W, 3)` under the colours of its labels `(H, W)`; label -1 is striped grey."""
+    """An image uint8 `(H, W, 3)` under the colours of its labels `(H, W)`; label -1 is striped grey, black is clear."""
     table = np.vstack([colours, [[128, 128, 128]]]).astype(np.uint8)  # the last row is label -1
     mixed = cv2.addWeighted(image, 1 - OPACITY, table[labels], OPACITY, 0)
+    black = ~table.any(1)[labels]  # usually the background, under which the picture would be hard to see
+    mixed[black] = image[black]
     stripes = np.add.outer(np.arange(labels.shape[0]), np.arange(labels.shape[1])) // HATCH % 2 == 0
     mixed[(labels < 0) & stripes] = (200, 200, 200)
     present = [int(label) for label in np.unique(labels)] if legend else []
@@ -150,7 +153,8 @@ def with_lines(image: np.ndarray, entries: list[tuple[str, np.ndarray | None]]) 
         rows[-1].append((x, text, colour))
         x += width
     line = round(1.6 * size)
-    canvas = Image.new("RGB", (picture.width, picture.height + line * len(rows) + size // 2), "white")
+    widest = max(x + round(font.getlength(text)) + 2 * size for row in rows for x, text, _ in row)
+    canvas = Image.new("RGB", (max(picture.width, widest), picture.height + line * len(rows) + size // 2), "white")
     canvas.paste(picture, (0, 0))
     draw = ImageDraw.Draw(canvas)
     for number, row in enumerate(rows):

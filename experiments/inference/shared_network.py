@@ -27,12 +27,13 @@ OUTSIDE = ("class_names", "preprocessing")
 """Arguments of the module that stand beside the others in config.json, because other programs may want them."""
 
 
-def write_shared(folder: Path, hparams: dict[str, Any], state: dict[str, Tensor]) -> None:
+def write_shared(folder: Path, hparams: dict[str, Any], state: dict[str, Tensor], temperature: float) -> None:
     """Write both files into a folder, each under another name first.
 
     Args:
         hparams: the arguments of the module, with preprocessing.
         state: its state dict.
+        temperature: what its logits are divided by.
     """
     part = folder / f"{WEIGHTS}.part"
     # Every tensor as a copy of its own: safetensors stores neither views nor channels-last tensors.
@@ -44,6 +45,7 @@ def write_shared(folder: Path, hparams: dict[str, Any], state: dict[str, Tensor]
         "graft": own_version(),
         "format": FORMAT,
         **{name: hparams[name] for name in OUTSIDE},
+        "temperature": temperature,
         "module": {name: value for name, value in hparams.items() if name not in OUTSIDE},
     }
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
@@ -64,7 +66,13 @@ def is_another(folder: Path, hparams: dict[str, Any], state: dict[str, Tensor]) 
 
 
 def read_hparams(weights: Path) -> dict[str, Any]:
-    """The arguments of the module whose tensors a file holds, from the config.json beside it.
+    """The arguments of the module whose tensors a file holds; see `read_content`."""
+    content = read_content(weights)
+    return content["module"] | {name: content[name] for name in OUTSIDE}
+
+
+def read_content(weights: Path) -> dict[str, Any]:
+    """The config.json beside a file of tensors.
 
     Raises:
         ValueError: there is none, or it is no JSON, or not of this project, or of a newer version.
@@ -86,7 +94,10 @@ def read_hparams(weights: Path) -> dict[str, Any]:
     missing = [name for name in OUTSIDE if not content.get(name)]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; give a folder that share.py wrote")
-    return content["module"] | {name: content[name] for name in OUTSIDE}
+    temperature = content.setdefault("temperature", 1.0)
+    if not isinstance(temperature, (int, float)) or isinstance(temperature, bool) or not temperature > 0:
+        raise ValueError(f"{path} has the temperature {temperature}; it is a number above 0")
+    return content
 
 
 def no_constant(name: str) -> NoReturn:
@@ -113,4 +124,5 @@ def build_shared(weights: Path, hparams: dict[str, Any]) -> GraftModule:
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{weights} does not hold the tensors of {CONFIG}: {reason[:200]}; get both again") from None
+    module.temperature = float(read_content(weights)["temperature"])
     return module
