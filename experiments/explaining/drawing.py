@@ -38,8 +38,8 @@ def panel(image: np.ndarray, caption: str, target: Target | None = None, least: 
     """A picture with a caption above it; the pixels of a segmentation's target are outlined."""
     drawn = enlarged(image, least)
     if target is not None and target.pixels is not None:
-        mask = target.pixels.cpu().numpy().astype(np.uint8)
-        mask = cv2.resize(mask, (drawn.shape[1], drawn.shape[0]), interpolation=cv2.INTER_NEAREST)
+        chosen = target.pixels.cpu().numpy().astype(np.uint8)
+        mask = cv2.resize(chosen, (drawn.shape[1], drawn.shape[0]), interpolation=cv2.INTER_NEAREST)
         edges, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         drawn = drawn.copy()
         cv2.drawContours(drawn, edges, -1, (255, 255, 255), 3)
