@@ -108,9 +108,20 @@ def pool_to(x: Tensor, side: int) -> Tensor:
 
     The gradient of adaptive pooling has no deterministic form on GPUs, so `--deterministic` refuses other sizes there.
     """
-    if torch.compiler.is_exporting() or x.shape[2:] != (side, side):  # an exported graph is to serve any size
-        return F.adaptive_avg_pool2d(x, side)
-    return x
+    if torch.compiler.is_exporting():  # an exported graph is to serve any size, and ONNX has no adaptive pooling
+        rows, columns = (bin_averages(length, side, x) for length in x.shape[2:])
+        return rows @ x @ columns.transpose(0, 1)
+    return F.adaptive_avg_pool2d(x, side) if x.shape[2:] != (side, side) else x
+
+
+def bin_averages(length: int, bins: int, like: Tensor) -> Tensor:
+    """The matrix `(bins, length)` that averages `length` values, which may be symbolic, to adaptive pooling's bins."""
+    bin_index = torch.arange(bins, device=like.device)[:, None]
+    first = bin_index * length // bins
+    end = ((bin_index + 1) * length + bins - 1) // bins
+    position = torch.arange(length, device=like.device)
+    inside = (position >= first) & (position < end)
+    return inside.to(like.dtype) / (end - first).to(like.dtype)
 
 
 class ConvolutionalFc6Fc7(nn.Module):
@@ -156,8 +167,9 @@ class DenseScores(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h, w = x.shape[2:]
         before, after = self.margins
-        rows = slice(min(before, h // 2), h - min(after, (h - 1) // 2))
-        columns = slice(min(before, w // 2), w - min(after, (w - 1) // 2))
+        # Sizes may be symbolic, hence sym_min.
+        rows = slice(torch.sym_min(before, h // 2), h - torch.sym_min(after, (h - 1) // 2))
+        columns = slice(torch.sym_min(before, w // 2), w - torch.sym_min(after, (w - 1) // 2))
         # Scores are linear: the mean of the scores is the score of the mean.
         return self.score(x[:, :, rows, columns].mean((2, 3), keepdim=True)).flatten(1)
 

@@ -56,10 +56,10 @@ class ResNetCifar(Backbone):
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        before = (width, *self.channels)
+        inputs = (width, *self.channels[:-1])
         self.layer1, self.layer2, self.layer3 = (
-            make_stage(BasicBlock, *widths, blocks, step, style)
-            for *widths, step in zip(before, self.channels, steps, strict=False)
+            make_stage(BasicBlock, before, after, blocks, step, style)
+            for before, after, step in zip(inputs, self.channels, steps, strict=True)
         )
         self.init_weights()
         self.load(weights)

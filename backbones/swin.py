@@ -22,8 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Permute, StochasticDepth
 
+from backbones.attention import attend
 from backbones.backbone import Backbone
 from backbones.transformer_init import init_truncated_normal
+from backbones.windows import from_windows, shifted_window_mask, to_windows
 
 PAPERS = {
     "Swin Transformer V2: Scaling Up Capacity and Resolution. Liu et al. 2021, arXiv:2111.09883.": (
@@ -62,48 +64,29 @@ class WindowAttention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         """`(windows, heads, N, C / heads)` each, bias broadcastable to `(windows, heads, N, N)` -> as `v`."""
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return attend(q, k, v, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, height, width, channels = x.shape
+        batch, height, width, _ = x.shape
         side = self.window
-        x = pad_at_end(x, -height % side, -width % side)
-        padded = x.shape[1], x.shape[2]
+        rows, columns = (height + side - 1) // side, (width + side - 1) // side
+        padded = (rows * side, columns * side)
         # A side of one window is not shifted: that would only separate pixels that belong together.
-        shifts = tuple(self.shift if length > side else 0 for length in padded)
-        rows, columns = padded[0] // side, padded[1] // side
+        shifts = (self.shift * torch.sym_min(1, rows - 1), self.shift * torch.sym_min(1, columns - 1))
 
-        if any(shifts):
-            x = x.roll((-shifts[0], -shifts[1]), (1, 2))
-        x = x.view(batch, rows, side, columns, side, channels).transpose(2, 3)
-        x = x.reshape(batch * rows * columns, side**2, channels)
-
+        x = to_windows(padded_to(x, padded), side, shifts)
         q, k, v = self.project(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         bias = self.bias_table()[self.relative_position_index].view(side**2, side**2, -1).permute(2, 0, 1)[None]
-        if any(shifts):
-            bias = (bias + self.shifted_window_mask(padded, shifts, x)).repeat(batch, 1, 1, 1)
+        # An exported graph is to serve maps of one window and of several.
+        if self.shift and (torch.compiler.is_exporting() or any(shifts)):
+            bias = (bias + shifted_window_mask(padded, side, shifts, x)).repeat(batch, 1, 1, 1)
         x = self.proj(self.attend(q, k, v, bias).transpose(1, 2).flatten(2))
-
-        x = x.view(batch, rows, columns, side, side, channels).transpose(2, 3)
-        x = x.reshape(batch, *padded, channels)
-        if any(shifts):
-            x = x.roll(shifts, (1, 2))
-        return x[:, :height, :width]
-
-    def shifted_window_mask(self, padded: tuple[int, int], shifts: tuple[int, ...], like: Tensor) -> Tensor:
-        """Attention mask `(windows, 1, N, N)`: -100 between pixels that only the shift brought together, else 0."""
-        side = self.window
-        regions = []
-        for length, shift in zip(padded, shifts, strict=True):
-            i = torch.arange(length, device=like.device)
-            regions.append((i >= length - side).long() + (i >= length - shift))
-        region = 3 * regions[0][:, None] + regions[1]
-        region = region.view(padded[0] // side, side, padded[1] // side, side).transpose(1, 2).reshape(-1, side**2)
-        return -100.0 * (region[:, None, :, None] != region[:, None, None, :]).to(like.dtype)
+        return from_windows(x, batch, padded, (height, width), side, shifts)
 
 
-def pad_at_end(x: Tensor, rows: int, columns: int) -> Tensor:
+def padded_to(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Add zeros below and to the right of `(B, H, W, C)`. Padding by nothing would copy the map."""
+    rows, columns = size[0] - x.shape[1], size[1] - x.shape[2]
     # An exported graph is to serve sizes that need padding and sizes that need none.
     if torch.compiler.is_exporting() or rows or columns:
         return F.pad(x, (0, 0, 0, columns, 0, rows))
@@ -133,7 +116,7 @@ class CosineWindowAttention(WindowAttention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         q = F.normalize(q, dim=-1) * self.logit_scale.clamp(max=math.log(100)).exp()
-        return F.scaled_dot_product_attention(q, F.normalize(k, dim=-1), v, attn_mask=bias, scale=1.0)
+        return attend(q, F.normalize(k, dim=-1), v, bias, scale=1.0)
 
 
 def offset_index(window: int) -> Tensor:
@@ -179,8 +162,10 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = pad_at_end(x, x.shape[1] % 2, x.shape[2] % 2)
-        x = torch.cat([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], -1)
+        batch, height, width, channels = x.shape
+        rows, columns = (height + 1) // 2, (width + 1) // 2
+        x = padded_to(x, (2 * rows, 2 * columns)).view(batch, rows, 2, columns, 2, channels)
+        x = x.permute(0, 1, 3, 4, 2, 5).reshape(batch, rows, columns, 4 * channels)  # down before across, as published
         return self.norm(self.reduction(x)) if self.post_norm else self.reduction(self.norm(x))
 
 

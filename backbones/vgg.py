@@ -68,7 +68,7 @@ class VGG(FullyConnectedBackbone):
     ) -> None:
         super().__init__(variant)
         check_deformable(deformable, deformable_version, number=5)
-        versions: list[Literal[0, 1, 2]] = [*(5 - deformable) * [0], *deformable * [deformable_version]]
+        versions: list[Literal[0, 1, 2]] = [deformable_version if i >= 5 - deformable else 0 for i in range(5)]
         depths, batch_norm = VARIANTS[variant]
         steps = atrous_steps((2, 2, 2, 2, 2), output_stride)
         layers: list[nn.Module] = []

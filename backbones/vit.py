@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.attention import attend
 from backbones.backbone import Backbone
 from backbones.layer_norm import LayerNorm2d
 from backbones.state_dicts import StateDict
@@ -53,7 +54,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, heads, N, C / heads)
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out_proj(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class EncoderBlock(nn.Module):
@@ -92,7 +93,8 @@ class Encoder(nn.Module):
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """Embeddings for `grid` rows and columns of patches, `(1, 1 + rows * columns, C)`."""
         side = self.native_side
-        if grid == (side, side):
+        # Interpolation changes nothing at the native size; an exported graph is to serve other sizes, too.
+        if not torch.compiler.is_exporting() and grid == (side, side):
             return self.pos_embedding
         token, patches = self.pos_embedding[:, :1], self.pos_embedding[:, 1:]
         patches = patches.transpose(1, 2).unflatten(2, (side, side))

@@ -3,53 +3,45 @@
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal
 
 import albumentations as A
-import cv2
-import numpy as np
-import torch
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.loops.progress import _ProcessedTracker
-from torch import Tensor
 
-from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD, to_pixels
+from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
 from datamodules.augmentation import compose, find_augmentation, scale_crop_flip
 from datamodules.bands import RGB, describe, mean_and_std
 from datamodules.checking import check
-from datamodules.collate import IGNORE_INDEX, collate
+from datamodules.collate import IGNORE_INDEX
 from datamodules.crops import centre_crop, random_crop_flip
 from datamodules.decoding import WHITE
 from datamodules.errors import DataError
 from datamodules.files import LabelledImages, MaskedImages
 from datamodules.fingerprint import content_hash, fingerprint_of
-from datamodules.loader import Batch, EqualBatches, Loader, Normalise, TrainingLoader, Uint8Dataset
+from datamodules.loader import Normalise
+from datamodules.loaders import DataModuleWithLoaders
 from datamodules.memory import keep_freed_memory
 from datamodules.node_folder import once_per_node
 from datamodules.notes import note
+from datamodules.palette import Colour, distinct_colours
 from datamodules.sample_cache import Cache, open_cache
-from datamodules.samples import OnBadSample, Samples, Shuffled
+from datamodules.samples import OnBadSample, Samples
 from datamodules.size_rules import SizeRule
 from datamodules.source import FileSource, Source
-from datamodules.worker_signals import ignore_signals_except_parents
 
 Task = Literal["classification", "segmentation"]
-Colour = tuple[int, int, int]
-L = TypeVar("L", bound=Loader)
 MIN_DECODED_SIZE_FACTOR = 2
 """JPEG files are decoded at a reduced size only if both sides remain at least this many times the crop's longer side;
 beyond that, more pixels would make no difference."""
 
 
-class GraftDataModule(LightningDataModule):
+class GraftDataModule(DataModuleWithLoaders):
     """Base class of all data sets. `setup()` builds `train`, `val` and `test`; a split that does not exist is None.
 
     A subclass states `tasks`, sets `class_names` (and `palette`, if it has its own colours) and writes `default_size`
     and `sources`. It overrides `preparation`, `augmentation` and `evaluation` if the default transforms do not suit it.
 
     Batches are `{"image": float32 (B, C, H, W), "target": int64 (B, H, W) or (B,), "name": list[str]}`, on the device
-    of the network. Every rank yields the same number of batches from each loader. A batch of a validation or test
-    loader may be empty (B = 0, H and W = `image_size`): the rank has no samples left, or none of them can be read.
+    of the network; see `DataModuleWithLoaders`.
 
     If `preparation` resizes images, masks of validation and test keep their own sizes, listed as "target_sizes" (h, w),
     and are padded with ignore to the largest.
@@ -68,8 +60,6 @@ class GraftDataModule(LightningDataModule):
     class_names: tuple[str, ...]
     palette: tuple[Colour, ...] | None = None
     """The data set's own colours of its classes, RGB in 0..255."""
-    splits: tuple[str, ...]
-    """The names of the splits that exist, set by `setup()`."""
 
     def __init__(
         self,
@@ -133,12 +123,6 @@ class GraftDataModule(LightningDataModule):
         if mask_suffix is not None and not self.takes_mask_suffix:
             raise DataError(f"--mask-suffix is for --data folders; the masks of {name} have fixed names")
         self.mask_suffix = mask_suffix
-        self._normalise_on: dict[torch.device, Normalise] = {}
-        self.resumed: dict[str, int] | None = None
-        self._sampler: Shuffled | None = None
-        self.train: Samples | None = None
-        self.val: Samples | None = None
-        self.test: Samples | None = None
 
     @property
     def num_classes(self) -> int:
@@ -280,139 +264,3 @@ class GraftDataModule(LightningDataModule):
             cache=open_cache(self.cache) if isinstance(source, FileSource) else None,
             preparation=compose(preparation) if preparation else None,
         )
-
-    def _processes(self) -> tuple[int, int]:
-        """This process's rank, and the number of ranks."""
-        if self.trainer is not None:
-            return self.trainer.global_rank, self.trainer.world_size
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return 0, 1
-
-    def _check_batch_size(self, images: int) -> None:
-        _, processes = self._processes()
-        if images // processes < self.batch_size:
-            needs = f"on each of {processes} processes needs more" if processes > 1 else "is larger"
-            raise DataError(
-                f"--batch-size {self.batch_size} {needs} than the {images} training images; "
-                f"use at most {images // processes}"
-            )
-
-    def train_dataloader(self) -> TrainingLoader:
-        """Shuffled batches, all of `batch_size`; a remainder of the epoch that fills no batch is left out."""
-        if self.train is None:
-            raise DataError(f"there is no train split in {self.data_dir}; --epochs 0 scores without training")
-        self._check_batch_size(len(self.train))
-        rank, processes = self._processes()
-        sampler = Shuffled(self.train, processes, rank, self.seed)
-        loader = self._loader(TrainingLoader, self.train, batch_size=self.batch_size, sampler=sampler, drop_last=True)
-        self._sampler = sampler
-        if self.resumed is not None:
-            sampler.resume(**self.resumed)
-        loader.progress = self.state_dict
-        return loader
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        # Keep the state until the loader is made: Lightning restores a loader's own state too late if the optimiser
-        # has already asked for the number of steps.
-        self.resumed = state_dict
-        if self._sampler is not None:  # under FSDP2, Lightning restores after it has made the loader
-            self._sampler.resume(**state_dict)
-
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its samples all ranks together have trained on.
-
-        Samples that workers have only prefetched do not count.
-        """
-        assert self.trainer is not None
-        assert self._sampler is not None
-        loop = self.trainer.fit_loop
-        epoch = cast("_ProcessedTracker", loop.epoch_progress.current).processed
-        batches = cast("_ProcessedTracker", loop.epoch_loop.batch_progress.current).processed
-        # If --max-steps ended an epoch early, Lightning resumes with the next one.
-        within = epoch == self._sampler.epoch
-        return {"epoch": epoch, "taken": batches * self.batch_size * self.trainer.world_size if within else 0}
-
-    def val_dataloader(self) -> Loader:
-        """Every sample exactly once over all ranks, in equally many batches on each rank; some may be empty."""
-        return self._evaluation_loader("val", self.val)
-
-    def test_dataloader(self) -> Loader:
-        """Every sample exactly once over all ranks, in equally many batches on each rank; some may be empty."""
-        return self._evaluation_loader("test", self.test)
-
-    def _evaluation_loader(self, split: str, samples: Samples | None) -> Loader:
-        if samples is None:
-            raise DataError(f"there is no {split} split; the splits are {', '.join(self.splits)}")
-        rank, processes = self._processes()
-        if len(samples) < processes:
-            raise DataError(f"{processes} processes cannot share {len(samples)} {split} images; use fewer --devices")
-        batches = EqualBatches(len(samples), self.batch_size, rank, processes)
-        return self._loader(Loader, samples, batch_sampler=batches)
-
-    def _loader(self, kind: type[L], samples: Samples, **batching: Any) -> L:
-        loader = kind(
-            Uint8Dataset(samples.pixels),
-            num_workers=self.workers,
-            collate_fn=collate,
-            pin_memory=self._device().type == "cuda",
-            persistent_workers=self.workers > 0,
-            worker_init_fn=prepare_worker,
-            **batching,
-        )
-        loader.to_device_and_normalise = self.to_device_and_normalise
-        return loader
-
-    def _device(self) -> torch.device:
-        """Where the network is."""
-        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-
-    def to_device_and_normalise(self, batch: Batch) -> Batch:
-        """Move a uint8 batch from the workers to the network's device, fill its padding with the mean colour and
-        normalise it.
-
-        The program never waits for the device here: copies to a GPU start from pinned memory and are non-blocking, and
-        the constants of the normalisation stay on the device.
-        """
-        device = self._device()
-        if not batch["name"]:
-            return self._empty_batch(device)
-        if device not in self._normalise_on:
-            self._normalise_on[device] = self.normalise.to(device)
-        normalise = self._normalise_on[device]
-        # Non-blocking copies to Apple's MPS can deliver a buffer that the host has already reused.
-        non_blocking = device.type != "mps"
-        pixels = batch["image"].to(device, non_blocking=non_blocking)
-        for one, (height, width) in zip(pixels, batch.get("sizes", ()), strict=False):
-            one[height:] = one[:, width:] = normalise.colour
-        target = batch["target"].to(device, non_blocking=non_blocking).long()
-        more = {"target_sizes": batch["target_sizes"]} if "target_sizes" in batch else {}
-        if "border_weights" in batch:
-            more["border_weights"] = batch["border_weights"].to(device, non_blocking=non_blocking)
-        return {"image": normalise(pixels), "target": target, "name": batch["name"]} | more
-
-    def _empty_batch(self, device: torch.device) -> Batch:
-        height, width = self.image_size
-        shape = (0, height, width) if self.task == "segmentation" else (0,)
-        image = torch.zeros(0, self.in_channels, height, width, device=device)
-        return {"image": image, "target": torch.zeros(shape, dtype=torch.long, device=device), "name": []}
-
-    def to_pixels(self, image: Tensor) -> Tensor:
-        """Undo the normalisation: float `(..., C, H, W)` -> uint8."""
-        return to_pixels(image, self.mean, self.std)
-
-
-def prepare_worker(worker: int) -> None:
-    """Settings of a data-loader worker; it does not inherit them from the training process unless it is forked."""
-    cv2.setNumThreads(0)  # OpenCV would start one thread per core in every worker
-    keep_freed_memory()
-    ignore_signals_except_parents()
-
-
-def distinct_colours(count: int) -> tuple[Colour, ...]:
-    """`count` RGB colours: black, then hues that advance by the golden angle at three brightnesses in turn."""
-    hues = np.arange(count - 1) * 0.618034 % 1 * 180
-    values = np.resize([255, 190, 140], count - 1)
-    hsv = np.stack([hues, np.full(count - 1, 190), values], axis=-1).astype(np.uint8)
-    rgb = cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0]
-    return ((0, 0, 0), *((int(r), int(g), int(b)) for r, g, b in rgb))

@@ -11,6 +11,7 @@ Cells are separated by commas, semicolons or tabs. The text is UTF-8, UTF-16 wit
 """
 
 import csv
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,9 +19,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from datamodules.base import IGNORE_INDEX, Colour
+from datamodules.collate import IGNORE_INDEX
 from datamodules.decoding import decode, read_mask
 from datamodules.errors import DataError
+from datamodules.palette import Colour
 
 MOST_CLASSES = IGNORE_INDEX
 MOST_VALUE = 65_535
@@ -35,9 +37,11 @@ HEADERS = {
     "r": ("r", "red"),
     "g": ("g", "green"),
     "b": ("b", "blue"),
+    "hex": ("color", "colour", "hex", "rgb"),
 }
 """What the columns may be called, in any case."""
-FORM = "must begin with the line name or name,r,g,b or value,name"
+HEX = re.compile("#?([0-9a-fA-F]{6})")
+FORM = "must begin with the line name or name,r,g,b or name,color (as #ff0000) or value,name"
 
 
 class Row(NamedTuple):
@@ -209,13 +213,15 @@ def table_rows(path: Path, lines: Sequence[str]) -> list[Row]:
             continue
         try:
             r_g_b = [int(cells[column]) for column in colours]
+            if "hex" in columns and not colours:
+                r_g_b = list(bytes.fromhex(HEX.fullmatch(cells[columns["hex"]].strip())[1]))  # type: ignore[index]
             value = int(cells[columns["value"]]) if "value" in columns else None
             if r_g_b and not 0 <= min(r_g_b) <= max(r_g_b) <= 255:
                 raise ValueError
             if value is not None and not 0 <= value <= MOST_VALUE:
                 raise ValueError
             name = cells[columns["name"]].strip()
-        except (IndexError, ValueError):
+        except (IndexError, TypeError, ValueError):
             line = lines[reader.line_num - 1]
             raise DataError(f"{path}, line {reader.line_num}: {line!r} does not fit; the file {FORM}") from None
         rows.append(Row(name, (r_g_b[0], r_g_b[1], r_g_b[2]) if r_g_b else None, value))

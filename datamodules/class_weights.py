@@ -24,7 +24,7 @@ from datamodules.base import GraftDataModule, Source
 from datamodules.cache_folder import cache_folder, read_json, write_json
 from datamodules.checking import in_threads
 from datamodules.errors import DataError
-from datamodules.files import LabelledImages, MaskedImages
+from datamodules.files import MaskedImages
 from datamodules.node_folder import once_per_node
 from datamodules.shards import ShardSamples
 from datamodules.source import SourceWithClasses
@@ -95,8 +95,6 @@ def count(source: Source, data: GraftDataModule) -> Counts:
 
 def class_labels(source: Source) -> np.ndarray | None:
     """The class of each sample; None if the samples have masks."""
-    if isinstance(source, LabelledImages):
-        return np.array([label for _, label in source.files])
     return source.class_labels() if isinstance(source, SourceWithClasses) else None
 
 

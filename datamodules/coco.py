@@ -12,9 +12,7 @@ on top, and of two of one area the later one. Regions marked `iscrowd` are ignor
 """
 
 import json
-import os
-import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,17 +20,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from datamodules.base import IGNORE_INDEX, GraftDataModule, Source, Task
-from datamodules.class_table import MOST_CLASSES
+from datamodules.coco_files import LAYOUT, annotation_files, classes_of, find_images, images_by_name, read_annotations
 from datamodules.decoding import read_image
 from datamodules.errors import DataError
-from datamodules.layout import SPLITS, split_of
 from datamodules.notes import note
-from datamodules.pairing import hold_out, kinds, walk
+from datamodules.pairing import hold_out
+from datamodules.split_folders import SPLITS
 
-BACKGROUND = "background"
-LAYOUT = (
-    "--data-dir must name a folder with images and JSON files in COCO's format, as annotations/instances_train.json"
-)
 Annotation = dict[str, Any]
 
 
@@ -75,8 +69,8 @@ class AnnotatedImages:
         self.file = file
         self.images: list[dict[str, Any]] = [image for image in content["images"] if image["id"] in paths]
         self.files = [paths[image["id"]] for image in self.images]
-        names = {category["id"]: category["name"] for category in content["categories"]}
-        self.labels = {number: label_of[name] for number, name in names.items() if name in label_of}
+        self.names = {category["id"]: category["name"] for category in content["categories"]}
+        self.labels = {number: label_of[name] for number, name in self.names.items() if name in label_of}
         self.annotations: dict[int, list[Annotation]] = defaultdict(list)
         for one in content["annotations"]:
             self.annotations[one["image_id"]].append(one)
@@ -110,7 +104,8 @@ class AnnotatedImages:
     def part(self, indices: list[int]) -> "AnnotatedImages":
         """Some of the images."""
         one = object.__new__(AnnotatedImages)
-        one.file, one.labels, one.annotations = self.file, self.labels, self.annotations
+        one.file, one.names, one.labels = self.file, self.names, self.labels
+        one.annotations = self.annotations
         one.images, one.files = [self.images[i] for i in indices], [self.files[i] for i in indices]
         return one
 
@@ -127,10 +122,7 @@ class AnnotatedImages:
         objects: list[tuple[Any, int]] = []
         for one in self.annotations[self.images[index]["id"]]:
             if one["category_id"] not in self.labels:
-                message = (
-                    f"{self.file} has an annotation of category {one['category_id']}, which is none of its classes"
-                )
-                raise DataError(f"{message}; list it under categories", "unknown label")
+                raise self._unknown_category(one["category_id"])
             try:
                 rle = run_lengths(one.get("segmentation"), height, width)
             except Exception as error:  # pycocotools raises what it likes
@@ -145,19 +137,31 @@ class AnnotatedImages:
             mask[rle_tools.decode(rle) > 0] = label
         return mask
 
+    def _unknown_category(self, number: Any) -> DataError:
+        what = f"{self.file} has an annotation of category {number!r}"
+        if number in self.names:
+            message = f"{what}, {self.names[number]}, which the training annotations do not list; add it there"
+        else:
+            message = f"{what}, which is none of its classes; list it under categories"
+        return DataError(message, "unknown label")
+
     def _say_unusual(self, content: dict[str, Any]) -> None:
         """Name annotations without an outline, and images without annotations.
 
         Raises:
             ValueError: no annotation has an outline.
         """
-        without = sum(not one.get("segmentation") for one in content["annotations"])
+        without = sum(not has_outline(one.get("segmentation")) for one in content["annotations"])
         total = len(content["annotations"])
         if without == total:
             what = "boxes only" if total else "no annotations"
             raise DataError(f"{self.file} holds {what}; export polygons or masks (segmentation) to train on")
         if without:
             note(f"{without} of {total} annotations in {self.file} have a box only: their pixels count as background")
+        listed = {image["id"] for image in content["images"]}
+        strays = sum(one["image_id"] not in listed for one in content["annotations"])
+        if strays:
+            note(f"{strays} of {total} annotations in {self.file} are of images that it does not list")
         empty = sum(image["id"] not in self.annotations for image in self.images)
         if empty:
             note(f"{empty} of {len(self.images)} images in {self.file} have no annotation: background throughout")
@@ -172,152 +176,35 @@ def require_pycocotools() -> None:
         ) from None
 
 
+def has_outline(segmentation: Any) -> bool:
+    """Whether there is anything to draw: run lengths, or a polygon of three points. Others count as boxes."""
+    if isinstance(segmentation, list):
+        return any(len(polygon) >= 6 for polygon in segmentation)
+    return bool(segmentation)
+
+
 def run_lengths(segmentation: Any, height: int, width: int) -> Any | None:
     """Polygons, or run lengths as a list or compressed, as compressed run lengths; None if there is no outline.
 
     Raises:
-        ValueError: run lengths are of another size than the image.
+        ValueError: run lengths are of another size than the image, or half a point ends a polygon.
     """
     from pycocotools import mask as rle_tools
 
-    if not segmentation:
+    if not has_outline(segmentation):
         return None
     if isinstance(segmentation, list):
+        if any(len(polygon) % 2 for polygon in segmentation):
+            raise ValueError("a polygon has an odd number of coordinates")
         # Four numbers would be taken for a box.
         polygons = [[float(x) for x in polygon] for polygon in segmentation if len(polygon) >= 6]
-        return rle_tools.merge(rle_tools.frPyObjects(polygons, height, width)) if polygons else None
+        if not np.isfinite(np.concatenate(polygons)).all():
+            raise ValueError("a coordinate is no number")
+        return rle_tools.merge(rle_tools.frPyObjects(polygons, height, width))
     if list(segmentation["size"]) != [height, width]:
         raise ValueError(f"its run lengths are for {segmentation['size'][1]}x{segmentation['size'][0]} pixels")
     if isinstance(segmentation["counts"], list):
+        if sum(segmentation["counts"]) != height * width:
+            raise ValueError(f"its run lengths add up to {sum(segmentation['counts'])} pixels of {height * width}")
         return rle_tools.frPyObjects(segmentation, height, width)
     return segmentation
-
-
-def split_in(stem: str) -> str | None:
-    """The split that a word in a file's name stands for: instances_train2017."""
-    words = [Path(word) for word in re.split(r"[^A-Za-z]+", stem) if word]
-    return next((split for word in words if (split := split_of(word))), None)
-
-
-def annotation_files(root: Path) -> dict[str, Path]:
-    """The JSON file of each split, in the order train, val, test; a single one without a split is for training.
-
-    Raises:
-        ValueError: there is none, or two for one split.
-    """
-    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]
-    found: dict[str, Path] = {}
-    unsplit: list[Path] = []
-    for folder in folders:
-        files = sorted(folder.glob("*.json"))
-        instances = [path for path in files if path.name.startswith("instances")]  # beside captions and keypoints
-        for path in instances or [path for path in files if holds_annotations(path)]:
-            split = (split_of(folder) if folder != root else None) or split_in(path.stem)
-            if split is None:
-                unsplit.append(path)
-            elif split in found:
-                raise DataError(f"{found[split]} and {path} are both for {split}; keep one of them")
-            else:
-                found[split] = path
-    if not found and len(unsplit) == 1:
-        return {"train": unsplit[0]}
-    if "train" not in found:
-        names = ", ".join(str(path.relative_to(root)) for path in [*found.values(), *unsplit]) or "no annotations"
-        raise DataError(f"{root} holds {names}: which is for training? {LAYOUT}")
-    if unsplit:
-        note(f"passed over in {root}: {', '.join(path.name for path in unsplit)}, whose names tell no split")
-    return {split: found[split] for split in SPLITS if split in found}
-
-
-def holds_annotations(path: Path) -> bool:
-    """Whether a JSON file speaks of annotations, by a glance at its beginning and end."""
-    with path.open("rb") as file:
-        start = file.read(4_096)
-        file.seek(max(0, path.stat().st_size - 4_096))
-        return any(
-            word in part for part in (start, file.read()) for word in (b'"annotations"', b'"images"', b'"categories"')
-        )
-
-
-def read_annotations(path: Path) -> dict[str, Any]:
-    """The content of a JSON file in COCO's format.
-
-    Raises:
-        ValueError: it is not of that format.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON ({error}); export it again") from None
-    for key, needs in (("images", ("id", "file_name")), ("annotations", ("image_id", "category_id")),
-                       ("categories", ("id", "name"))):  # fmt: skip
-        rows = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(rows, list) or not all(need in row for row in rows for need in needs):
-            raise DataError(f"{path} is not in COCO's format: it has no list {key} with {' and '.join(needs)} in each")
-    return content
-
-
-def classes_of(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], dict[str, int]]:
-    """The names of the classes, background first, and the class of each category name.
-
-    Roboflow lists the name of the project as a category that no annotation has; it is left out.
-
-    Raises:
-        ValueError: there are none, too many, or two of one name.
-    """
-    used = {one["category_id"] for one in content["annotations"]}
-    above = {category.get("supercategory") for category in content["categories"]}
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    kept = [one["name"] for one in categories if one["id"] in used or one["name"] not in above or len(above) == 1]
-    names = (BACKGROUND, *(name for name in kept if name.lower() != BACKGROUND))
-    if not 2 <= len(set(names)) == len(names) <= MOST_CLASSES:
-        raise DataError(
-            f"{path} names {len(set(names)) - 1} different categories; write 1 to {MOST_CLASSES - 1}, each once"
-        )
-    labels = {name: number for number, name in enumerate(names)}
-    return names, labels | {one["name"]: 0 for one in categories if one["name"].lower() == BACKGROUND}
-
-
-def images_by_name(root: Path) -> dict[str, list[Path]]:
-    """All images under `root` by their file name."""
-    found: dict[str, list[Path]] = defaultdict(list)
-    others: Counter[str] = Counter()
-    for path in sorted(walk(root, others)):
-        found[path.name].append(path)
-    others.pop(".json", None)
-    if others:
-        note(f"passed over in {root}: {kinds(others)}")
-    return found
-
-
-def find_images(
-    content: dict[str, Any], file: Path, split: str, paths: dict[str, list[Path]], root: Path
-) -> dict[int, Path]:
-    """The path of each listed image by its id.
-
-    Raises:
-        ValueError: one is not there, or there are several and it is unclear which is meant.
-    """
-    found: dict[int, Path] = {}
-    missing: list[str] = []
-    for image in content["images"]:
-        name = image["file_name"].replace("\\", "/")
-        candidates = paths.get(os.path.basename(name), [])
-        for fits in (
-            {path for path in candidates if f"/{path.as_posix()}".endswith(f"/{name.lstrip('./')}")},
-            {path for path in candidates if path.is_relative_to(file.parent)},
-            {path for path in candidates if split in map(split_in, path.relative_to(root).parts[:-1])},
-        ):
-            candidates = [path for path in candidates if path in fits] or candidates
-        if len(candidates) > 1:
-            raise DataError(f"{file} lists {name}, which is {' and '.join(map(str, candidates[:2]))}; keep one of them")
-        if candidates:
-            found[image["id"]] = candidates[0]
-        else:
-            missing.append(name)
-    if missing:
-        raise DataError(
-            f"{file} lists {len(content['images'])} images, {len(missing)} of which are not in {root} (first: "
-            f"{missing[0]}); put them there or remove their entries"
-        )
-    return found

@@ -143,7 +143,7 @@ def decode_plain(data: bytes, min_side: int | None) -> np.ndarray | None:
             # OpenCV fills the rest of a truncated JPEG file with grey, without an error.
             jpeg = image.format == "JPEG" and data.endswith(JPEG_END)
             png = image.format == "PNG" and data[24:26] == PNG_RGB8
-            if image.mode != "RGB" or not (jpeg or png):
+            if image.mode != "RGB" or not (jpeg or png) or pages(image) > 1:
                 return None
             # Pillow would decode a whole PNG file to find its EXIF data, which may stand at the end.
             turned = image.getexif().get(ORIENTATION, 1) != 1 if jpeg else any(mark in data for mark in PNG_EXIF)
@@ -240,7 +240,7 @@ def more_bands(path: Path, bands: int) -> DataError:
 
 def pages(image: Image.Image) -> int:
     """Pages of a TIFF file, without reduced copies of the first, or frames of an animation."""
-    count = getattr(image, "n_frames", 1) if image.format in ("TIFF", "GIF", "WEBP") else 1
+    count = getattr(image, "n_frames", 1) if image.format in ("TIFF", "GIF", "WEBP", "PNG") else 1
     if count == 1 or image.format != "TIFF":
         return count
     reduced = 0

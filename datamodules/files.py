@@ -11,6 +11,7 @@ from datamodules.bands import RGB, read_channels
 from datamodules.collate import IGNORE_INDEX
 from datamodules.decoding import WHITE, read_mask
 from datamodules.errors import DataError
+from datamodules.packed_paths import PackedPaths
 from datamodules.pairing import Pair
 
 
@@ -111,7 +112,8 @@ class LabelledImages:
     """
 
     def __init__(self, files: list[tuple[Path, int]]) -> None:
-        self.files = files
+        self.files = PackedPaths(path for path, _ in files)
+        self.labels = np.array([label for _, label in files], np.int64)
         self.min_side: int | None = None
         self.white = WHITE
         self.in_channels = RGB
@@ -120,7 +122,7 @@ class LabelledImages:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int, str]:
-        path, label = self.files[index]
+        path, label = self.files[index], int(self.labels[index])
         return (
             read_channels(path, self.in_channels, self.min_side, self.white),
             label,
@@ -129,8 +131,12 @@ class LabelledImages:
 
     def paths(self, index: int) -> tuple[Path, ...]:
         """The image."""
-        return (self.files[index][0],)
+        return (self.files[index],)
+
+    def class_labels(self) -> np.ndarray:
+        """The class of each image, int64 `(N,)`."""
+        return self.labels
 
     def decoding_key(self, index: int) -> tuple[Any, ...]:
         """The class, how large the image must be, and how deep images are read."""
-        return self.files[index][1], self.min_side, self.white, self.in_channels
+        return int(self.labels[index]), self.min_side, self.white, self.in_channels

@@ -20,6 +20,7 @@ from typing import ClassVar
 import albumentations as A
 
 from datamodules.base import GraftDataModule, Source, Task
+from datamodules.class_folders import class_trees
 from datamodules.class_table import MOST_CLASSES, ClassTable, read_classes
 from datamodules.decoding import read_mask
 from datamodules.depth import white_level
@@ -27,10 +28,12 @@ from datamodules.errors import DataError
 from datamodules.files import LabelledImages, MaskedImages, identity
 from datamodules.label_faults import check_classes, count_classes, refuse_numbers, refuse_soft, say_lost_classes
 from datamodules.label_scan import scan_labels
-from datamodules.layout import SPLITS, class_trees, contents, mask_pairs, split_folders
+from datamodules.mask_layout import mask_pairs
 from datamodules.notes import note
 from datamodules.pairing import folders_in, hold_out, kinds
 from datamodules.size_rules import SizeRule
+from datamodules.split_folders import SPLITS, contents, split_folders
+from datamodules.turned import note_turned
 
 LAYOUTS = {
     "segmentation": "--data-dir must name a folder with images/ and masks/",
@@ -71,6 +74,7 @@ class Folders(GraftDataModule):
 
     def _masked(self, root: Path, passed_over: Counter[str]) -> dict[str, MaskedImages]:
         splits = mask_pairs(root, self.mask_suffix, passed_over)
+        note_turned([one.image for pairs in splits.values() for one in pairs])
         if "val" not in splits:
             splits["train"], splits["val"] = hold_out(splits["train"], [p.name for p in splits["train"]], root)
         table = find_table(root)

@@ -5,9 +5,9 @@ whose dilation doubles; it is initialised to the identity. As in the paper, VGG 
 its pools 4 and 5 are removed. AlexNet and ZFNet also keep fc6 and fc7; on them, as on all other backbones, strides are
 traded for dilation. The context module's dilations count values of the map, whatever the output stride. `--staged`
 trains the front end first, then the context module on it. Differences from the paper: layers are zero-padded unless
-`padding` is "reflect"; biases learn at the rate of the weights, not at twice that; in the second stage of `--staged`
-the backbone is frozen but the 1x1 score layer is still trained. The paper does not give the widths of the large
-module's extra layers in the ten-layer form; here they are as wide as layer 6.
+`padding` is "reflect"; biases learn at twice the rate of the weights only with `--bias-lr-mult 2`; in the second stage
+of `--staged` the backbone is frozen but the 1x1 score layer is still trained. The paper does not give the widths of the
+large module's extra layers in the ten-layer form; here they are as wide as layer 6.
 """
 
 from collections.abc import Sequence

@@ -3,8 +3,11 @@
 A 1x1 score layer on each map that a variant reads: at strides 32, 16 and 8 for FCN-8s, without the finer ones for
 FCN-16s and FCN-32s. Coarse scores are upsampled by a factor of 2 and added to finer ones; the sum is upsampled to the
 image size. Upsampling uses transposed convolutions that are initialised to bilinear interpolation and then trained
-(`learn_upsampling`). At output stride 16 or 8, maps that have the next finer map's stride are added without upsampling.
-All layers are trained at once or, with `--staged`, as in the paper: FCN-32s first, FCN-16s from it, FCN-8s from that.
+(`learn_upsampling`). `up` replaces them by "bilinear" or "nearest" interpolation followed by a 3x3 convolution that
+starts as the identity: transposed convolutions whose kernel is no multiple of their stride, or whose weights grow
+unequal, leave a checkerboard (Odena, Dumoulin, Olah 2016, Distill, doi:10.23915/distill.00003). At output stride 16 or
+8, maps that have the next finer map's stride are added without upsampling. All layers are trained at once or, with
+`--staged`, as in the paper: FCN-32s first, FCN-16s from it, FCN-8s from that.
 
 Differences from the paper: the last upsampling is trained too; the coarsest score layer starts at PyTorch's default,
 not at zero; the input is not padded by 100 pixels. The paper crops scores by offsets computed from the layers; here,
@@ -14,6 +17,7 @@ scores are cropped, or their border is repeated, so that they lie on the pixels 
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,11 +45,27 @@ def bilinear_upsampling(channels: int, factor: int, *, learned: bool = True) -> 
     return layer
 
 
+def interpolation_and_conv(channels: int, factor: int, mode: Literal["bilinear", "nearest"]) -> nn.Module:
+    """Interpolation by `factor`, then a 3x3 convolution that starts as the identity. A factor of 1 is the identity.
+
+    `(B, C, H, W)` -> `(B, C, factor * H, factor * W)`.
+    """
+    if factor == 1:
+        return nn.Identity()
+    conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+    nn.init.dirac_(conv.weight)
+    return nn.Sequential(nn.Upsample(scale_factor=factor, mode=mode), conv)
+
+
 class FCN(Head):
     """Sum of the scores of the maps at `required_strides`; logits at stride 1.
 
     Args:
         learn_upsampling: False keeps the transposed convolutions at bilinear interpolation.
+        up: "transposed", or "bilinear" or "nearest" for interpolation and a convolution.
+
+    Raises:
+        ValueError: another `up`, or one that interpolates together with `learn_upsampling` = False.
     """
 
     backbone_options = {"fully_convolutional": True}
@@ -57,7 +77,14 @@ class FCN(Head):
         num_classes: int,
         *,
         learn_upsampling: bool = True,
+        up: Literal["transposed", "bilinear", "nearest"] = "transposed",
     ) -> None:
+        if up not in ("transposed", "bilinear", "nearest"):
+            raise ValueError(f"up is {up!r}; give transposed, bilinear or nearest")
+        if up != "transposed" and not learn_upsampling:
+            raise ValueError(
+                f"learn_upsampling is false, which freezes transposed convolutions, but up is {up}; leave one out"
+            )
         super().__init__(reductions, [level_at(reductions, stride) for stride in sorted(self.required_strides)], 1)
         coarse_to_fine = self.levels[::-1]
         scores = [nn.Conv2d(channels[index], num_classes, 1) for index in coarse_to_fine]
@@ -69,6 +96,8 @@ class FCN(Head):
         strides = [*(reductions[index] for index in coarse_to_fine), 1]
         *ups, final = (
             bilinear_upsampling(num_classes, coarse // fine, learned=learn_upsampling)
+            if up == "transposed"
+            else interpolation_and_conv(num_classes, coarse // fine, up)
             for coarse, fine in pairwise(strides)
         )
         self.ups = nn.ModuleList(ups)

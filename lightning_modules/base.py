@@ -15,6 +15,7 @@ from lightning_modules.calibration import TemperatureFit
 from lightning_modules.losses import SEGMENTATION_ONLY, WeightedSum, terms
 from lightning_modules.metrics import ClassificationScores, EpochLoss, SegmentationScores
 from lightning_modules.network import Network
+from lightning_modules.optimizers import OPTIMIZERS, make_optimizer
 from lightning_modules.own_size import at_own_sizes
 from lightning_modules.parameter_groups import parameter_groups
 from lightning_modules.schedules import learning_rate_factor
@@ -26,7 +27,6 @@ Batch = Mapping[str, Any]
 Scores = SegmentationScores | ClassificationScores
 AUX_CLASSIFIER_WEIGHT = 0.3
 """Weight of the loss of each auxiliary classifier (Szegedy et al. 2014, section 5)."""
-OPTIMIZERS = ("sgd", "adamw")
 
 
 class GraftModule(pl.LightningModule):
@@ -45,8 +45,9 @@ class GraftModule(pl.LightningModule):
             in training only; 0 or None builds no such head. Classification: loss of GoogLeNet's auxiliary classifiers;
             None means the paper's 0.3, and 0 builds none.
         ignore_index: label of the targets that do not count.
-        optimizer: "sgd" or "adamw".
+        optimizer: "sgd", "adamw" or "rmsprop", which has the decay of 0.9 and the epsilon of 0.001 of EfficientNet.
         lr: base learning rate; the backbone's is `lr * backbone_lr_mult`.
+        bias_lr_mult: rate of the biases of linear layers and convolutions, as a multiple of that of the weights.
         freeze_backbone: its parameters get no gradient, and it stays in evaluation mode, so its batch norms keep their
             statistics.
         freeze_norms: the backbone's batch norms keep their statistics; their scales and shifts are learned.
@@ -88,6 +89,7 @@ class GraftModule(pl.LightningModule):
         optimizer: str = "adamw",
         lr: float = 1e-3,
         backbone_lr_mult: float = 1.0,
+        bias_lr_mult: float = 1.0,
         freeze_backbone: bool = False,
         freeze_norms: bool = False,
         layer_decay: float = 1.0,
@@ -282,22 +284,21 @@ class GraftModule(pl.LightningModule):
             shard(self.network, self.crf, self.device_mesh["data_parallel"])
 
     def new_optimizer(self, *, fused: bool = True) -> torch.optim.Optimizer:
-        """The optimiser over all parameters that are trained.
-
-        Args:
-            fused: update all parameters in one kernel, which is faster. It rounds differently in the last bit.
-        """
+        """The optimiser over all parameters that are trained; for `fused`, see `optimizers.make_optimizer`."""
         hparams = self.hparams
         groups = parameter_groups(
-            self.network, hparams["lr"], hparams["backbone_lr_mult"], hparams["weight_decay"], hparams["layer_decay"]
+            self.network,
+            hparams["lr"],
+            hparams["backbone_lr_mult"],
+            hparams["weight_decay"],
+            hparams["layer_decay"],
+            hparams["bias_lr_mult"],
         )
         if self.crf is not None:
             # Inserted first, because metrics.csv logs the learning rate of the last group, the head's. No weight decay,
             # because it would shrink the CRF's weights.
             groups.insert(0, {"params": list(self.crf.parameters()), "lr": hparams["lr"], "weight_decay": 0.0})
-        if hparams["optimizer"] == "sgd":
-            return torch.optim.SGD(groups, lr=hparams["lr"], momentum=hparams["momentum"], fused=fused)
-        return torch.optim.AdamW(groups, lr=hparams["lr"], fused=fused)
+        return make_optimizer(hparams["optimizer"], groups, hparams["lr"], hparams["momentum"], fused=fused)
 
     def configure_optimizers(self) -> Any:
         # With float16, fused optimisers undo the loss scale themselves, and Lightning then cannot clip gradients.

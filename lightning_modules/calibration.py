@@ -27,7 +27,7 @@ class TemperatureFit(EpochLoss):
         self.ignore_index = ignore_index
 
     @torch.no_grad()
-    def update(self, logits: Tensor, target: Tensor) -> None:
+    def update(self, logits: Tensor, target: Tensor) -> None:  # type: ignore[override]
         """Add logits `(B, C)` with labels `(B,)`, or `PIXELS` random pixels of `(B, C, H, W)` and `(B, H, W)`."""
         if logits.dim() == 4:
             places = some_pixels(logits.shape[2] * logits.shape[3]).to(logits.device)

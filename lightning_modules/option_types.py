@@ -14,7 +14,7 @@ def check_option_types(name: str, build: Callable[..., Any], options: Mapping[st
     Raises:
         ValueError: an option has a value of another type; the message names both.
     """
-    called = build.func if isinstance(build, partial) else build
+    called: Any = build.func if isinstance(build, partial) else build
     hints = get_type_hints(called.__init__ if isinstance(called, type) else called)
     for option, value in options.items():
         if option in hints and not fits(value, hints[option]):

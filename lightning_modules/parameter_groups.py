@@ -32,24 +32,43 @@ def decayed_parameters(module: nn.Module, name: str = "") -> Iterator[nn.Paramet
         yield from decayed_parameters(child, key)
 
 
+def layer_biases(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The biases of linear layers and convolutions, which Caffe's networks train at twice the rate of the weights."""
+    for part in module.modules():
+        if isinstance(part, LAYERS) and isinstance(part.bias, nn.Parameter):
+            yield part.bias
+
+
 def parameter_groups(
-    network: Network, lr: float, backbone_lr_mult: float, weight_decay: float, layer_decay: float = 1.0
+    network: Network,
+    lr: float,
+    backbone_lr_mult: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    bias_lr_mult: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """One group for each learning rate of backbone and heads, with and without weight decay. The heads' come last.
+    """One group for each learning rate of backbone and heads, with and without weight decay.
+
+    The last group holds no biases of layers, but weights of the heads: its rate is `lr`.
 
     With `layer_decay`, the learning rate of a layer of the backbone is lr * backbone_lr_mult * layer_decay **
     layers_after_it, where the head counts as one layer (Clark et al. 2020, arXiv:2003.10555; for images Bao et al.
-    2021). Parameters that need no gradient are left out.
+    2021). The biases of linear layers and convolutions learn at `bias_lr_mult` times that rate. Parameters that need no
+    gradient are left out.
     """
     depth, layers = depths(network.backbone) if layer_decay != 1 else ({}, 0)
     decayed = {id(parameter) for parameter in decayed_parameters(network)}
-    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
+    biases = {id(parameter) for parameter in layer_biases(network)} if bias_lr_mult != 1 else set()
+    groups: dict[tuple[bool, bool, float, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         part, _, own_name = name.partition(".")
         in_head = part != "backbone"
         rate = lr if in_head else lr * backbone_lr_mult * layer_decay ** (layers - depth.get(own_name, layers))
+        is_bias = id(parameter) in biases
+        if is_bias:
+            rate *= bias_lr_mult
         if parameter.requires_grad:
-            groups.setdefault((in_head, rate, id(parameter) not in decayed), []).append(parameter)
+            groups.setdefault((in_head, not is_bias, rate, id(parameter) not in decayed), []).append(parameter)
     return [
-        {"params": groups[key], "lr": key[1], "weight_decay": 0.0 if key[2] else weight_decay} for key in sorted(groups)
+        {"params": groups[key], "lr": key[2], "weight_decay": 0.0 if key[3] else weight_decay} for key in sorted(groups)
     ]

@@ -11,6 +11,18 @@ import numpy as np
 import pytest
 import torch
 
+from tests.quick_weights import make_weights_quick
+
+LONGEST = (
+    "test_slurm.py",  # waits for jobs
+    "test_two_processes.py",
+    "test_network.py",
+    "test_backbones.py",
+    "test_preemption.py",
+    "test_faults.py",
+)
+"""They begin first, so that no process ends long after the others."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -31,6 +43,10 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.cpu.get_capabilities = dict  # type: ignore[assignment]
     # Sums depend on the number of threads in their last bits: processes that tests start are to have as many.
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.hookimpl(trylast=True)
@@ -70,6 +86,18 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def quick_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights cost little in this test."""
+    make_weights_quick(monkeypatch)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of this test compute their predictions and draw none, which takes a quarter of a short run."""
+    monkeypatch.setattr("experiments.training.predictions.write_predictions", lambda drawn, data, path: None)
+
+
 def randomise(module: torch.nn.Module) -> torch.nn.Module:
     """Give batch norms statistics, and constant parameters values, that an error in them would show with.
 
@@ -84,9 +112,14 @@ def randomise(module: torch.nn.Module) -> torch.nn.Module:
             torch.nn.init.normal_(part.bias, 0, 0.1, generator=generator)
             continue
         for parameter in part.parameters(recurse=False):
-            if (parameter == parameter.flatten()[0]).all():
+            if is_constant(parameter):
                 parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     return module
+
+
+def is_constant(x: torch.Tensor) -> bool:
+    first = x.flatten()[:9]  # almost always decides, and large weights are not read
+    return bool((first == first[0]).all()) and bool((x == first[0]).all())
 
 
 @pytest.fixture(scope="session")

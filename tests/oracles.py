@@ -123,6 +123,8 @@ PARAMETERS = {
     "densenet161": 28_681_000,
     "densenet169": 14_149_480,
     "densenet201": 20_013_928,
+    "densenet40": 1_019_722,
+    "densenet100_bc": 769_162,
     "xception": 22_855_952,
     "xception41": 26_969_560,
     "xception65": 39_916_312,

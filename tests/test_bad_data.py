@@ -18,6 +18,8 @@ from datamodules.files import MaskedImages
 from experiments.run import main
 from tests.fake_data import photo, save, two_labels
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CLASSES = "name,r,g,b\nground,0,0,0\nblock,200,30,60\nvoid,255,255,255\nedge,0,90,180\n"
 
 

@@ -21,6 +21,8 @@ from lightning_modules.network import Network
 from tests.conftest import randomise
 from tests.test_backbones import relative
 
+pytestmark = pytest.mark.usefixtures("quick_weights")
+
 FULLY_CONNECTED = [*ALEXNETS, "zfnet", *VGGS]
 # One of each layout of layers: the tests below build networks of more than 100 M parameters.
 DENSE = ["alexnet", "alexnet_2gpu", "zfnet", "vgg11"]

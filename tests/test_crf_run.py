@@ -23,6 +23,8 @@ from lightning_modules.segmentation import SegmentationModule
 from tests.conftest import crf_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 DEFAULT = PRESETS["deeplabv2_resnet101"]
 SETTINGS = dataclasses.asdict(DEFAULT)
 

@@ -1,6 +1,9 @@
 """export.py: files that compute what the network computes, at any size, and refusal of those that do not."""
 
 import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +11,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from experiments.export import main as export
 from experiments.inference.export_network import runner
 from experiments.inference.trained import load
 from experiments.run import main as run
 from tests.conftest import crf_arguments
+from tests.test_structure import PACKAGES
+from tests.test_structure import ROOT as PROJECT
 
 SIZES = ((48, 64), (33, 47), (64, 96), (71, 65))
 
@@ -46,13 +52,38 @@ def test_the_file_says_what_it_takes_and_gives(segmenter: Path) -> None:
     session = onnxruntime.InferenceSession(str(out))
     about = json.loads(session.get_modelmeta().custom_metadata_map["graft"])
     assert about["classes"] == ["0", "1"]
-    assert (about["size_rule"], about["size"]) == ("stretch", [48, 64])
+    assert (about["size_rule"], about["size"], about["smallest_side"]) == ("stretch", [48, 64], 1)
     (labels,) = session.run(None, {session.get_inputs()[0].name: np.zeros((1, 3, 33, 47), np.uint8)})
     assert (labels.shape, labels.dtype) == ((1, 33, 47), np.int64)
 
 
-def test_a_damaged_file_is_refused(segmenter: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """Every number in it is finite and every size works: only the comparison can notice."""
+def with_other_weights(model: onnx.ModelProto) -> None:
+    """Every number stays finite."""
+    for one in model.graph.initializer:
+        if one.data_type == onnx.TensorProto.FLOAT and one.raw_data:
+            weights = np.frombuffer(one.raw_data, np.float32).copy()
+            weights[::2] *= -1
+            one.raw_data = weights.tobytes()
+
+
+def with_swapped_classes(model: onnx.ModelProto) -> None:
+    graph, name = model.graph, model.graph.output[0].name
+    for node in graph.node:
+        node.output[:] = ["ours" if one == name else one for one in node.output]
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 0]), "order"))
+    graph.node.append(onnx.helper.make_node("Gather", ["ours", "order"], [name], axis=1))
+
+
+def with_another_mean(model: onnx.ModelProto) -> None:
+    (shift,) = (one for one in model.graph.initializer if one.name.endswith("shift"))
+    shift.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(shift) + np.float32(5), shift.name))
+
+
+@pytest.mark.parametrize("damage", [with_other_weights, with_swapped_classes, with_another_mean])
+def test_a_damaged_file_is_refused(
+    segmenter: Path, damage: Callable[[onnx.ModelProto], None], monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """It runs at every size: only the comparison can notice."""
     from experiments.inference import export_network
 
     write = export_network.write_onnx
@@ -60,19 +91,42 @@ def test_a_damaged_file_is_refused(segmenter: Path, monkeypatch: pytest.MonkeyPa
     def damaged(program, path: Path, metadata: str) -> None:
         write(program, path, metadata)
         model = onnx.load(str(path))
-        for one in model.graph.initializer:
-            if one.data_type == onnx.TensorProto.FLOAT and one.raw_data:
-                weights = np.frombuffer(one.raw_data, np.float32).copy()
-                weights[::2] *= -1
-                one.raw_data = weights.tobytes()
+        damage(model)
         onnx.save(model, str(path))
 
     monkeypatch.setattr(export_network, "write_onnx", damaged)
-    out = segmenter / "damaged.onnx"
-    assert export([str(segmenter), "--out", str(out)]) == 1
+    before = set(segmenter.iterdir())
+    assert export([str(segmenter), "--out", str(segmenter / "damaged.onnx")]) == 1
     assert "export.py: refused: miou" in capsys.readouterr().err
-    assert not out.exists()
-    assert not list(segmenter.glob("*.part*"))
+    assert set(segmenter.iterdir()) == before
+
+
+def test_the_readmes_program_runs_a_file_without_this_framework(segmenter: Path, tmp_path: Path) -> None:
+    """Word for word, where neither torch nor any package of this project can be imported."""
+    assert export([str(segmenter), "--out", str(tmp_path / "net.onnx"), "--images", "1"]) == 0
+    smooth = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    picture = Image.fromarray(smooth).resize((90, 61), Image.Resampling.BICUBIC)
+    picture.save(tmp_path / "street.png")
+    text = (PROJECT / "experiments" / "README.md").read_text(encoding="utf-8")
+    program = text.split("Without this framework, a file runs like this")[1].split("```python\n")[1].split("```")[0]
+    assert program.count("\n") <= 30
+    for theirs, ours in (
+        ("runs/a/export.onnx", "net.onnx"),
+        ("street.png", "labels.png"),
+        ("street.jpg", "street.png"),
+    ):
+        assert theirs in program
+        program = program.replace(theirs, ours)
+    hidden = f"import sys; sys.modules.update(dict.fromkeys({[*PACKAGES, 'torch', 'cv2']}))\n"
+    done = subprocess.run([sys.executable, "-I", "-c", hidden + program], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "['0', '1']\n"
+    labels, network = Image.open(tmp_path / "labels.png"), load(segmenter, "cpu")
+    assert (labels.mode, labels.size) == ("P", (90, 61))
+    assert labels.getpalette()[:6] == network.colours.ravel().tolist()
+    expected = network(tmp_path / "street.png").labels
+    assert 0 < expected.mean() < 1
+    assert (np.array(labels) == expected).mean() > 0.95  # Pillow does not resize as OpenCV does
 
 
 def test_int8_is_judged_by_its_score(segmenter: Path, capsys) -> None:
@@ -88,8 +142,11 @@ def test_a_classifier_is_exported(tmp_path: Path) -> None:
     flags = ["--backbone", "lenet5", "--head", "classifier", "--epochs", "1", "--max-steps", "3", "--workers", "0"]
     assert run([*flags, "--accelerator", "cpu", "--out", str(tmp_path), "--name", "cls"]) == 0
     assert export([str(tmp_path / "cls"), "--images", "20"]) == 0
-    probabilities = runner("onnx", tmp_path / "cls" / "export.onnx")(np.zeros((3, 3, 32, 32), np.uint8))
-    assert probabilities.shape == (3, 10)
+    compute, network = runner("onnx", tmp_path / "cls" / "export.onnx"), load(tmp_path / "cls", "cpu")
+    for size in ((32, 32), (33, 57)):
+        image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+        probabilities = compute(np.ascontiguousarray(image.transpose(2, 0, 1)[None]))
+        assert np.abs(probabilities - torch.softmax(network.logits(image), 1).numpy()).max() <= 1e-4
 
 
 def test_mistakes_are_answered_in_one_line(segmenter: Path, tmp_path: Path, capsys) -> None:

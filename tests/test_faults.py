@@ -28,8 +28,11 @@ from experiments.training.resume import SameStart, check_same_data, read_checkpo
 from heads import find_head
 from lightning_modules.segmentation import SegmentationModule
 from tests.conftest import crf_arguments
+from tests.warm_process import run_python
 
 ROOT = Path(__file__).resolve().parent.parent
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(autouse=True)
@@ -242,11 +245,9 @@ def test_a_score_that_is_no_number_is_beaten_by_any(tmp_path: Path) -> None:
 
 def test_killed_anywhere_and_resumed_it_ends_with_the_same_bits() -> None:
     """Averages, accumulation, dropout and checkpoints within epochs; kill_trials.py does more trials."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kill_trials", "--trials", "2", "--", "--ema", "0.9", "--accumulate", "2",
-         "--checkpoint-every", "1", "--epochs", "2"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    flags = ["--ema", "0.9", "--accumulate", "2", "--checkpoint-every", "1", "--epochs", "2"]
+    command = ["-m", "tests.kill_trials", "--trials", "2", "--", *flags]
+    done = run_python(command, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert "2 of 2 identical" in done.stdout
     assert done.stdout.count("writing") > 0

@@ -12,6 +12,8 @@ from experiments.fidelity import main
 from heads.dilatednet import context_module
 from lightning_modules.network import Network
 
+pytestmark = pytest.mark.usefixtures("quick_weights")
+
 # Araujo, Norris, Sim 2019, and by hand: U-Net (Ronneberger et al.) sees 140 pixels at its bottom.
 PUBLISHED = {"alexnet": (195, 32), "vgg16": (212, 32), "mobilenet_v1_025": (315, 32), "unet_encoder": (140, 16)}
 

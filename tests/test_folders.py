@@ -32,7 +32,7 @@ def test_a_fifth_is_held_out_whatever_the_order(tmp_path: Path) -> None:
     assert not train & val
     data = build("folders", "classification", tmp_path / "classes")
     assert data.class_names == ("ants", "bees", "wasps")
-    assert [label for _, label in data.val.source.files] == [0, 1, 2]
+    assert data.val.source.labels.tolist() == [0, 1, 2]
 
 
 def test_class_names_and_colours(tmp_path: Path) -> None:

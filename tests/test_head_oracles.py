@@ -17,6 +17,8 @@ from heads.unet import double_conv
 from lightning_modules.network import Network
 from tests.conftest import randomise
 
+pytestmark = pytest.mark.usefixtures("quick_weights")
+
 CLASSES = 21
 DEEPLABV3 = {
     "classifier.0.convs.0.": "head.aspp.pointwise.",

@@ -17,6 +17,8 @@ from heads.fpn import FPN
 from heads.hypercolumn import Hypercolumn
 from lightning_modules.network import Network
 
+pytestmark = pytest.mark.usefixtures("quick_weights")
+
 CLASSES = 21
 CHANNELS = (6, 8, 12, 16, 32)
 SEGMENTERS = [name for name, head in HEADS.items() if head.task == "segmentation"]

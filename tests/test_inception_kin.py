@@ -15,6 +15,8 @@ from tests.conftest import randomise
 from tests.oracles import oracle
 from tests.test_backbones import HeldGates, relative
 
+pytestmark = pytest.mark.usefixtures("quick_weights")
+
 GATED = ["googlenet", "xception", "xception41"]
 
 

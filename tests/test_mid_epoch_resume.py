@@ -1,7 +1,6 @@
 """A run that stops within an epoch and goes on sees what an uninterrupted run would have seen, in the same order."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from datamodules import DATAMODULES
 from experiments.run import main as main_of_run
 from lightning_modules.segmentation import SegmentationModule
+from tests.warm_process import run_python
 
-ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 EPOCHS = 3
 IMAGES = 24
 BATCH = 2
@@ -94,8 +95,7 @@ def test_the_rest_of_the_epoch_comes_in_the_same_order(
 
 
 def test_two_processes_share_the_rest_as_they_would_have(folder: Path, tmp_path: Path) -> None:
-    arguments = [sys.executable, __file__, str(folder), str(tmp_path)]
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    done = run_python([__file__, str(folder), str(tmp_path)])
     assert done.returncode == 0, done.stderr[-3000:]
     shares = []
     for rank in range(2):

@@ -24,6 +24,8 @@ from backbones.mobilenet_v1 import VARIANTS as WIDTHS
 from tests.conftest import randomise
 from tests.oracles import PARAMETERS, oracle
 
+pytestmark = pytest.mark.usefixtures("quick_weights")
+
 DATA = Path(__file__).parents[2] / "shared" / "data"
 FROM_TORCHVISION = ["mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", *EfficientNet.variants]
 needs_data = partial(pytest.mark.skipif, reason="the data is not beside this repository")

@@ -1,5 +1,7 @@
 """Options that papers vary: the parameters of their tables, exact dilation, a gradient for every parameter."""
 
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,13 @@ from backbones.efficientnet import EfficientNet, compound, scaled
 from backbones.lenet import TABLE, RadialBasis, TableConv, TrainablePool, class_codes
 from backbones.squeeze_excitation import SqueezeExcitation
 from backbones.xception import SeparableConv, Style
+from lightning_modules.classification import ClassificationModule
 from lightning_modules.network import Network
 from tests.conftest import randomise
 from tests.test_backbones import HeldGates, relative
 from tests.test_resnet_kin import deformed
+
+pytestmark = pytest.mark.usefixtures("quick_weights")
 
 Row = tuple[str, dict[str, Any], int, float]
 """Backbone, its options, classes, and the parameters in millions that the paper states."""
@@ -368,3 +373,24 @@ def test_densely_connected_layers_without_bottleneck_are_one_convolution() -> No
     assert not hasattr(layer, "conv2")
     dropping = BACKBONES["densenet40"](dropout=0.2).blocks[0].denselayer1.train()
     assert (dropping([torch.randn(4, 16, 8, 8)]) == 0).float().mean().item() == pytest.approx(0.2, abs=0.05)
+
+
+def test_the_readme_names_every_option() -> None:
+    text = (Path(__file__).parents[1] / "backbones" / "README.md").read_text(encoding="utf-8")
+    section = text.split("## Options\n")[1].split("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", section))
+    common = {"weights", "output_stride", "in_channels", "se"}
+    for name, build in BACKBONES.items():
+        options = set(inspect.signature(build).parameters) - common
+        assert options <= named, (name, options - named)
+
+
+def test_options_are_kept_in_the_checkpoint(tmp_path: Path) -> None:
+    options = {"c3": "table", "subsampling": "trainable", "output": "rbf"}
+    module = ClassificationModule("lenet5", "classifier", ("a", "b", "c"), backbone_options=options)
+    hparams = module.hparams
+    assert hparams["backbone_options"] == options
+    again = ClassificationModule(**hparams)
+    again.load_state_dict(module.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(again.eval()(x), module.eval()(x))

@@ -12,6 +12,8 @@ from heads.placing import place
 from heads.pooling import BinnedPool
 from lightning_modules.network import Network
 
+pytestmark = pytest.mark.usefixtures("quick_weights")
+
 SIDE = 628  # no stride from 8 on divides it
 
 

@@ -18,8 +18,11 @@ from experiments.callbacks import preemption
 from experiments.run import main
 from lightning_modules.segmentation import SegmentationModule
 from tests.interrupted_runs import STEPS, arguments, make_data, same_end
+from tests.warm_process import run_python
 
 ROOT = Path(__file__).resolve().parent.parent
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +117,8 @@ def test_a_second_ctrl_c_does_not_wait(folder: Path, tmp_path: Path, monkeypatch
 
 def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """This file as a program, in a process group of its own."""
-    return subprocess.run(
-        [sys.executable, __file__, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, start_new_session=True,
-    )  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return run_python([__file__, *arguments], env=environment, start_new_session=True)
 
 
 def test_loaders_outlive_a_signal_to_all_processes(folder: Path, whole: Path, tmp_path: Path) -> None:

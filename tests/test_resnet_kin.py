@@ -15,6 +15,8 @@ from backbones.squeeze_excitation import SqueezeExcitation
 from tests.conftest import randomise
 from tests.oracles import TIMM
 
+pytestmark = pytest.mark.usefixtures("quick_weights")
+
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((a - b).abs().max() / b.abs().max()).item()

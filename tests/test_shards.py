@@ -14,7 +14,7 @@ from PIL import Image
 from datamodules import DATAMODULES, shards
 from datamodules.base import GraftDataModule
 from datamodules.class_weights import count
-from datamodules.files import read_image
+from datamodules.decoding import read_image
 from datamodules.shards import ShardSamples
 
 

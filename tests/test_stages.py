@@ -15,6 +15,8 @@ from experiments.training import stages as module
 from experiments.training.stages import run_stages, stages
 from lightning_modules.segmentation import SegmentationModule
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 NAMES = ("sky", "road", "car")
 
 

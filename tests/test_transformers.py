@@ -17,6 +17,8 @@ from tests.conftest import randomise
 from tests.oracles import KNOBS, oracle
 from tests.test_backbones import relative
 
+pytestmark = pytest.mark.usefixtures("quick_weights")
+
 BRIDGED = ["timm/resnet18", "timm/mobilenetv3_small_050"]
 
 

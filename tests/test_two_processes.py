@@ -1,22 +1,16 @@
 """Two processes train and score as one does, and neither outlives the other."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.warm_process import run_python
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.two_processes", str(tmp_path_factory.mktemp("two"))],
-        cwd=ROOT, capture_output=True, text=True, timeout=400, check=False,
-    )  # fmt: skip
+    done = run_python(["-m", "tests.two_processes", str(tmp_path_factory.mktemp("two"))], timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -20,6 +20,8 @@ from backbones.weights import cached_download, read_weights
 from lightning_modules.network import Network
 from tests.conftest import randomise
 
+pytestmark = pytest.mark.usefixtures("quick_weights")
+
 StateDict = dict[str, Tensor]
 
 

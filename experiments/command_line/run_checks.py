@@ -40,7 +40,8 @@ def names(config: RunConfig) -> Problems:
 
 def pair(config: RunConfig) -> Problems:
     counted = catalogue().get(config.backbone, {})
-    yield counted.get("refused", {}).get(config.head)
+    if not config.backbone_options:  # which may change the maps' strides; the network then checks the pair
+        yield counted.get("refused", {}).get(config.head)
     if config.output_stride and counted and config.output_stride not in counted["output_strides"]:
         strides = " or ".join(map(str, counted["output_strides"]))
         yield f"--output-stride {config.output_stride}: {config.backbone} can only be built at {strides}"

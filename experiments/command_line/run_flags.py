@@ -111,9 +111,9 @@ class RunConfig:
     patience: NonNegativeInt = training_flag(
         0, "early stopping: stop after N epochs without a better validation score; 0: never"
     )
-    optimizer: Literal["adamw", "sgd"] = training_flag("adamw", "optimiser")
+    optimizer: Literal["adamw", "sgd", "rmsprop"] = training_flag("adamw", "optimiser")
     lr: PositiveFloat = training_flag(1e-3, "base learning rate; it is not scaled with the batch size")
-    momentum: NonNegativeFloat = training_flag(0.9, "momentum of --optimizer sgd")
+    momentum: NonNegativeFloat = training_flag(0.9, "momentum of --optimizer sgd and rmsprop")
     weight_decay: NonNegativeFloat = training_flag(
         1e-4, "weight decay; never applied to normalisation layers and biases"
     )
@@ -124,6 +124,9 @@ class RunConfig:
         0.05, "learning-rate warm-up: fraction of all steps over which the rate first rises linearly"
     )
     backbone_lr_mult: NonNegativeFloat = training_flag(1.0, "learning rate of the backbone, as a multiple of --lr")
+    bias_lr_mult: NonNegativeFloat = training_flag(
+        1.0, "learning rate of the biases of linear layers and convolutions, as a multiple of that of the weights"
+    )
     layer_decay: PositiveFloat = training_flag(
         1.0, "layer-wise learning-rate decay: each backbone layer's rate is this times that of the next layer; 1: none"
     )

@@ -75,6 +75,11 @@ def gradcam(network: TrainedNetwork, examples: Examples, flags: ExplainFlags) ->
             facts["sanity_check"] = check(cam.cpu().numpy(), again)
         heat = F.interpolate(cam[None, None], pixels.shape[:2], mode="bilinear", align_corners=False)[0, 0]
         caption = f"{target.name}, probability {facts['probability']:.2f}"
+        if not cam.any():
+            facts["note"] = (
+                f"no place of {name} speaks for this class: the sum of its weighted channels is never above 0"
+            )
+            caption += ": no place speaks for it"
         yield Explanation(
             example.stem,
             row([panel(pixels, example.title, target), panel(heat_over(pixels, heat.cpu().numpy()), caption)]),

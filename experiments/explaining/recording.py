@@ -22,12 +22,12 @@ from experiments.command_line.known_names import nearest
 StepKind = Literal["linear", "pool", "rectifier", "same"]
 KINDS: dict[str, StepKind] = {
     "conv2d": "linear", "batch_norm": "linear", "avg_pool2d": "linear", "pad": "linear", "mul": "linear",
-    "index_select": "linear", "max_pool2d": "pool", "relu": "rectifier", "relu_": "rectifier", "relu6": "rectifier",
+    "index_select": "linear", "max_pool2d": "pool", "relu": "rectifier", "relu_": "rectifier", "hardtanh": "rectifier",
     "tanh": "same", "dropout": "same", "response_norm": "same",
 }  # fmt: skip
 """How a deconvnet goes back through an operation: by the transposed operation, through the switches of a pool, by a
-rectifier, or not at all."""
-AFTER_A_CONVOLUTION = ("batch_norm", "relu", "relu_", "relu6", "tanh", "mul")
+rectifier, or not at all. Of networks that are plain chains, only MobileNetV1 calls hardtanh, for its ReLU6."""
+AFTER_A_CONVOLUTION = ("batch_norm", "relu", "relu_", "hardtanh", "tanh", "mul")
 """Operations that belong to the convolution before them: a unit is what comes out of these."""
 POOLS = (Pool2d, nn.MaxPool2d, nn.AvgPool2d)
 

@@ -57,9 +57,7 @@ def compare(
     chosen = (one for one in pictures(data, split) if isinstance(one, tuple) and one[0] in picked)
     count = 0
     for _, image, truth, _ in with_progress(chosen, len(picked), "images"):
-        several = count == 0 and network.task == "segmentation"  # a classifier's size is fixed
-        sizes = [(max(h, least), max(w, least)) for h, w in SIZES] if several else []
-        for size in sizes:
+        for size in [(max(h, least), max(w, least)) for h, w in SIZES] if count == 0 else []:
             batch = as_batch(cv2.resize(image, size[::-1]).reshape(*size, -1))  # OpenCV drops a single channel
             difference = max(difference, distance(run(batch), of_network(reference, batch), output))
         batch = as_batch(network.size_rule.apply(image))

@@ -1,8 +1,8 @@
 """Writes a trained network as a file that runs without this framework: torch.export, ONNX or OpenVINO.
 
 The file holds the whole way from uint8 pixels to probabilities or labels: normalisation, the network, upsampling to the
-image. The batch size is free, and for segmentation the image size, down to the network's largest stride. Class names,
-colours and the size rule are in its metadata.
+image. Batch and image size are free, down to the smallest image that the network takes. That size, class names, colours
+and the size rule are in its metadata.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config as symbolic_shapes
 
 from experiments.inference.trained import TrainedNetwork
 
@@ -64,6 +65,7 @@ def metadata_of(network: TrainedNetwork, output: Output) -> dict[str, Any]:
         "colours": network.colours.tolist(),
         "size_rule": network.size_rule.kind,
         "size": list(network.size_rule.size),
+        "smallest_side": network.module.network.backbone.min_size,
         "temperature": network.temperature,
         "backbone": network.module.hparams["backbone"],
         "head": network.module.hparams["head"],
@@ -74,15 +76,29 @@ def write_export(network: TrainedNetwork, form: Format, path: Path, output: Outp
     """Trace the network and write it to `path`.
 
     Raises:
-        ValueError: the network cannot be exported with free sizes, or the format's package is missing.
+        ValueError: the network cannot be exported.
     """
-    module = PixelsToOutput(network, output).eval().cpu()
+    write_program(trace(network, output), form, path, metadata_of(network, output))
+
+
+def trace(network: TrainedNetwork, output: Output) -> torch.export.ExportedProgram:
+    """The network as a graph whose batch and image size are free.
+
+    Raises:
+        ValueError: it has learned a CRF.
+    """
+    # In channels_last, a traced batch of several images would stay one of several.
+    module = PixelsToOutput(network, output).eval().cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     example = torch.randint(0, 256, example_shape(network), dtype=torch.uint8)
-    axes = (0, 2, 3) if network.task == "segmentation" else (0,)
-    free = {"images": dict.fromkeys(axes, torch.export.Dim.DYNAMIC)}
-    with torch.no_grad():
-        program = torch.export.export(module, (example,), dynamic_shapes=free, strict=False)
-    text = json.dumps(metadata_of(network, output), ensure_ascii=False)
+    free = {"images": dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)}
+    # Otherwise the file refuses images of which some map inside has a side of one value.
+    with torch.no_grad(), symbolic_shapes.patch(backed_size_oblivious=True):
+        return torch.export.export(module, (example,), dynamic_shapes=free, strict=False)
+
+
+def write_program(program: torch.export.ExportedProgram, form: Format, path: Path, metadata: dict[str, Any]) -> None:
+    """Write a traced network with its metadata."""
+    text = json.dumps(metadata, ensure_ascii=False)
     if form == "torch_export":
         torch.export.save(program, path, extra_files={METADATA: text})
         return
@@ -96,18 +112,25 @@ def write_export(network: TrainedNetwork, form: Format, path: Path, output: Outp
 
 
 def example_shape(network: TrainedNetwork) -> tuple[int, int, int, int]:
-    """The shape of the traced example: odd sides that the network takes; a classifier's own size."""
-    if network.task == "classification":
-        return TRACED_BATCH, network.in_channels, *network.size_rule.size
-    least = network.module.network.backbone.min_size
-    height, width = TRACED_SIZE
-    return TRACED_BATCH, network.in_channels, max(height, least | 1), max(width, (least + 32) | 1)
+    """The shape of the traced example: odd sides at which the coarsest map has several rows and columns.
+
+    Sides of one value would be traced as sides that stay one value.
+    """
+    backbone = network.module.network.backbone
+    least, stride = backbone.min_size, min(32, backbone.reductions[-1])
+    height, width = max(TRACED_SIZE[0], (least + stride) | 1), max(TRACED_SIZE[1], (least + 2 * stride) | 1)
+    return TRACED_BATCH, network.in_channels, height, width
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: str) -> None:
+    """Raises ValueError if the graph holds an operator that ONNX lacks."""
     import onnx
 
-    made = torch.onnx.export(program, dynamo=True, verbose=False, external_data=False)
+    try:
+        made = torch.onnx.export(program, dynamo=True, verbose=False, external_data=False)
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ValueError(f"the network cannot be written as ONNX ({reason}); use --to torch_export") from error
     assert made is not None
     made.save(str(path), external_data=False)
     model = onnx.load(str(path))
@@ -126,7 +149,8 @@ def write_openvino(onnx_path: Path, path: Path, metadata: str) -> None:
 def runner(form: Format, path: Path) -> Runner:
     """The exported file as a function."""
     if form == "torch_export":
-        module = torch.export.load(path).module(check_guards=False)  # they hold the parity of the sizes
+        # The guards of transformers refuse batches and maps of one, because of strides: their numbers are right, too.
+        module = torch.export.load(path).module(check_guards=False)
 
         def run_torch(images: np.ndarray) -> np.ndarray:
             with torch.inference_mode():

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.inference.results import Result, SegmentationResult, overlay
+from experiments.inference.results import ClassificationResult, Result, SegmentationResult, overlay
 from experiments.inference.trained import TrainedNetwork
 from experiments.run_files.atomic_file import write_atomically
 
@@ -49,18 +49,16 @@ class Gallery:
     def figure(self, caption: str, truth: Any, results: Sequence[Result]) -> str:
         image = results[0].image  # what can be shown of it, if it has other bands than RGB
         pictures = [image]
-        if isinstance(results[0], SegmentationResult):
-            labels = [
-                np.where(truth == self.ignore_index, -1, truth.astype(np.int64)),
-                *(one.labels for one in results),
-            ]
-            network = self.network
+        network = self.network
+        if network.task == "segmentation":
+            masks = [np.where(truth == self.ignore_index, -1, truth.astype(np.int64))]
+            masks += [one.labels for one in results if isinstance(one, SegmentationResult)]
             pictures += [
-                np.asarray(overlay(image, one, network.class_names, network.colours, legend=False)) for one in labels
+                np.asarray(overlay(image, one, network.class_names, network.colours, legend=False)) for one in masks
             ]
         else:
-            names = ", ".join(str(one.name) or "no label" for one in results)  # type: ignore[union-attr]
-            caption += f": {self.network.class_names[int(truth)]}, predicted {names}"
+            names = [one.name or "no label" for one in results if isinstance(one, ClassificationResult)]
+            caption += f": {network.class_names[int(truth)]}, predicted {', '.join(names)}"
         tags = "".join(f'<img alt="" src="data:image/jpeg;base64,{embedded(one)}">' for one in pictures)
         return f"<figure><figcaption>{html.escape(caption)}</figcaption>{tags}</figure>"
 

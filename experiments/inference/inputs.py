@@ -82,9 +82,11 @@ class Inputs:
         self.videos = list(dict.fromkeys(self.videos))
         folders = [str(absolute(path).parent) for path in (*self.images, *self.videos)]
         self.root = Path(os.path.commonpath(folders)) if folders else Path.cwd()
-        stems = Counter(absolute(path).with_suffix("") for path in (*self.images, *self.videos))
-        self.ambiguous = {stem for stem, count in stems.items() if count > 1}
-        """Paths that several inputs share up to their suffix; their results keep the suffix in the name."""
+        paths = {absolute(path) for path in (*self.images, *self.videos)}
+        stems = Counter(path.with_suffix("") for path in paths)
+        self.ambiguous = {stem for stem, count in stems.items() if count > 1 or stem in paths}
+        """Paths that several inputs share up to their suffix, or that are inputs themselves; the results of these
+        inputs keep the suffix in the name."""
         self._keep_inputs()
 
     def __len__(self) -> int:
@@ -132,6 +134,8 @@ class Inputs:
             self._add_file(path)
         else:
             found = sorted(glob.glob(str(path), recursive=True))
+            if self.out is not None:
+                found = [one for one in found if not Path(one).resolve().is_relative_to(self.out)]
             if not found:
                 raise ValueError(f"{argument}: no such file or folder, and no file matches it as a pattern")
             for one in found:

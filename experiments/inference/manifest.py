@@ -1,6 +1,7 @@
 """manifest.jsonl: one line per finished picture, so that a prediction that was killed goes on where it stopped."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,14 @@ class Manifest:
         self.file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         self.file.flush()
 
-    def entries(self) -> Any:
-        """The entries of all finished pictures, read from the file one by one."""
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """The entries of all finished pictures, read from the file one by one; the last of a picture that changed."""
+        last = {entry["input"]: number for number, entry in enumerate(self._lines())}
+        for number, entry in enumerate(self._lines()):
+            if last[entry["input"]] == number:
+                yield entry
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
         with self.path.open(newline="\n", **ANY_NAME) as file:
             next(file)
             for line in file:

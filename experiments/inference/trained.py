@@ -90,7 +90,16 @@ class TrainedNetwork:
         """Calibrated logits float32 `(1, C, H, W)` or `(1, C)`, on the CPU, of an image uint8 `(H, W, 3)`.
 
         The image is one that has passed the size rule.
+
+        Raises:
+            ValueError: it is smaller than the network takes.
         """
+        least = self.module.network.backbone.min_size
+        if min(image.shape[:2]) < least:
+            raise ValueError(
+                f"{image.shape[1]}x{image.shape[0]} pixels are too few: {self.module.hparams['backbone']} needs sides "
+                f"of {least} or more; enlarge the picture"
+            )
         batch = Normalise(self.mean, self.std)(torch.from_numpy(np.ascontiguousarray(image))[None])
         parameter = next(self.module.parameters())
         return self.module(batch.to(parameter.device, parameter.dtype)).float().cpu() / self.temperature

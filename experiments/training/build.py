@@ -121,6 +121,7 @@ def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] |
         optimizer=config.optimizer,
         lr=config.lr,
         backbone_lr_mult=config.backbone_lr_mult,
+        bias_lr_mult=config.bias_lr_mult,
         freeze_backbone=config.freeze_backbone,
         freeze_norms=config.freeze_norms,
         layer_decay=config.layer_decay,

@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_modules.network import Network
+from lightning_modules.shapes_only import ShapesOnly
 
 
 def network_cost(network: nn.Module, image_size: tuple[int, int], in_channels: int = 3) -> dict[str, float]:
@@ -16,7 +17,7 @@ def network_cost(network: nn.Module, image_size: tuple[int, int], in_channels: i
         image_size: height and width in pixels.
     """
     ghost = copy.deepcopy(network).to("meta").eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with ShapesOnly(), FlopCounterMode(display=False) as counter, torch.no_grad():
         ghost(torch.empty(1, in_channels, *image_size, device="meta"))
     return {
         "params": sum(p.numel() for p in network.parameters()),

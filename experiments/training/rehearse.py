@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from experiments.command_line.run_config import RunConfig
 from lightning_modules.base import GraftModule
 from lightning_modules.network import Network
+from lightning_modules.shapes_only import ShapesOnly
 
 NO_DETERMINISTIC_KERNEL = {
     "_adaptive_avg_pool2d_backward": "adaptive average pooling",
@@ -49,7 +50,7 @@ def check_shapes(config: RunConfig, module: GraftModule, image_size: tuple[int, 
     """
     ghost = ghost_of(module.network)
     try:
-        with torch.no_grad():
+        with ShapesOnly(), torch.no_grad():
             ghost.forward_with_aux(torch.empty(config.batch_size, config.in_channels, *image_size, device="meta"))
     except (ValueError, RuntimeError) as error:
         h, w = image_size

@@ -1,4 +1,4 @@
-"""Finds the splits, class folders and pairs of image and mask in a folder of a user's own data.
+"""Finds the pairs of image and mask of each split in a folder of a user's own data.
 
 What is found and not read is said in one line; what cannot be understood is refused in one.
 """
@@ -10,152 +10,20 @@ from pathlib import Path
 from datamodules.class_table import LABELMAP, LISTS, TABLES
 from datamodules.errors import DataError
 from datamodules.notes import note
-from datamodules.pairing import Pair, folders_in, kinds, list_classes, list_images, pair, read_lines, walk
+from datamodules.pairing import Pair, folders_in, list_images, pair, read_lines, walk
+from datamodules.split_folders import SPLITS, contents, holds_images, say_passed_over, split_folders, split_of
 
-SPLITS = ("train", "val", "test")
-SPLIT_NAMES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"} | {
-    split: split for split in SPLITS
-}
-"""Usual names of split folders, in any case and perhaps with an ending such as "_set"."""
-SPLIT_LIKE = re.compile("train|val|test|dev|hold|fold|eval", re.IGNORECASE)
-IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "photos", "inputs", "input")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "img_dir", "photos", "inputs", "input")
 MASK_FOLDERS = (
     "masks", "mask", "labels", "label", "segmentationclasspng", "segmentationclass", "annotations", "annotation",
-    "segmentations", "segmentation", "groundtruth", "gt", "targets", "target",
+    "ann_dir", "segmentations", "segmentation", "groundtruth", "gt", "targets", "target",
 )  # fmt: skip
 """Names in any case, the first that holds images is taken."""
 BESIDE = ("masks", "mask", "labels", "label", "annot", "annotations", "gt")
 """What the name of a mask folder may add to that of a split: train/ and train_masks/."""
 SPLIT_LISTS = "ImageSets/Segmentation"
 LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
-RUN_FILES = ("config.yaml", "results.json", "predictions.png")
 KNOWN = "images/ and masks/, train/images/ and train/masks/, or x.jpg beside x.png or x_mask.png"
-
-
-def split_of(folder: Path) -> str | None:
-    """The split that a folder's name stands for, or None."""
-    name = re.sub(r"[_\- ]?(set|data|dataset|split)$", "", folder.name.lower())
-    return SPLIT_NAMES.get(name)
-
-
-def is_output(folder: Path) -> bool:
-    """Whether a folder is a run's output, or holds such folders."""
-    return any((one / name).is_file() for one in (folder, *folders_in(folder)) for name in RUN_FILES)
-
-
-def split_folders(root: Path) -> dict[str, Path]:
-    """The folders in `root` by the split that they are named after, in the order train, val, test.
-
-    Raises:
-        ValueError: two folders are named after one split, or there is another split without a training split.
-    """
-    found: dict[str, Path] = {}
-    for folder in folders_in(root):
-        split = split_of(folder)
-        if split in found:
-            raise DataError(f"{root} holds {found[split].name}/ and {folder.name}/, both for {split}; keep one of them")
-        if split:
-            found[split] = folder
-    if found and "train" not in found:
-        names = ", ".join(f"{folder.name}/" for folder in found.values())
-        raise DataError(f"{root} holds {names} but no train/; add train/, or rename what is no split")
-    return {split: found[split] for split in SPLITS if split in found}
-
-
-def holds_images(folder: Path, *, deep: bool = True) -> bool:
-    """Whether there is an image in the folder or, if `deep`, below it."""
-    return next(walk(folder, Counter(), deep=deep), None) is not None
-
-
-def contents(folder: Path) -> str:
-    """What is directly in a folder, in words, for messages."""
-    others: Counter[str] = Counter()
-    others.update(path.suffix.lower() for path in walk(folder, others, deep=False))
-    parts = [f"{path.name}/" for path in folders_in(folder)]
-    shown = ", ".join([*parts[:6], *(["..."] if len(parts) > 6 else []), *([kinds(others)] if others else [])])
-    return shown or "nothing"
-
-
-# Class folders
-
-
-def class_trees(root: Path, passed_over: Counter[str]) -> dict[str, dict[str, list[Path]]]:
-    """The images of each class in each split; without split folders, all are the training split.
-
-    Raises:
-        ValueError: it is unclear what is a split and what is a class, or a split has no class folders.
-    """
-    splits = split_folders(root)
-    if not splits:
-        outputs = [folder for folder in folders_in(root) if is_output(folder)]
-        classes = [folder for folder in folders_in(root) if folder not in outputs]
-        refuse_split_like(root, classes)
-        refuse_masks(root, classes)
-        say_passed_over(root, outputs, "which hold runs")
-        count_beside(root, passed_over)
-        return {"train": {folder.name: list(list_images(folder, passed_over).values()) for folder in classes}}
-    others = [folder for folder in folders_in(root) if folder not in splits.values()]
-    say_passed_over(root, others, f"because {splits['train'].name}/ holds the classes")
-    trees = {}
-    for split, folder in splits.items():
-        if split == "test" and (reason := unlabelled(folder, splits["train"])):
-            note(f"{folder} {reason}: it is left out")
-            continue
-        if not folders_in(folder):
-            raise DataError(
-                f"{folder} holds {contents(folder)} but no class folders; put the images of each class into a folder, "
-                f"or rename {folder.name}/ if it is itself a class"
-            )
-        count_beside(folder, passed_over)
-        trees[split] = list_classes(folder, passed_over)
-        for name in trees[split].keys() - trees["train"].keys():
-            raise DataError(f"{folder / name} is no class of {splits['train']}; add it there or remove it")
-    return trees
-
-
-def count_beside(tree: Path, passed_over: Counter[str]) -> None:
-    """Count the images beside the class folders of a tree, which belong to no class."""
-    beside = sum(1 for _ in walk(tree, Counter(), deep=False))
-    passed_over.update({"images outside of class folders": beside} if beside else {})
-
-
-def refuse_masks(root: Path, classes: list[Path]) -> None:
-    """Raises ValueError if the class folders are one of images and one of masks."""
-    if len(classes) == 2 and named(root, IMAGE_FOLDERS) in classes and named(root, MASK_FOLDERS) in classes:
-        names = " and ".join(f"{folder.name}/" for folder in classes)
-        raise DataError(
-            f"{root} holds {names}, which are no classes; masks are for a head that segments, such as --head unet"
-        )
-
-
-def unlabelled(test: Path, train: Path) -> str:
-    """Why the images of a test split have no classes; empty if they have."""
-    names = {folder.name for folder in folders_in(test)}
-    if not names:
-        return f"holds {contents(test)} but no class folders"
-    if not names & {folder.name for folder in folders_in(train)}:
-        return f"holds {contents(test)}, none of which is a class of {train}"
-    return ""
-
-
-def refuse_split_like(root: Path, classes: list[Path]) -> None:
-    """Raises ValueError if the class folders look like splits: the same folders below, and a name like that of one."""
-    below = [{one.name for one in folders_in(folder)} for folder in classes]
-    shared = set.intersection(*below) if len(below) > 1 else set()
-    if len(shared) > 1 and any(SPLIT_LIKE.search(folder.name) for folder in classes):
-        names = ", ".join(f"{folder.name}/" for folder in classes)
-        raise DataError(
-            f"{names} in {root} hold the same folders ({', '.join(sorted(shared)[:3])}), as splits do; call them "
-            "train/, val/ and test/"
-        )
-
-
-def say_passed_over(root: Path, folders: list[Path], reason: str) -> None:
-    if folders:
-        note(f"passed over in {root}: {', '.join(f'{folder.name}/' for folder in folders)}, {reason}")
-
-
-# Images and masks
 
 
 def mask_pairs(root: Path, mask_suffix: str | None, passed_over: Counter[str]) -> dict[str, list[Pair]]:

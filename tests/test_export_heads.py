@@ -1,0 +1,139 @@
+"""Every head as a file: ONNX and torch.export compute what PyTorch computes, at sizes that no stride divides."""
+
+import contextlib
+import io
+import warnings
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from backbones import BACKBONES
+from backbones.atrous import atrous_steps
+from backbones.backbone import Backbone
+from backbones.classifiers import PooledClassifier
+from backbones.fully_connected import DenseScores, pool_to
+from datamodules.size_rules import SizeRule
+from experiments.inference.export_network import PixelsToOutput, runner, trace, write_program
+from experiments.inference.trained import TrainedNetwork
+from experiments.training.build import MODULES
+from heads import HEADS
+from heads.deeplab import DeepLabV3Plus
+from tests.conftest import randomise
+
+SIZES = ((65, 97), (31, 39))
+"""Heights and widths in pixels. At the second, the coarsest map is a single row."""
+CHEAPER = {
+    "spp": {"hidden": 16},
+    "deeplabv1": {"hidden": 16},
+    "pspnet": {"width": 16},
+    "fpn": {"pyramid_width": 32, "width": 32},
+    "dilatednet": {"layers": 7},
+}
+"""Options under which a head is the same network, only narrower."""
+VARIED = {
+    "unet": [{"up": "interpolate"}],
+    "hypercolumn": [{"form": "concatenate"}],
+    "dilatednet": [{"padding": "reflect"}],
+}
+CASES = [
+    (head, CHEAPER.get(head, {})) for head, build in HEADS.items() if build is not DeepLabV3Plus or head == "deeplab"
+]
+CASES += [(head, CHEAPER.get(head, {}) | options) for head, several in VARIED.items() for options in several]
+
+
+class Tiny(Backbone):
+    """Five maps, one convolution each."""
+
+    def __init__(
+        self, variant: str, *, weights: str | None = None, output_stride: int = 32, in_channels: int = 3
+    ) -> None:
+        super().__init__(variant)
+        steps = atrous_steps((2, 2, 2, 2, 2), output_stride)
+        self.channels = (8, 8, 16, 16, 32)
+        self.reductions = tuple(step.reduction for step in steps)
+        self.layers = nn.ModuleList(
+            nn.Conv2d(before, after, 3, step.stride, step.dilation, step.dilation)
+            for before, after, step in zip((in_channels, *self.channels), self.channels, steps, strict=False)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for layer in self.layers:
+            x = layer(x).relu()
+            maps.append(x)
+        return maps
+
+    def classifier(self, num_classes: int) -> nn.Module:
+        return PooledClassifier("fc", nn.Linear(32, num_classes))
+
+
+def network_of(head: str, options: dict[str, object]) -> TrainedNetwork:
+    module = MODULES[HEADS[head].task]("tiny", head, ("a", "b", "c"), head_options=options)
+    module = randomise(module).eval().requires_grad_(False)
+    return TrainedNetwork(
+        module, ("a", "b", "c"), np.zeros((3, 3), np.uint8), SizeRule("own", (64, 64)), (0.5,) * 3, (0.25,) * 3
+    )
+
+
+def export_differences(network: TrainedNetwork, folder: Path, sizes: tuple[tuple[int, int], ...]) -> dict[str, float]:
+    """The largest difference of a probability in a batch of two and of one, by file format and size."""
+    reference = PixelsToOutput(network, "probabilities").eval()
+    found = {}
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # of the exporters, about themselves
+        program = trace(network, "probabilities")
+        for form, name in (("torch_export", "file.pt2"), ("onnx", "file.onnx")):
+            write_program(program, form, folder / name, {})  # type: ignore[arg-type]
+            compute = runner(form, folder / name)  # type: ignore[arg-type]
+            for batch, size in zip((2, 1), sizes, strict=True):
+                images = np.random.default_rng(0).integers(0, 256, (batch, 3, *size), np.uint8)
+                with torch.inference_mode():
+                    expected = reference(torch.from_numpy(images)).numpy()
+                assert expected.std() > 1e-4, "constant probabilities prove nothing"
+                exported = compute(images)
+                assert exported.shape == expected.shape
+                found[f"{form} {size}"] = float(np.abs(exported - expected).max())
+    return found
+
+
+@pytest.mark.parametrize(("head", "options"), CASES, ids=lambda value: value if isinstance(value, str) else "")
+def test_every_head_is_exported_for_all_sizes(
+    head: str, options: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BACKBONES, "tiny", partial(Tiny, "tiny"))
+    network = network_of(head, options)
+    differences = export_differences(network, tmp_path, SIZES)
+    assert max(differences.values()) <= 1e-4, differences
+
+
+class FullyConnected(Tiny):
+    """With a classifier over a map of fixed size, as in VGG."""
+
+    def classifier(self, num_classes: int) -> nn.Module:
+        class Pooled(nn.Linear):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(pool_to(x, 3).flatten(1))
+
+        return Pooled(32 * 9, num_classes)
+
+
+def test_a_classifier_of_one_map_size_is_exported_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKBONES, "tiny", partial(FullyConnected, "tiny"))
+    differences = export_differences(network_of("classifier", {}), tmp_path, SIZES)
+    assert max(differences.values()) <= 1e-4, differences
+
+
+def test_dense_scores_are_exported_for_all_sizes() -> None:
+    layer = randomise(DenseScores(3, (1, 2))).eval()
+    free = torch.export.Dim.DYNAMIC
+    shapes = {"x": {2: free, 3: free}}
+    exported = torch.export.export(layer, (torch.randn(1, 4096, 6, 9),), dynamic_shapes=shapes).module(
+        check_guards=False
+    )
+    for size in ((6, 9), (2, 3), (7, 2)):
+        x = torch.randn(1, 4096, *size)
+        torch.testing.assert_close(exported(x), layer(x))

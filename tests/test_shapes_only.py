@@ -1,0 +1,54 @@
+"""Shapes come out as PyTorch finds them, and what it refuses is refused."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_modules.network import Network
+from lightning_modules.shapes_only import ShapesOnly
+
+
+def empty(*shape: int) -> torch.Tensor:
+    return torch.empty(*shape, device="meta")
+
+
+def test_all_maps_have_the_shapes_that_pytorch_finds() -> None:
+    with torch.device("meta"):
+        network = Network("mobilenet_v2", "deeplab", 3)
+    for size in ((1, 1), (65, 97)):
+        expected = network(empty(2, 3, *size))
+        with ShapesOnly():
+            found = network(empty(2, 3, *size))
+        assert (found.shape, found.dtype, found.device) == (expected.shape, expected.dtype, expected.device)
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [((4, 7), {"mode": "bilinear"}), (6, {"mode": "nearest"}), (None, {"scale_factor": 2.5, "mode": "bilinear"})],
+)
+def test_interpolation_to_a_size_and_by_a_factor(size: object, options: dict) -> None:
+    x = empty(2, 3, 5, 5)
+    with ShapesOnly():
+        assert F.interpolate(x, size, **options).shape == F.interpolate(torch.ones(2, 3, 5, 5), size, **options).shape
+
+
+def test_what_pytorch_refuses_is_refused() -> None:
+    norm = nn.BatchNorm2d(3, device="meta")
+    with ShapesOnly():
+        assert norm(empty(1, 3, 1, 2)).shape == (1, 3, 1, 2)
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            norm(empty(1, 3, 1, 1))
+        norm.eval()(empty(1, 3, 1, 1))
+        with pytest.raises(RuntimeError, match="a batch norm of 3 channels cannot normalise 4 channels"):
+            norm(empty(1, 4, 2, 2))
+        with pytest.raises(ValueError, match="spatial dim"):
+            F.interpolate(empty(1, 3, 4, 4), (2,), mode="bilinear")
+
+
+def test_tensors_with_values_are_computed() -> None:
+    x, norm = torch.randn(2, 3, 4, 4), nn.BatchNorm2d(3)
+    expected = F.interpolate(x, (8, 8), mode="bilinear")
+    with ShapesOnly():
+        assert norm(x).mean().abs() < 1e-6
+        assert torch.equal(F.interpolate(x, (8, 8), mode="bilinear"), expected)
