@@ -146,7 +146,8 @@ class Inputs:
 
     def _add_folder(self, folder: Path) -> None:
         before = len(self.images) + len(self.videos)
-        own = None if self.out == folder.resolve() else self.out
+        top = folder.resolve()
+        own = self.out if self.out is not None and top in self.out.parents else None  # results of an earlier time
         for path in sorted(folder.rglob("*")):
             suffix = path.suffix.lower()
             hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
