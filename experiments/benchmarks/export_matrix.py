@@ -31,7 +31,7 @@ from backbones import BACKBONES
 from experiments.command_line.known_names import ROOT, catalogue
 from experiments.command_line.run_config import RunConfig, to_yaml
 from experiments.evaluate import main as evaluate
-from experiments.inference.check_export import compare
+from experiments.inference.check_export import MAIN_SCORE, compare
 from experiments.inference.evaluate_all import data_of
 from experiments.inference.export_network import (
     SUFFIXES,
@@ -43,7 +43,7 @@ from experiments.inference.export_network import (
 from experiments.inference.trained import load
 from experiments.predict import main as predict
 from experiments.run_files.atomic_file import write_atomically
-from experiments.training.build import MODULES, build_data, build_module
+from experiments.training.build import build_data, build_module
 from heads import HEADS
 
 LARGEST_DIFFERENCE = 1e-4
@@ -72,7 +72,7 @@ def families() -> list[str]:
 
 
 def all_pairs() -> list[tuple[str, str]]:
-    pairs = [(HEADS_ON, head) for head, build in HEADS.items() if build.task in MODULES]
+    pairs = [(HEADS_ON, head) for head, build in HEADS.items() if build.task in MAIN_SCORE]
     return list(dict.fromkeys([*pairs, *((backbone, head) for backbone in families() for head in UNDER)]))
 
 
