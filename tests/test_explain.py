@@ -517,6 +517,26 @@ def test_every_picture_has_its_numbers_beside_it(method: str, digit_run: Path, t
             assert len(facts["sanity_check"]["rank_correlation_with_random_weights"]) == 3
 
 
+def test_masks_that_do_not_fit_are_named(
+    crf_run: Path, crf_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    Image.fromarray(np.full((32, 40), 2, np.uint8)).save(masks / "0.png")
+    Image.fromarray(np.full((31, 40), 255, np.uint8)).save(masks / "1.png")
+    images = str(crf_folder / "val" / "images")
+    arguments = [str(crf_run), images, "--method", "crf", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert explain([*arguments, "--masks", str(masks)]) == 2
+    error = capsys.readouterr().err
+    assert "none of the pictures can be read; the first: 0.png: --masks: " in error
+    assert "0.png holds the label 2; the network's classes are 0 to 1, and 255 is ignored" in error
+    examples = Examples(load(crf_run, "cpu"), flags_of(inputs=[images], masks=str(masks)))
+    with pytest.raises(ValueError, match="none of the pictures"):
+        list(examples.take())
+    assert "have different sizes, 31 x 40 and 32 x 40" in examples.problems[1]
+    assert "there is no" in examples.problems[2]
+
+
 def test_results_lie_as_the_pictures_do_and_a_broken_one_is_named(
     digit_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

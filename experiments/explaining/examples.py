@@ -95,6 +95,12 @@ class Examples:
         if mask.shape != image.shape[:2]:
             sizes = " and ".join(f"{height} x {width}" for height, width in (mask.shape, image.shape[:2]))
             raise ValueError(f"--masks: {file} and its picture have different sizes, {sizes}")
+        strange, classes = np.setdiff1d(mask, [self.ignore_index]).max(initial=0), len(self.network.class_names)
+        if strange >= classes:
+            raise ValueError(
+                f"--masks: {file} holds the label {strange}; the network's classes are 0 to {classes - 1}, and "
+                f"{self.ignore_index} is ignored"
+            )
         return mask
 
     def _of_data(self, title: str, most: int) -> Iterator[Example]:
