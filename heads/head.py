@@ -32,7 +32,7 @@ class Head(nn.Module):
     backbone_options: ClassVar[dict[str, Any]] = {}
     """Options that are passed to backbones whose constructor accepts them, such as `fully_convolutional`."""
     needs_padded_maps: ClassVar[bool] = False
-    """Whether it is refused on backbones whose unpadded layers crop the image (see `Backbone.valid_borders`)."""
+    """Whether it is refused on backbones whose unpadded layers crop the image (see `Backbone.cropped_pixels`)."""
     takes_classifier: ClassVar[bool] = False
     """Whether it is given the backbone's published classifier as `classifier=`."""
     stages: ClassVar[tuple[dict[str, Any], ...]] = ()

@@ -206,7 +206,7 @@ def accepted_options(name: str, build: Any, options: Mapping[str, Any]) -> dict[
 
 def fits(head: type[Head], backbone: Backbone) -> bool:
     """Whether a backbone has the maps that a head needs."""
-    return not missing_strides(head, backbone.reductions) and not (head.needs_padded_maps and backbone.valid_borders)
+    return not missing_strides(head, backbone.reductions) and not (head.needs_padded_maps and backbone.cropped_pixels)
 
 
 def refusal(backbone: str, head: str, built: Backbone) -> str:
@@ -217,7 +217,7 @@ def refusal(backbone: str, head: str, built: Backbone) -> str:
     else:
         reason = (
             f"{head} needs maps at multiples of their stride; {backbone}'s unpadded convolutions crop up to "
-            f"{built.valid_borders} pixels"
+            f"{built.cropped_pixels} pixels"
         )
     works = [name for name, other in HEADS.items() if fits(other, built)]
     return (
