@@ -55,7 +55,8 @@ def centres(backbone: Backbone) -> list[float] | None:
 FORMS = [
     *((name, {}) for name in ("lenet5", "unet_encoder", "resnet18", "wrn28_10", "se_resnet50", "googlenet")),
     *((name, {}) for name in ("densenet121", "xception", "xception41", "mobilenet_v1_025", "mobilenet_v2")),
-    *((name, {}) for name in ("mobilenet_v3_small", "efficientnet_b0", "convnext_tiny")),
+    *((name, {}) for name in ("mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "resnet20", "densenet40")),
+    ("resnetv2_50", {}),
     *(
         (name, {"fully_convolutional": value})
         for name in ("alexnet", "alexnet_2gpu", "zfnet", "vgg11")
