@@ -30,6 +30,7 @@ from datamodules.albumentations_check import refuse_albumentationsx
 from datamodules.collate import IGNORE_INDEX
 from datamodules.colour_noise import ImageNetColourNoise
 from datamodules.errors import DataError
+from datamodules.objects import box_params
 from datamodules.scale_crop import ResizeToCover, ScaleCrop
 
 refuse_albumentationsx()
@@ -163,10 +164,12 @@ def refuse_bands(name: str, bands: int, why: str) -> NoReturn:
     raise DataError(f"--augmentation {name} {why}; with --in-channels {bands} use deeplab or none")
 
 
-def compose(transforms: list[A.BasicTransform]) -> A.Compose:
-    """One pipeline for image and mask; both stay uint8, and masks are never interpolated."""
+def compose(transforms: list[A.BasicTransform], *, boxes: bool = False) -> A.Compose:
+    """One pipeline for image and mask; both stay uint8, and masks are never interpolated. Or for image and boxes."""
     # Sources have compared the sizes; whole masks may be larger than images that were resized.
-    pipeline = A.Compose(transforms, is_check_shapes=False)
+    # albumentations warns of boxes that no transform of a pipeline changes.
+    moving = boxes and any(isinstance(one, (A.DualTransform, A.BaseCompose)) for one in transforms)
+    pipeline = A.Compose(transforms, bbox_params=box_params() if moving else None, is_check_shapes=False)
     take_nearest(pipeline)
     return pipeline
 

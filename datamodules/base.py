@@ -28,7 +28,7 @@ from datamodules.samples import OnBadSample, Samples
 from datamodules.size_rules import SizeRule
 from datamodules.source import FileSource, Source
 
-Task = Literal["classification", "segmentation"]
+Task = Literal["classification", "segmentation", "detection"]
 MIN_DECODED_SIZE_FACTOR = 2
 """JPEG files are decoded at a reduced size only if both sides remain at least this many times the crop's longer side;
 beyond that, more pixels would make no difference."""
@@ -41,7 +41,7 @@ class GraftDataModule(DataModuleWithLoaders):
     and `sources`. It overrides `preparation`, `augmentation` and `evaluation` if the default transforms do not suit it.
 
     Batches are `{"image": float32 (B, C, H, W), "target": int64 (B, H, W) or (B,), "name": list[str]}`, on the device
-    of the network; see `DataModuleWithLoaders`.
+    of the network; for detection, "target" is a list of `Objects.tensors()`. See `DataModuleWithLoaders`.
 
     If `preparation` resizes images, masks of validation and test keep their own sizes, listed as "target_sizes" (h, w),
     and are padded with ignore to the largest.
@@ -116,6 +116,7 @@ class GraftDataModule(DataModuleWithLoaders):
         self.weigh_borders = weigh_borders
         self.mean = tuple(mean or ())
         self.std = tuple(std or ())
+        self.normalise = Normalise(self.mean, self.std)
         self.download = download
         self.on_bad_sample = on_bad_sample
         self.cache: Cache = cache
@@ -131,6 +132,8 @@ class GraftDataModule(DataModuleWithLoaders):
     @property
     def colours(self) -> tuple[Colour, ...]:
         """RGB in 0..255 of each class: the data set's own, or generated ones."""
+        if self.task == "detection":  # without the black of a background
+            return self.palette or distinct_colours(1 + self.num_classes)[1:]
         return self.palette or distinct_colours(self.num_classes)
 
     def default_size(self) -> tuple[int, int]:
@@ -147,7 +150,7 @@ class GraftDataModule(DataModuleWithLoaders):
 
     def size_rule(self) -> SizeRule:
         """How an image of the user's own gets the size at which this data set is evaluated."""
-        return SizeRule("own" if self.task == "segmentation" else "centre_crop", self.image_size)
+        return SizeRule("centre_crop" if self.task == "classification" else "own", self.image_size)
 
     def preprocessing(self) -> dict[str, Any]:
         """What a trained network needs to know about its images, as plain values for a checkpoint. After `setup()`."""
@@ -172,13 +175,13 @@ class GraftDataModule(DataModuleWithLoaders):
 
     def augmentation(self) -> list[A.BasicTransform]:
         """Training transforms after `preparation`, ending at `image_size`: by default, the usual random crops."""
-        if self.task == "segmentation":
-            return scale_crop_flip(self.image_size, self.mean)
-        return random_crop_flip(self.image_size)
+        if self.task == "classification":
+            return random_crop_flip(self.image_size)
+        return scale_crop_flip(self.image_size, self.mean)
 
     def evaluation(self) -> list[A.BasicTransform]:
-        """Deterministic transforms of validation and test images. For segmentation, whole images are scored."""
-        return [] if self.task == "segmentation" else centre_crop(self.image_size)
+        """Deterministic transforms of validation and test images. Only classification scores a part of them."""
+        return centre_crop(self.image_size) if self.task == "classification" else []
 
     def setup(self, stage: str | None = None) -> None:
         """Build all splits, whatever the stage, and check their files. A second call changes nothing.
@@ -212,8 +215,8 @@ class GraftDataModule(DataModuleWithLoaders):
         if not (self.mean and self.std):
             mean, std = mean_and_std(source)
             self.mean, self.std = self.mean or mean, self.std or std
+            self.normalise = Normalise(self.mean, self.std)
             note(f"--in-channels {self.in_channels}: mean ± std of each band: {describe(self.mean, self.std)}")
-        self.normalise = Normalise(self.mean, self.std)
 
     def _check_files(self, splits: list[Samples]) -> None:
         """Read the files once: errors in them appear before training starts, and the cache is filled.
@@ -254,7 +257,7 @@ class GraftDataModule(DataModuleWithLoaders):
             source.min_side = MIN_DECODED_SIZE_FACTOR * max(self.image_size)
         return Samples(
             source,
-            compose(transforms),
+            compose(transforms, boxes=self.task == "detection"),
             self.seed,
             self.normalise,
             endless=endless,
@@ -262,5 +265,5 @@ class GraftDataModule(DataModuleWithLoaders):
             whole_masks=skip == "drop",
             weigh_borders=self.weigh_borders and skip == "replace",
             cache=open_cache(self.cache) if isinstance(source, FileSource) else None,
-            preparation=compose(preparation) if preparation else None,
+            preparation=compose(preparation, boxes=self.task == "detection") if preparation else None,
         )

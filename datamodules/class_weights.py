@@ -26,6 +26,7 @@ from datamodules.checking import in_threads
 from datamodules.errors import DataError
 from datamodules.files import MaskedImages
 from datamodules.node_folder import once_per_node
+from datamodules.objects import Objects
 from datamodules.shards import ShardSamples
 from datamodules.source import SourceWithClasses
 
@@ -47,6 +48,8 @@ def class_weights(weighting: str, data: GraftDataModule) -> list[float] | None:
     """
     if weighting == "none" or data.train is None:
         return None
+    if data.task == "detection":
+        raise DataError(f"--class-weights {weighting}: heads that detect objects bring their own loss; leave it out")
     if weighting == "median_frequency":
         return median_frequency(count(data.train.source, data))
     if weighting == "inverse_log":
@@ -87,7 +90,8 @@ def count(source: Source, data: GraftDataModule) -> Counts:
         images = np.bincount(labels, minlength=data.num_classes)
         return Counts(images, np.full(data.num_classes, images.sum()))
     if not isinstance(source, MaskedImages | ShardSamples):  # generated, in no time
-        return add_up([of_target(source[index][1], data.num_classes) for index in range(len(source))])
+        targets = [source[index][1] for index in range(len(source))]
+        return add_up([of_target(one, data.num_classes) for one in targets if not isinstance(one, Objects)])
     name = f"class counts {type(data).__name__} {data.data_dir} {data.num_classes}"
     pixels, shown_in = once_per_node(name, partial(count_masks, source, data))
     return Counts(np.array(pixels), np.array(shown_in))

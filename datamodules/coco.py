@@ -1,4 +1,4 @@
-"""Masks from annotations in COCO's format. Microsoft COCO: Common Objects in Context. Lin et al. 2014, arXiv:1405.0312.
+"""Masks or boxes in COCO's format. Microsoft COCO: Common Objects in Context. Lin et al. 2014, arXiv:1405.0312.
 
 Read are COCO itself (`annotations/instances_train2017.json`, `train2017/`), and what Roboflow (`train/` with
 `_annotations.coco.json`), CVAT (`annotations/instances_default.json`, `images/`), labelme2coco (`annotations.json`,
@@ -8,7 +8,8 @@ for by `file_name` anywhere in `--data-dir`.
 
 Class 0 is background: all pixels without an annotation. The categories follow in the order of their ids, which may have
 gaps. Polygons and both kinds of run-length encoding are drawn by pycocotools. Where objects overlap, the smaller one is
-on top, and of two of one area the later one. Regions marked `iscrowd` are ignored where no single object is drawn.
+on top, and of two of one area the later one. Regions marked `iscrowd` are ignored where no single object is drawn. For
+detection, classes are the categories alone, and boxes are taken as `coco_boxes.py` says.
 """
 
 import json
@@ -20,10 +21,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from datamodules.base import IGNORE_INDEX, GraftDataModule, Source, Task
+from datamodules.coco_boxes import check_boxes, objects_in
 from datamodules.coco_files import LAYOUT, annotation_files, classes_of, find_images, images_by_name, read_annotations
 from datamodules.decoding import read_image
 from datamodules.errors import DataError
 from datamodules.notes import note
+from datamodules.objects import Objects
 from datamodules.pairing import hold_out
 from datamodules.split_folders import SPLITS
 
@@ -31,27 +34,27 @@ Annotation = dict[str, Any]
 
 
 class Coco(GraftDataModule):
-    """Background and the categories. Trains on crops of `image_size`, validates on whole images, undistorted."""
+    """Masks with background, or boxes. Trains on crops of `image_size`, validates on whole images, undistorted."""
 
-    tasks: ClassVar[tuple[Task, ...]] = ("segmentation",)
+    tasks: ClassVar[tuple[Task, ...]] = ("segmentation", "detection")
 
     def default_size(self) -> tuple[int, int]:
         return 512, 512
 
     def sources(self) -> dict[str, Source]:
-        require_pycocotools()
+        kind = BoxedImages if self.task == "detection" else AnnotatedImages
+        if self.task == "segmentation":
+            require_pycocotools()
         root = Path(self.data_dir or "data/coco")
         if not root.is_dir():
             raise DataError(f"{root} is not a folder; {LAYOUT}")
         files = annotation_files(root)
         contents = {split: read_annotations(path) for split, path in files.items()}
         names, label_of = classes_of(contents["train"], files["train"])
-        self.class_names = names
+        self.class_names = names[1:] if self.task == "detection" else names
         paths = images_by_name(root)
         sources = {
-            split: AnnotatedImages(
-                content, files[split], label_of, find_images(content, files[split], split, paths, root)
-            )
+            split: kind(content, files[split], label_of, find_images(content, files[split], split, paths, root))
             for split, content in contents.items()
         }
         if "val" not in sources:
@@ -79,7 +82,7 @@ class AnnotatedImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | Objects, str]:
         image = read_image(self.files[index])
         height, width = image.shape[:2]
         listed = self.images[index]
@@ -90,7 +93,11 @@ class AnnotatedImages:
                 "both must be of one size",
                 "size mismatch",
             )
-        return image, self.mask(index, height, width), Path(listed["file_name"]).with_suffix("").as_posix()
+        return image, self.target(index, height, width), Path(listed["file_name"]).with_suffix("").as_posix()
+
+    def target(self, index: int, height: int, width: int) -> np.ndarray | Objects:
+        """What is to be learned of an image of that size."""
+        return self.mask(index, height, width)
 
     def paths(self, index: int) -> tuple[Path, ...]:
         """The image."""
@@ -103,7 +110,7 @@ class AnnotatedImages:
 
     def part(self, indices: list[int]) -> "AnnotatedImages":
         """Some of the images."""
-        one = object.__new__(AnnotatedImages)
+        one = object.__new__(type(self))
         one.file, one.names, one.labels = self.file, self.names, self.labels
         one.annotations = self.annotations
         one.images, one.files = [self.images[i] for i in indices], [self.files[i] for i in indices]
@@ -165,6 +172,23 @@ class AnnotatedImages:
         empty = sum(image["id"] not in self.annotations for image in self.images)
         if empty:
             note(f"{empty} of {len(self.images)} images in {self.file} have no annotation: background throughout")
+
+
+class BoxedImages(AnnotatedImages):
+    """A split of image files with the boxes of their annotations; class 0 is the first category."""
+
+    def target(self, index: int, height: int, width: int) -> Objects:
+        return objects_in(self.annotations[self.images[index]["id"]], self.without_background(), height, width)
+
+    def decoding_key(self, index: int) -> tuple[Any, ...]:
+        return "boxes", *super().decoding_key(index)
+
+    def without_background(self) -> dict[int, int]:
+        """The class of each category."""
+        return {category: label - 1 for category, label in self.labels.items() if label}
+
+    def _say_unusual(self, content: dict[str, Any]) -> None:
+        check_boxes(content, self.file, self.without_background())
 
 
 def require_pycocotools() -> None:

@@ -22,6 +22,9 @@ def collate(samples: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
     if not kept:
         empty = torch.zeros(0, 1, 1, 3, dtype=torch.uint8)
         return {"image": empty, "target": empty[..., 0], "name": []}
+    if isinstance(kept[0]["target"], dict):  # objects, of which each image has its own number
+        images = collate([sample | {"target": torch.tensor(0)} for sample in kept])
+        return images | {"target": [sample["target"] for sample in kept]}
     sizes = [tuple(sample["image"].shape[:2]) for sample in kept]
     own = [tuple(sample["target"].shape) for sample in kept if sample["target"].ndim == 2]
     if own and own != sizes:

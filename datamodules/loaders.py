@@ -26,7 +26,7 @@ class DataModuleWithLoaders(LightningDataModule):
     (B = 0, H and W = `image_size`): the rank has no samples left, or none of them can be read.
     """
 
-    task: Literal["classification", "segmentation"]
+    task: Literal["classification", "segmentation", "detection"]
     data_dir: str | None
     image_size: tuple[int, int]
     in_channels: int
@@ -153,8 +153,15 @@ class DataModuleWithLoaders(LightningDataModule):
         pixels = batch["image"].to(device, non_blocking=non_blocking)
         for one, (height, width) in zip(pixels, batch.get("sizes", ()), strict=False):
             one[height:] = one[:, width:] = normalise.colour
-        target = batch["target"].to(device, non_blocking=non_blocking).long()
         more = {"target_sizes": batch["target_sizes"]} if "target_sizes" in batch else {}
+        if self.task == "detection":
+            target: Any = [
+                {key: value.to(device, non_blocking=non_blocking) for key, value in objects.items()}
+                for objects in batch["target"]
+            ]
+            more |= {"sizes": batch["sizes"]} if "sizes" in batch else {}
+        else:
+            target = batch["target"].to(device, non_blocking=non_blocking).long()
         if "border_weights" in batch:
             more["border_weights"] = batch["border_weights"].to(device, non_blocking=non_blocking)
         return {"image": normalise(pixels), "target": target, "name": batch["name"]} | more
@@ -163,6 +170,8 @@ class DataModuleWithLoaders(LightningDataModule):
         height, width = self.image_size
         shape = (0, height, width) if self.task == "segmentation" else (0,)
         image = torch.zeros(0, self.in_channels, height, width, device=device)
+        if self.task == "detection":
+            return {"image": image, "target": [], "name": []}
         return {"image": image, "target": torch.zeros(shape, dtype=torch.long, device=device), "name": []}
 
     def to_pixels(self, image: Tensor) -> Tensor:

@@ -29,13 +29,15 @@ from datamodules.download import readable_size
 from datamodules.errors import DataError
 from datamodules.memory_limit import memory_limit
 from datamodules.node_folder import memory_root, node_folder
+from datamodules.objects import Objects, objects_of
 from datamodules.source import FileSource, Sample
 
 Cache = Literal["none", "memory", "disk"]
 FORMAT = 2
 """Part of every key; to be raised when decoding or the layout of the files changes."""
 HEADER = struct.Struct("<5q")
-"""Height, width, channels, the class (-1: a mask follows the image), bytes of the name."""
+"""Height, width, channels, the class (-1: a mask follows the image; -2 - N: N objects follow it), bytes of the name."""
+OBJECT = np.dtype([("box", "<f4", 4), ("label", "<i8"), ("crowd", "?")])
 MEMORY_FRACTION = 0.25
 FREE_FRACTION = 0.5
 ROOM_FOR_BATCHES = 256 << 20
@@ -76,12 +78,16 @@ class SampleCache:
         except (OSError, ValueError, struct.error):  # missing, empty or cut off
             return None
         start, area = HEADER.size + letters, height * width
-        if len(pages) != start + (channels + (label < 0)) * area:
+        objects = -2 - label if label <= -2 else 0
+        if len(pages) != start + (channels + (label == -1)) * area + objects * OBJECT.itemsize:
             return None
         image = np.frombuffer(pages, np.uint8, channels * area, start).reshape(height, width, channels)
         name = pages[HEADER.size : start].decode()
         if label >= 0:
             return image, label, name
+        if label <= -2:
+            rows = np.frombuffer(pages, OBJECT, objects, start + channels * area)
+            return image, objects_of(rows["box"].copy(), rows["label"].copy(), rows["crowd"].copy()), name
         return image, np.frombuffer(pages, np.uint8, area, start + channels * area).reshape(height, width), name
 
     def put(self, key: str, sample: Sample) -> None:
@@ -91,10 +97,9 @@ class SampleCache:
         """
         image, target, name = sample
         letters = name.encode()
-        masked = isinstance(target, np.ndarray)
-        label = -1 if isinstance(target, np.ndarray) else target
+        label, more = encoded(target)
         parts: list[Any] = [HEADER.pack(*image.shape, label, len(letters)), letters, np.ascontiguousarray(image)]
-        parts += [np.ascontiguousarray(target)] if masked else []
+        parts += more
         path = self.path(key)
         part = path.with_suffix(temporary_suffix())
         try:
@@ -110,6 +115,17 @@ class SampleCache:
             part.replace(path)
         except OSError:  # full after all, or deleted: the sample will be decoded again
             part.unlink(missing_ok=True)
+
+
+def encoded(target: np.ndarray | int | Objects) -> tuple[int, list[np.ndarray]]:
+    """The label of the header, and what follows the image."""
+    if isinstance(target, Objects):
+        rows = np.empty(len(target.labels), OBJECT)
+        rows["box"], rows["label"], rows["crowd"] = target.boxes, target.labels, target.crowd
+        return -2 - len(rows), [rows]
+    if isinstance(target, np.ndarray):
+        return -1, [np.ascontiguousarray(target)]
+    return target, []
 
 
 def open_cache(cache: Cache) -> SampleCache | None:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, DistributedSampler
 from datamodules.collate import IGNORE_INDEX
 from datamodules.errors import DataError
 from datamodules.loader import Normalise
+from datamodules.objects import Objects, transformed
 from datamodules.sample_cache import SampleCache
 from datamodules.source import FileSource, Sample, Source
 from lightning_modules.borders import border_weights
@@ -71,9 +72,12 @@ class Samples(Dataset[dict[str, Any] | None]):
         return len(self.source)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any] | None:
-        """`image` float32 `(3, H, W)`, normalised; `target` int64 `(H, W)` or `()`; `name`."""
+        """`image` float32 `(3, H, W)`, normalised; `target` int64 `(H, W)` or `()`, or `Objects.tensors()`; `name`."""
         sample = self.pixels(key)
-        return sample and sample | {"image": self.normalise(sample["image"]), "target": sample["target"].long()}
+        if sample is None:
+            return None
+        target = sample["target"] if isinstance(sample["target"], dict) else sample["target"].long()
+        return sample | {"image": self.normalise(sample["image"]), "target": target}
 
     def pixels(self, key: int | tuple[int, int]) -> dict[str, Any] | None:
         """The same in a quarter of the bytes: `image` uint8 `(H, W, 3)`, a mask as uint8."""
@@ -85,6 +89,9 @@ class Samples(Dataset[dict[str, Any] | None]):
         # albumentations draws from generators of its own, which seeding numpy, random or torch does not reach.
         generator = np.random.default_rng((self.seed, epoch, index))
         self.pipeline.set_random_state(generator, random.Random(int(generator.integers(2**32))))
+        if isinstance(target, Objects):
+            image, target = transformed(self.pipeline, image, target)
+            return {"image": tensor(image), "target": target.tensors(), "name": name}
         if isinstance(target, np.ndarray):
             out = self.pipeline(image=image, mask=target)
             found = {"image": tensor(out["image"]), "target": tensor(out["mask"]), "name": name}
@@ -127,6 +134,8 @@ class Samples(Dataset[dict[str, Any] | None]):
         image, target, name = sample
         if self.preparation is None:
             return sample
+        if isinstance(target, Objects):
+            return *transformed(self.preparation, image, target), name
         if isinstance(target, np.ndarray) and not self.whole_masks:
             out = self.preparation(image=image, mask=target)
             return out["image"], out["mask"], name

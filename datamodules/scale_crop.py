@@ -13,7 +13,7 @@ from datamodules.collate import IGNORE_INDEX
 class ResizeToCover(A.DualTransform):
     """Resize image and mask, in proportion, until they just cover `size` (H, W) times a factor drawn from a range."""
 
-    _targets = (Targets.IMAGE, Targets.MASK)
+    _targets = (Targets.IMAGE, Targets.MASK, Targets.BBOXES)
 
     def __init__(self, size: tuple[int, int], factors: tuple[float, float], p: float = 1.0) -> None:
         super().__init__(p=p)
@@ -37,16 +37,20 @@ class ResizeToCover(A.DualTransform):
         """The mask, by its nearest pixels."""
         return cv2.resize(mask, shape_after[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
+    def apply_to_bboxes(self, bboxes: np.ndarray, **params: Any) -> np.ndarray:
+        """Boxes `(N, 4 + fields)` are fractions of the image, which resizing does not change."""
+        return bboxes
+
 
 class ScaleCrop(A.DualTransform):
-    """Scale image and mask by a random factor, then crop `size` (H, W) at a random place, padded if too small.
+    """Scale image, mask and boxes by a random factor, then crop `size` (H, W) at a random place, padded if too small.
 
     The distribution is that of `A.RandomScale` before `A.RandomCrop(pad_if_needed=True)`, except for rounding: here the
     crop begins at a whole pixel of the original, there at one of the scaled image. Images are interpolated linearly, or
     averaged over areas below a factor of one half. Masks take the nearest pixel, and 255 = ignore as padding.
     """
 
-    _targets = (Targets.IMAGE, Targets.MASK)
+    _targets = (Targets.IMAGE, Targets.MASK, Targets.BBOXES)
 
     def __init__(
         self,
@@ -86,6 +90,22 @@ class ScaleCrop(A.DualTransform):
         """The mask `size`, padded with 255 = ignore."""
         scaled = cv2.resize(mask[part], scaled_shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         return self._padded(scaled, (IGNORE_INDEX,))
+
+    def apply_to_bboxes(
+        self,
+        bboxes: np.ndarray,
+        part: tuple[slice, slice],
+        scaled_shape: tuple[int, int],
+        shape: tuple[int, ...],
+        **params: Any,
+    ) -> np.ndarray:
+        """Boxes `(N, 4 + fields)` in fractions of the image, in fractions of the crop."""
+        moved = bboxes.copy()
+        for axis, (span, scaled, wanted) in enumerate(zip(part, scaled_shape, self.size, strict=True)):
+            columns = [1 - axis, 3 - axis]  # x for the width, y for the height
+            pixels = (bboxes[:, columns] * shape[axis] - span.start) * scaled / (span.stop - span.start)
+            moved[:, columns] = (pixels + (wanted - scaled) // 2) / wanted
+        return moved
 
     def _padded(self, image: np.ndarray, fill: tuple[float, ...]) -> np.ndarray:
         """The image in the middle of `size`, with borders of the colour `fill`."""

@@ -6,8 +6,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-Sample = tuple[np.ndarray, np.ndarray | int, str]
-"""Image uint8 `(H, W, 3)` RGB; mask uint8 `(H, W)` with 255 = ignore, or the class; a name."""
+from datamodules.objects import Objects
+
+Sample = tuple[np.ndarray, np.ndarray | int | Objects, str]
+"""Image uint8 `(H, W, 3)` RGB; mask uint8 `(H, W)` with 255 = ignore, or the class, or the objects; a name."""
 
 
 class Source(Protocol):

@@ -68,8 +68,7 @@ def entry(name: str) -> dict[str, Any]:
     from backbones import BACKBONES
     from experiments.training.network_cost import classifier_without_weights, network_cost
     from heads import HEADS
-    from heads.head import missing_strides
-    from lightning_modules.network import refusal
+    from lightning_modules.network import fits, refusal
 
     with torch.device("meta"):
         backbone = BACKBONES[name]()
@@ -78,11 +77,7 @@ def entry(name: str) -> dict[str, Any]:
         "top1": backbone.published_top1(),
         "output_strides": list(backbone.output_strides),
         "input_size": backbone.input_size,
-        "refused": {
-            head: refusal(name, head, backbone.reductions)
-            for head in HEADS
-            if missing_strides(HEADS[head], backbone.reductions)
-        },
+        "refused": {head: refusal(name, head, backbone) for head in HEADS if not fits(HEADS[head], backbone)},
     }
 
 

@@ -34,7 +34,8 @@ class CompareConfig:
     wandb: str | None = flag(None, "project on the W&B server, as entity/project, whose runs are compared too")
     split: Split = flag("val", "split whose scores are compared; val_crf and test_crf are the scores with a CRF")
     metric: str | None = flag(
-        None, "score to compare: pixel_accuracy, iou/CLASS, loss ...; default: miou, or top1 in classification"
+        None,
+        "score to compare: pixel_accuracy, iou/CLASS, loss ...; default: miou, or top1 or map of other tasks",
     )
     baseline: str | None = flag(
         None, "baseline of all differences: label of a group, or name of one of its runs; default: the best group"

@@ -25,7 +25,7 @@ class ReportConfig:
 
     project: str = positional("project on the W&B server, as entity/project")
     title: str = flag("Graft: runs compared", "title of the report")
-    score: str = flag("val/miou", "score that runs are compared by; val/top1 for classification")
+    score: str = flag("val/miou", "score that runs are compared by; val/top1 for classification, val/map for detection")
 
 
 def main(arguments: list[str] | None = None) -> int:

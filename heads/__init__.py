@@ -8,13 +8,16 @@ from heads.deeplabv1 import DeepLabV1
 from heads.deeplabv2 import DeepLabV2
 from heads.deeplabv3 import DeepLabV3
 from heads.dilatednet import DilatedNet
+from heads.fasterrcnn import FasterRCNN
 from heads.fcn import FCN8s, FCN16s, FCN32s
 from heads.fcn_head import FCNHead
+from heads.fcos import FCOS
 from heads.fpn import FPN
 from heads.head import Head
 from heads.hypercolumn import Hypercolumn
 from heads.lraspp import LRASPP
 from heads.pspnet import PSPNet
+from heads.retinanet import RetinaNet
 from heads.spp import SPP
 from heads.unet import UNet
 
@@ -36,6 +39,9 @@ HEADS: dict[str, type[Head]] = {
     "pspnet": PSPNet,
     "fpn": FPN,
     "lraspp": LRASPP,
+    "retinanet": RetinaNet,
+    "fcos": FCOS,
+    "fasterrcnn": FasterRCNN,
 }
 
 

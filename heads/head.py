@@ -1,4 +1,7 @@
-"""Base class of all heads: a module that turns a backbone's feature maps into logits and declares its requirements."""
+"""Base class of all heads: a module that turns a backbone's feature maps into logits and declares its requirements.
+
+Heads that detect objects derive from `BoxHead` in `box_head.py` and return other things than logits.
+"""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
@@ -7,7 +10,7 @@ from torch import Tensor, nn
 
 from heads.placing import place
 
-Task = Literal["classification", "segmentation"]
+Task = Literal["classification", "segmentation", "detection"]
 
 
 class Head(nn.Module):
@@ -28,6 +31,8 @@ class Head(nn.Module):
     """The output stride its paper trains at; used unless the user names another."""
     backbone_options: ClassVar[dict[str, Any]] = {}
     """Options that are passed to backbones whose constructor accepts them, such as `fully_convolutional`."""
+    needs_padded_maps: ClassVar[bool] = False
+    """Whether it is refused on backbones whose unpadded layers crop the image (see `Backbone.cropped_pixels`)."""
     takes_classifier: ClassVar[bool] = False
     """Whether it is given the backbone's published classifier as `classifier=`."""
     stages: ClassVar[tuple[dict[str, Any], ...]] = ()
@@ -75,7 +80,7 @@ class Head(nn.Module):
         shift = round((self.offsets[source] - self.offsets[target]) / stride)
         return place(x, 1 if upsampled else self.reductions[source] // stride, size, shift, mode)
 
-    def forward(self, features: list[Tensor]) -> Tensor:
+    def forward(self, features: list[Tensor]) -> Any:
         raise NotImplementedError
 
 

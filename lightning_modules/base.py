@@ -1,7 +1,7 @@
-"""Base module of classification and segmentation: the network, its loss and scores, the optimiser and the schedule."""
+"""Base module of all tasks: the network, its loss and scores, the optimiser and the schedule."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import lightning.pytorch as pl
 import torch
@@ -12,6 +12,7 @@ from heads import find_head
 from heads.head import Task
 from lightning_modules.blocks import recompute_activations
 from lightning_modules.calibration import TemperatureFit
+from lightning_modules.detection_scores import DetectionScores
 from lightning_modules.losses import SEGMENTATION_ONLY, WeightedSum, terms
 from lightning_modules.metrics import ClassificationScores, EpochLoss, SegmentationScores
 from lightning_modules.network import Network
@@ -24,7 +25,7 @@ from lightning_modules.sharding import ShardedEvaluation, is_sharded, shard
 from lightning_modules.start_from import load_matching_weights
 
 Batch = Mapping[str, Any]
-Scores = SegmentationScores | ClassificationScores
+Scores = SegmentationScores | ClassificationScores | DetectionScores
 AUX_CLASSIFIER_WEIGHT = 0.3
 """Weight of the loss of each auxiliary classifier (Szegedy et al. 2014, section 5)."""
 
@@ -68,6 +69,7 @@ class GraftModule(pl.LightningModule):
     task: Task
     monitor: str
     """The validation score that picks the best checkpoint; larger is better."""
+    least_classes: ClassVar[int] = 2
 
     def __init__(
         self,
@@ -123,18 +125,11 @@ class GraftModule(pl.LightningModule):
         self.crf: nn.Module | None = None
         if crf is not None:
             self.add_crf(crf, trainable=True)
-        self.loss = WeightedSum(
-            loss,
-            len(class_names),
-            ignore_index=ignore_index,
-            class_weights=class_weights,
-            label_smoothing=label_smoothing,
-        )
+        self.loss = self.new_loss()
         self.aux_weight = AUX_CLASSIFIER_WEIGHT if aux_weight is None else aux_weight
         self.seed = torch.initial_seed()
-        coefficients = [coefficient for coefficient, _ in terms(loss)]
         self.train_loss = EpochLoss()
-        self.losses = nn.ModuleDict({split: EpochLoss(coefficients) for split in ("val", "test")})
+        self.losses = nn.ModuleDict({split: EpochLoss(self.coefficients()) for split in ("val", "test")})
         self.metrics = nn.ModuleDict({split: self.new_scores() for split in ("val", "test")})
         self.calibration = TemperatureFit(ignore_index)
         self.temperature = 1.0  # fitted by the last validation; only programs that predict divide logits by it
@@ -145,8 +140,9 @@ class GraftModule(pl.LightningModule):
         head, names, task = hparams["head"], hparams["class_names"], find_head(hparams["head"]).task
         if task != self.task:
             raise ValueError(f"{head} is a {task} head; this module is for {self.task}")
-        if len(names) < 2:
-            raise ValueError(f"there are {len(names)} classes ({', '.join(names)}); a loss needs 2 or more")
+        if len(names) < self.least_classes:
+            what = f"{len(names)} classes ({', '.join(names)})"
+            raise ValueError(f"there are {what}; a loss needs {self.least_classes} or more")
         if hparams["optimizer"] not in OPTIMIZERS:
             raise ValueError(f"no optimizer '{hparams['optimizer']}'; there are {', '.join(OPTIMIZERS)}")
         learning_rate_factor(hparams["schedule"], 0, 1, 0)  # rejects an unknown schedule
@@ -200,6 +196,21 @@ class GraftModule(pl.LightningModule):
         # Looked up when it is called, because FSDP2 replaces the method.
         self.compiled_with_aux = torch.compile(lambda images: self.network.forward_with_aux(images), backend=backend)
 
+    def new_loss(self) -> nn.Module:
+        """The loss: called with logits and target, and in evaluation by its `sums`."""
+        hparams = self.hparams
+        return WeightedSum(
+            hparams["loss"],
+            len(hparams["class_names"]),
+            ignore_index=hparams["ignore_index"],
+            class_weights=hparams["class_weights"],
+            label_smoothing=hparams["label_smoothing"],
+        )
+
+    def coefficients(self) -> list[float]:
+        """The factors of the terms that the loss is the sum of."""
+        return [coefficient for coefficient, _ in terms(self.hparams["loss"])]
+
     def new_scores(self) -> Scores:
         """The metric that gathers one split's scores."""
         raise NotImplementedError
@@ -220,10 +231,13 @@ class GraftModule(pl.LightningModule):
         loss = cast("Tensor", self.loss(self.refine(logits, images), target, borders))
         if aux:
             loss = loss + self.aux_weight * sum(self.loss(one, target, borders) for one in aux)
-        self.train_loss.update(loss.detach().to(self.train_loss.totals.dtype) * len(images), len(images))
-        self.log("train/loss_step", loss, batch_size=len(images))
-        self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True, batch_size=len(images))
+        self._log_train_loss(loss, len(images))
         return loss
+
+    def _log_train_loss(self, loss: Tensor, images: int) -> None:
+        self.train_loss.update(loss.detach().to(self.train_loss.totals.dtype) * images, images)
+        self.log("train/loss_step", loss, batch_size=images)
+        self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True, batch_size=images)
 
     def on_train_epoch_start(self) -> None:
         self.train_loss.reset()
@@ -248,8 +262,8 @@ class GraftModule(pl.LightningModule):
         if len(batch["image"]):  # a batch is empty if --on-bad-sample skip has left out all of it
             logits = self(batch["image"])
             for one, target in at_own_sizes(logits, batch["target"], batch.get("target_sizes")):
-                self.split_loss(split).update(*self.loss.sums(one, target))
-                self.split_scores(split).update(one, target)
+                self.split_loss(split).update(*cast("WeightedSum", self.loss).sums(one, target))
+                cast("SegmentationScores", self.split_scores(split)).update(one, target)
                 if split == "val":
                     self.calibration.update(one, target)
 

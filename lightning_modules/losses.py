@@ -284,11 +284,16 @@ class WeightedSum(nn.Module):
 
     def _mean_over_ranks(self, weight: Tensor) -> Tensor:
         # Only in training do all ranks compute the same number of losses.
-        if self.training and torch.distributed.is_available() and torch.distributed.is_initialized():
-            weight = weight.detach().clone()
-            torch.distributed.all_reduce(weight)
-            weight = weight / torch.distributed.get_world_size()
-        return weight
+        return mean_over_ranks(weight) if self.training else weight
+
+
+def mean_over_ranks(weight: Tensor) -> Tensor:
+    """The mean of a weight over all ranks; to be called by all of them."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        weight = weight.detach().clone()
+        torch.distributed.all_reduce(weight)
+        weight = weight / torch.distributed.get_world_size()
+    return weight
 
 
 def at_least_float32(logits: Tensor) -> Tensor:

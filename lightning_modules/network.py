@@ -1,7 +1,7 @@
 """A network is one backbone and one head, by name."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from backbones import BACKBONES, find_backbone
 from backbones.backbone import Backbone
 from heads import HEADS, find_head
+from heads.box_head import BoxHead, Detections, Objects, Size, Sums
 from heads.classifier import Classifier
 from heads.fcn_head import FCNHead
 from heads.head import Head, index_of_stride, missing_strides
@@ -22,7 +23,8 @@ class Network(nn.Module):
     """Any backbone under any head: images `(B, C, H, W)` -> logits.
 
     Logits are `(B, num_classes)` for classification and `(B, num_classes, H, W)`, the image's own size, for
-    segmentation. Only what the head reads is built, so every parameter gets a gradient.
+    segmentation. For detection, call `losses` or `detect` instead. Only what the head reads is built, so every
+    parameter gets a gradient.
 
     Args:
         weights: "imagenet", a file, or None; see `Backbone.load`.
@@ -66,8 +68,8 @@ class Network(nn.Module):
     def _head(self, backbone: str, head: str, num_classes: int, given: Mapping[str, Any]) -> Head:
         """Build the head on the maps that the backbone has."""
         reductions, head_class = self.backbone.reductions, find_head(head)
-        if missing_strides(head_class, reductions):
-            raise ValueError(refusal(backbone, head, reductions))
+        if not fits(head_class, self.backbone):
+            raise ValueError(refusal(backbone, head, self.backbone))
         options = accepted_options(head, head_class, given)
         if head_class.takes_classifier:
             options["classifier"] = self.backbone.classifier(num_classes)
@@ -104,6 +106,20 @@ class Network(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self._at_image_size(self.head(self.backbone(self._with_mirrored_border(x))), x, self.head)
 
+    def losses(self, x: Tensor, targets: Sequence[Objects], sizes: Sequence[Size]) -> dict[str, Sums]:
+        """The terms of a box head's loss; see `BoxHead.losses`."""
+        head = cast("BoxHead", self.head)
+        return head.losses(head(self.backbone(x)), targets, sizes)
+
+    def detect(self, x: Tensor, sizes: Sequence[Size] | None = None) -> list[Detections]:
+        """What a box head finds in each image.
+
+        Args:
+            sizes: H and W of each image within the batch; None: all of it.
+        """
+        head = cast("BoxHead", self.head)
+        return head.detections(head(self.backbone(x)), sizes or [(x.shape[2], x.shape[3])] * len(x))
+
     def _with_mirrored_border(self, x: Tensor) -> Tensor:
         """The image, mirrored outwards if the head asks for it."""
         before = self.head.mirror_before
@@ -116,7 +132,7 @@ class Network(nn.Module):
 
     def _at_image_size(self, logits: Tensor, x: Tensor, head: Head) -> Tensor:
         """Upsample logits to the image, without the mirrored border; in float32 or float64, whatever autocast does."""
-        if self.task == "classification":
+        if self.task != "segmentation":
             return logits
         if logits.dtype != torch.float64:
             logits = logits.float()
@@ -188,14 +204,24 @@ def accepted_options(name: str, build: Any, options: Mapping[str, Any]) -> dict[
     return dict(options)
 
 
-def refusal(backbone: str, head: str, reductions: tuple[int, ...]) -> str:
+def fits(head: type[Head], backbone: Backbone) -> bool:
+    """Whether a backbone has the maps that a head needs."""
+    return not missing_strides(head, backbone.reductions) and not (head.needs_padded_maps and backbone.cropped_pixels)
+
+
+def refusal(backbone: str, head: str, built: Backbone) -> str:
     """Say why a pair cannot work, and which similar pairs do."""
-    needs = ", ".join(map(str, HEADS[head].required_strides))
-    has = ", ".join(map(str, reductions))
-    works = [name for name, other in HEADS.items() if not missing_strides(other, reductions)]
+    if missing_strides(HEADS[head], built.reductions):
+        needs = ", ".join(map(str, HEADS[head].required_strides))
+        reason = f"{head} needs maps at strides {needs}; {backbone} has {', '.join(map(str, built.reductions))}"
+    else:
+        reason = (
+            f"{head} needs maps at multiples of their stride; {backbone}'s unpadded convolutions crop up to "
+            f"{built.cropped_pixels} pixels"
+        )
+    works = [name for name, other in HEADS.items() if fits(other, built)]
     return (
-        f"{head} needs maps at strides {needs}; {backbone} has {has}. "
-        f"Heads that work with {backbone}: {', '.join(works)}. "
+        f"{reason}. Heads that work with {backbone}: {', '.join(works)}. "
         f"Nearest backbone that works with {head}: {nearest_backbone(backbone, head)}"
     )
 
@@ -207,6 +233,6 @@ def nearest_backbone(backbone: str, head: str) -> str:
     for name in names[start:] + names[:start]:
         with torch.device("meta"):
             candidate = BACKBONES[name]()
-        if not missing_strides(HEADS[head], candidate.reductions):
+        if fits(HEADS[head], candidate):
             return name
     return "none"

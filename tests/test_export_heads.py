@@ -34,15 +34,14 @@ CHEAPER = {
     "dilatednet": {"layers": 7},
 }
 """Options under which a head is the same network, only narrower."""
-VARIED = {
-    "unet": [{"up": "interpolate"}],
-    "hypercolumn": [{"form": "concatenate"}],
-    "dilatednet": [{"padding": "reflect"}],
-}
 CASES = [
-    (head, CHEAPER.get(head, {})) for head, build in HEADS.items() if build is not DeepLabV3Plus or head == "deeplab"
+    *(
+        (head, CHEAPER.get(head, {}))
+        for head, build in HEADS.items()
+        if build is not DeepLabV3Plus or head == "deeplab"
+    ),
+    ("dilatednet", {"layers": 7, "padding": "reflect"}),
 ]
-CASES += [(head, CHEAPER.get(head, {}) | options) for head, several in VARIED.items() for options in several]
 
 
 class Tiny(Backbone):

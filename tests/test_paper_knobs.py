@@ -80,6 +80,7 @@ KNOBS: list[tuple[str, dict[str, Any]]] = [
     ("densenet121", {"growth": 8, "compression": 1.0, "bottleneck": 0, "layers": [1, 2, 1, 1], "deformable": 2}),
     ("vgg11", {"init": "normal", "se_reduction": 8}),
     ("vgg11_bn", {"deformable": 5, "deformable_version": 1}),
+    ("vgg11", {"pools": "3x3"}),
     ("alexnet", {"se_reduction": 16}),
     ("zfnet", {"se_reduction": 16}),
     ("se_resnet50", {"se_reduction": 4}),

@@ -14,7 +14,9 @@ import numpy as np
 from datamodules.bands import as_rgb
 from datamodules.base import GraftDataModule
 from datamodules.checking import in_threads
+from datamodules.objects import Objects
 from datamodules.samples import Samples
+from experiments.training.draw_boxes import draw_boxes
 from experiments.training.predictions import coloured
 
 MOST_READ = 500
@@ -53,16 +55,20 @@ def measure(samples: Samples, num_classes: int) -> Statistics:
         len(parts),
         (counts[:, :num_classes] > 0).sum(0),
         totals[:num_classes] / max(1.0, totals[:num_classes].sum()),
-        float(totals[num_classes:].sum() / totals.sum()),
+        float(totals[num_classes:].sum() / max(1.0, totals.sum())),
         mean,
         np.sqrt(squares.sum(0) / pixels.sum() - mean**2),
     )
 
 
 def of_one(samples: Samples, index: int, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Pixels per class and, last, ignored ones; sums of colour levels in [0, 1] and of their squares; all pixels."""
+    """Pixels per class and, last, ignored ones; sums of colour levels in [0, 1] and of their squares; all pixels.
+
+    Of detection, objects are counted instead of pixels.
+    """
     image, target, _ = samples.load(index)
-    counts = np.bincount(np.ravel(target), minlength=256 if isinstance(target, np.ndarray) else num_classes)
+    labels = target.labels if isinstance(target, Objects) else np.ravel(target)
+    counts = np.bincount(labels, minlength=256 if isinstance(target, np.ndarray) else num_classes)
     counts = np.append(counts[:num_classes], counts[num_classes:].sum())
     # From how often each level occurs: exact, and faster than arithmetic on all pixels.
     levels = np.stack([np.bincount(image[..., channel].ravel(), minlength=256) for channel in range(image.shape[2])])
@@ -103,6 +109,9 @@ def tiles(data: GraftDataModule, items: list[dict[str, Any]]) -> list[tuple[np.n
         if data.task == "classification":
             pictures.append((image, data.class_names[int(item["target"])]))
             continue
+        if data.task == "detection":
+            pictures.append((draw_boxes(image, item["target"], data.class_names, data.colours), ""))
+            continue
         mask = item["target"].numpy()
         labels = coloured(mask, data)
         # Ignored pixels are hatched: black is a class of many data sets.
@@ -115,7 +124,8 @@ def tiles(data: GraftDataModule, items: list[dict[str, Any]]) -> list[tuple[np.n
 
 def draw_classes(figure: Any, data: GraftDataModule, found: Statistics) -> None:
     """Draw bars in the classes' colours, which are also the legend of the masks."""
-    masked = data.task == "segmentation"
+    masked = data.task != "classification"
+    counted = "objects" if data.task == "detection" else "pixels that count"
     order = np.arange(data.num_classes)
     if data.num_classes > MOST_CLASSES:
         order = np.sort(np.argsort(-found.share, kind="stable")[:MOST_CLASSES])
@@ -124,9 +134,7 @@ def draw_classes(figure: Any, data: GraftDataModule, found: Statistics) -> None:
     axes = figure.subplots(1, 2 if masked else 1, squeeze=False)[0]
     bars = [(found.shown_in[order], f"images that show a class, of {found.images} read", "{:.0f}")]
     if masked:
-        bars.append(
-            (100 * found.share[order], f"% of the pixels that count ({found.ignored:.1%} are ignored)", "{:.2g}")
-        )
+        bars.append((100 * found.share[order], f"% of the {counted} ({found.ignored:.1%} are ignored)", "{:.2g}"))
     for ax, (values, label, form) in zip(axes, bars, strict=True):
         drawn = ax.bar(names, values, color=colours, edgecolor="black", linewidth=0.5)
         ax.bar_label(drawn, [form.format(value) for value in values], fontsize=7, padding=1)

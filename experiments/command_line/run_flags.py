@@ -27,7 +27,7 @@ class RunConfig:
     )
     head: str = network_flag(
         "deeplab",
-        "head: network on top of the backbone; decides whether images are classified or segmented; --list shows all",
+        "head: network on top of the backbone; decides whether it classifies, segments or detects; --list shows all",
         folder="heads",
     )
     weights: str = network_flag(
@@ -136,7 +136,11 @@ class RunConfig:
     freeze_norms: bool = training_flag(
         False, "freeze the running statistics of the backbone's batch norms; all parameters are still trained"
     )
-    loss: str = training_flag("cross_entropy", "loss, or a weighted sum such as cross_entropy+0.5*dice", terms=LOSSES)
+    loss: str = training_flag(
+        "cross_entropy",
+        "loss, or a weighted sum such as cross_entropy+0.5*dice; heads that find objects bring their own",
+        terms=LOSSES,
+    )
     class_weights: str = training_flag(
         "none",
         "class weights in the loss: median_frequency, inverse_log, a file with one number per class, or none",

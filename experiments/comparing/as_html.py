@@ -53,6 +53,7 @@ def table_data(table: Table, budget: int) -> dict[str, Any]:
         "classes": [str(name) for name in table.protocol["classes"]],
         "split": table.split,
         "metric": table.metric,
+        "classScore": table.class_score,
         "higher": higher_is_better(table.metric),
         "baseline": table.baseline,
         "remarks": list(table.remarks),

@@ -75,7 +75,7 @@ def difference_to_baseline(row: GroupRow, table: Table) -> str:
 
 
 def class_cells(table: Table, most_classes: int | None, most_groups: int) -> Columns:
-    """IoU of each class in the baseline, and the differences of other groups; the largest differences come first."""
+    """Each class's score in the baseline, and the differences of other groups; the largest differences come first."""
     base = next((row for row in table.rows if row.label == table.baseline), None)
     others = [row for row in table.rows if row is not base][:most_groups]
     if base is None or not base.classes:
@@ -110,7 +110,9 @@ def print_comparison(comparison: Comparison) -> None:
         console.print(rich_table(main_cells(table)))
         classes = class_cells(table, MOST_CLASSES, MOST_GROUPS)
         if len(classes) > 2:
-            console.print(rich_table(classes, f"{table.split} IoU by class, and differences to {table.baseline}"))
+            console.print(
+                rich_table(classes, f"{table.split} {table.class_score} by class, and differences to {table.baseline}")
+            )
     if any(row.difference for table in comparison.tables for row in table.rows):
         console.print(METHOD, style="dim")
     if comparison.others:
@@ -189,7 +191,7 @@ def csv_row(number: int, table: Table, row: GroupRow) -> Mapping[str, Any]:
     if row.best_epoch:
         cells["best_epoch"] = row.best_epoch.mean
     cells |= {name: row.costs[name] for name in COSTS if name in row.costs}
-    cells |= {f"iou/{name}": mean.mean for name, mean in row.classes.items()}
+    cells |= {f"{table.class_score.lower()}/{name}": mean.mean for name, mean in row.classes.items()}
     return cells | {f"setting/{name}": format_value(row.group.settings.get(name)) for name in table.differing}
 
 

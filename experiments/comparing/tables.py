@@ -20,8 +20,10 @@ COST_OF = {
     "throughput": "train_images_per_s",
     "memory": "peak_memory_mib",
 }
-MAIN_METRIC = {"segmentation": "miou", "classification": "top1"}
-CLASS = "iou/"
+MAIN_METRIC = {"segmentation": "miou", "classification": "top1", "detection": "map"}
+OF_CLASSES = {"detection": ("ap50/", "AP50")}
+"""What the scores of single classes begin with and are called, by task; `IOU` for all others."""
+IOU = ("iou/", "IoU")
 FINGERPRINT_DIGITS = 10
 NAMES_WIDTH = 120
 """Characters of class names in a remark."""
@@ -39,7 +41,7 @@ class GroupRow:
     costs: Mapping[str, float]
     """Means over the runs, by the keys of `COSTS`."""
     classes: Mapping[str, SeedStatistics]
-    """IoU of each class that has one."""
+    """IoU, or AP50 in detection, of each class that has one."""
     class_differences: Mapping[str, Difference]
     on_front: bool
     """Whether the group lies on the Pareto front of score against GMACs."""
@@ -63,6 +65,11 @@ class Table:
     """The settings in which the groups differ."""
     remarks: Sequence[str]
     """Notes for the reader on the limits of the comparison."""
+
+    @property
+    def class_score(self) -> str:
+        """What the scores of single classes are called."""
+        return OF_CLASSES.get(self.protocol["task"], IOU)[1]
 
     @property
     def title(self) -> str:
@@ -105,7 +112,7 @@ def compare(
     """Tables of the finished runs, and the other runs.
 
     Args:
-        metric: None for mIoU, or top-1 accuracy in classification.
+        metric: None for mIoU, top-1 accuracy in classification, mAP in detection.
         baseline: label of a group, or name of a run in it; None for the best group.
 
     Raises:
@@ -186,13 +193,14 @@ def pareto_front(scored: Sequence[Group], ranks: Mapping[str, float]) -> set[str
 
 def make_row(group: Group, base: Group | None, split: str, metric: str, on_front: bool) -> GroupRow:
     """A group with its scores, and their differences to those of `base`."""
+    prefix, _ = OF_CLASSES.get(group.runs[0].protocol["task"], IOU)
     names = {name: None for run in group.runs for name in run.scores.get(split, {})}
     scores = {name: values for name in names if (values := group.by_seed(split, name))}
     means = {name: mean for name, values in scores.items() if (mean := mean_of(list(values.values())))}
     differences = {}
     if base is not None and base is not group:
         for name, values in scores.items():
-            if name == metric or name.startswith(CLASS):
+            if name == metric or name.startswith(prefix):
                 differences[name] = paired_difference(values, base.by_seed(split, name))
     return GroupRow(
         group,
@@ -200,8 +208,8 @@ def make_row(group: Group, base: Group | None, split: str, metric: str, on_front
         mean_of([run.best_epoch for run in group.runs if run.best_epoch is not None]),
         differences.get(metric),
         {name: value for name in COSTS if (value := mean_cost(group, name)) is not None},
-        {name.removeprefix(CLASS): mean for name, mean in means.items() if name.startswith(CLASS)},
-        {name.removeprefix(CLASS): one for name, one in differences.items() if one and name.startswith(CLASS)},
+        {name.removeprefix(prefix): mean for name, mean in means.items() if name.startswith(prefix)},
+        {name.removeprefix(prefix): one for name, one in differences.items() if one and name.startswith(prefix)},
         on_front,
     )
 

@@ -1,4 +1,7 @@
-"""Pictures of explanations: panels with captions, heat over pictures, grids. Pictures are uint8 `(H, W, 3)`, RGB."""
+"""Pictures of explanations: panels with captions, heat over pictures, grids. Pictures are uint8 `(H, W, 3)`, RGB.
+
+Of images with other numbers of bands, what `as_rgb` shows is drawn.
+"""
 
 import io
 import math
@@ -8,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from datamodules.bands import as_rgb
 from experiments.explaining.target import Target
 
 PANEL = 256
@@ -36,7 +40,7 @@ def enlarged(image: np.ndarray, least: int = PANEL) -> np.ndarray:
 
 def panel(image: np.ndarray, caption: str, target: Target | None = None, least: int = PANEL) -> Image.Image:
     """A picture with a caption above it; the pixels of a segmentation's target are outlined."""
-    drawn = enlarged(image, least)
+    drawn = enlarged(as_rgb(image), least)
     if target is not None and target.pixels is not None:
         chosen = target.pixels.cpu().numpy().astype(np.uint8)
         mask = cv2.resize(chosen, (drawn.shape[1], drawn.shape[0]), interpolation=cv2.INTER_NEAREST)
@@ -96,7 +100,7 @@ def heat_over(image: np.ndarray, heat: np.ndarray, least: float = 0.0) -> np.nda
     """
     largest = max(float(heat.max()), least)
     scaled = heat / largest if largest > 0 else np.zeros_like(heat)
-    grey = np.repeat(cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)[..., None], 3, 2)
+    grey = np.repeat(cv2.cvtColor(np.ascontiguousarray(as_rgb(image)), cv2.COLOR_RGB2GRAY)[..., None], 3, 2)
     opacity = OPACITY * scaled[..., None] ** 0.5
     return ((80 + grey * 0.68) * (1 - opacity) + colours(scaled) * opacity).round().astype(np.uint8)
 
@@ -113,7 +117,7 @@ def tiles(images: list[np.ndarray], columns: int, side: int, gap: int = 2) -> np
     """Pictures of any size in a grid of squares of `side` pixels, each fitted without changing its aspect ratio."""
     rows = math.ceil(len(images) / columns)
     grid = np.full((rows * (side + gap) - gap, columns * (side + gap) - gap, 3), 255, np.uint8)
-    for i, image in enumerate(images):
+    for i, image in enumerate(map(as_rgb, images)):
         scale = side / max(image.shape[:2])
         size = tuple(max(1, round(length * scale)) for length in image.shape[1::-1])
         fitted = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST if scale > 1 else cv2.INTER_AREA)

@@ -93,7 +93,8 @@ class Answers:
             return image, ""
         size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
         before = f"{image.shape[1]} x {image.shape[0]}"
-        return cv2.resize(image, size, interpolation=cv2.INTER_AREA), f" (reduced from {before}; see --max-side)"
+        smaller = cv2.resize(image, size, interpolation=cv2.INTER_AREA).reshape(*size[::-1], image.shape[2])
+        return smaller, f" (reduced from {before}; see --max-side)"
 
 
 def overlay_of(result: Result) -> Image.Image:

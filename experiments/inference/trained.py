@@ -117,6 +117,11 @@ def load(path: str | Path, device: str | torch.device | None = None) -> TrainedN
     """
     checkpoint = checkpoint_of(Path(path))
     hparams = hyperparameters(checkpoint)
+    if find_head(hparams["head"]).task == "detection":
+        raise ValueError(
+            f"{path} detects objects ({hparams['head']}), which only run.py and compare.py support; the run's "
+            "results.json has its scores, predictions.png its pictures"
+        )
     preprocessing = hparams.get("preprocessing") or preprocessing_of_older(checkpoint)
     module = (
         module_of(checkpoint, hparams)

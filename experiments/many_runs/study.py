@@ -173,9 +173,9 @@ def ended(study: optuna.Study, one: Running, *, stopping: bool) -> bool:
 
 
 def final_score(folder: Path) -> float | None:
-    """The validation score of a finished run: mIoU, or top-1."""
+    """The validation score of a finished run: mIoU, top-1 or mAP."""
     scores = read_run(folder).scores.get("val", {})
-    return scores.get("miou", scores.get("top1"))
+    return scores.get("miou", scores.get("top1", scores.get("map")))
 
 
 def print_summary(study: optuna.Study, common: list[str]) -> None:

@@ -101,8 +101,8 @@ def is_finished(folder: Path) -> bool:
 
 
 def validation_scores(run: Run) -> list[float]:
-    """The score that best.ckpt is chosen by after each epoch so far: mIoU, or top-1."""
-    return [row[name] for row in run.curve for name in ("val/miou", "val/top1") if name in row]
+    """The score that best.ckpt is chosen by after each epoch so far: mIoU, top-1 or mAP."""
+    return [row[name] for row in run.curve for name in ("val/miou", "val/top1", "val/map") if name in row]
 
 
 def is_run_folder(folder: Path) -> bool:

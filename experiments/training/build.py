@@ -17,11 +17,13 @@ from experiments.command_line.run_config import RunConfig
 from heads import find_head
 from lightning_modules.base import GraftModule
 from lightning_modules.classification import ClassificationModule
+from lightning_modules.detection import DetectionModule
 from lightning_modules.segmentation import SegmentationModule
 
 MODULES: dict[str, type[GraftModule]] = {
     "classification": ClassificationModule,
     "segmentation": SegmentationModule,
+    "detection": DetectionModule,
 }
 NO_CLASS = -100
 
@@ -47,7 +49,8 @@ def prepare(config: RunConfig) -> tuple[GraftDataModule, GraftModule]:
         )
     if config.mixup or config.cutmix:
         if not isinstance(module, ClassificationModule):
-            raise ValueError(f"--mixup and --cutmix mix the classes of whole images; {config.head} labels pixels")
+            does = "labels pixels" if module.task == "segmentation" else "finds objects"
+            raise ValueError(f"--mixup and --cutmix mix the classes of whole images; {config.head} {does}")
         module.mix_batches(config.mixup, config.cutmix)
     return data, module
 

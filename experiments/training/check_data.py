@@ -14,6 +14,7 @@ from rich.table import Table
 from datamodules.base import IGNORE_INDEX, Source
 from datamodules.checking import in_threads
 from datamodules.errors import DataError
+from datamodules.objects import Objects
 from experiments.command_line.console import make_console
 from experiments.command_line.run_config import RunConfig
 from experiments.training.build import build_data
@@ -77,6 +78,8 @@ def inspect(source: Source, split: str, index: int) -> Inspected:
     except DataError as error:
         return Inspected(Finding(error.kind, split, f"number {index}", str(error)))
     content = blake2b(np.ascontiguousarray(image).data, key=str(image.shape).encode()).digest()
+    if isinstance(target, Objects):  # an image without objects is in order
+        return Inspected(None, name, content, frozenset(target.labels.tolist()))
     labels = frozenset(np.unique(target).tolist()) - ({IGNORE_INDEX} if isinstance(target, np.ndarray) else set())
     empty = Finding("empty mask", split, name, f"{name} in {split} has no pixel that counts; label it or remove it")
     return Inspected(None if labels else empty, name, content, labels)

@@ -3,11 +3,14 @@
 predictions/  index.json  00000-image.png  00000-truth.png  00000-prediction.png  00025-image.png ...
 
 Label maps are PNGs with a palette: their values are the classes, shown in the classes' colours. In classification
-there are none; index.json has the class names instead.
+there are none; index.json has the class names instead. In detection, PNGs show the image with boxes, and index.json has
+the boxes too, in pixels of the PNGs.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import lightning.pytorch as pl
@@ -18,7 +21,9 @@ from PIL import Image
 
 from datamodules.bands import as_rgb
 from datamodules.base import GraftDataModule
+from experiments.training.draw_boxes import draw_boxes, enlarged, shown
 from lightning_modules.base import GraftModule
+from lightning_modules.detection_scores import on_cpu
 from lightning_modules.sharding import is_sharded
 
 matplotlib.use("Agg")
@@ -28,8 +33,8 @@ from matplotlib.patches import Patch
 SAMPLES = 6
 LONGEST_SIDE = 384
 """Of the single PNGs, in pixels."""
-Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Image uint8 `(H, W, 3)`, truth, prediction."""
+Sample = tuple[np.ndarray, Any, Any]
+"""Image uint8 `(H, W, 3)`, truth, prediction: arrays, or in detection objects and detections."""
 
 
 def draw_predictions(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule, path: Path) -> bool:
@@ -66,15 +71,14 @@ def samples_by_index(module: GraftModule, data: GraftDataModule) -> dict[int, Sa
     items = {index: item for index in indices if (item := data.val[index]) is not None}
     module.eval()
     with torch.inference_mode():  # one by one: images may differ in size
-        predictions = [module(item["image"][None].to(module.device)).argmax(1)[0].cpu() for item in items.values()]
-    return {
-        index: (
-            as_rgb(data.to_pixels(item["image"]).permute(1, 2, 0).numpy()),
-            item["target"].numpy(),
-            prediction.numpy(),
-        )
-        for (index, item), prediction in zip(items.items(), predictions, strict=True)
-    }
+        outputs = [module(item["image"][None].to(module.device)) for item in items.values()]
+    images = [as_rgb(data.to_pixels(item["image"]).permute(1, 2, 0).numpy()) for item in items.values()]
+    if data.task == "detection":
+        truths, predictions = [item["target"] for item in items.values()], [on_cpu(found) for (found,) in outputs]
+    else:
+        truths = [item["target"].numpy() for item in items.values()]
+        predictions = [logits.argmax(1)[0].cpu().numpy() for logits in outputs]
+    return dict(zip(items, zip(images, truths, predictions, strict=True), strict=True))
 
 
 def coloured(labels: np.ndarray, data: GraftDataModule) -> np.ndarray:
@@ -91,8 +95,7 @@ def palette(data: GraftDataModule) -> np.ndarray:
 
 def write_predictions(drawn: dict[int, Sample], data: GraftDataModule, path: Path) -> None:
     """Write a figure with one row per image (image, truth, prediction) and a legend, and the folder of single PNGs."""
-    draw = draw_segmentation if data.task == "segmentation" else draw_classification
-    figure = draw(list(drawn.values()), data)
+    figure = DRAWINGS[data.task](list(drawn.values()), data)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
     write_singly(drawn, data, path.with_suffix(""))
@@ -103,13 +106,19 @@ def write_singly(drawn: dict[int, Sample], data: GraftDataModule, folder: Path) 
     folder.mkdir(exist_ok=True)
     entries = []
     for index, (image, truth, prediction) in drawn.items():
-        entry: dict[str, int | str] = {"index": index, "image": f"{index:05d}-image.png"}
-        Image.fromarray(smaller(image, cv2.INTER_AREA)).save(folder / f"{index:05d}-image.png", optimize=True)
+        entry: dict[str, Any] = {"index": index, "image": f"{index:05d}-image.png"}
+        picture_of_image = smaller(enlarged(image) if data.task == "detection" else image, cv2.INTER_AREA)
+        Image.fromarray(picture_of_image).save(folder / f"{index:05d}-image.png", optimize=True)
         for kind, labels in (("truth", truth), ("prediction", prediction)):
             if data.task == "classification":
                 entry[kind] = data.class_names[int(labels)]
                 continue
             entry[kind] = f"{index:05d}-{kind}.png"
+            if data.task == "detection":
+                over = draw_boxes(image, labels, data.class_names, data.colours)
+                Image.fromarray(smaller(over, cv2.INTER_AREA)).save(folder / entry[kind], optimize=True)
+                entry[f"{kind}_boxes"] = as_rows(labels, picture_of_image.shape[0] / image.shape[0])
+                continue
             picture = Image.fromarray(smaller(labels.astype(np.uint8), cv2.INTER_NEAREST))
             picture.putpalette(palette(data).tobytes())
             picture.save(folder / f"{index:05d}-{kind}.png", optimize=True)
@@ -117,6 +126,18 @@ def write_singly(drawn: dict[int, Sample], data: GraftDataModule, folder: Path) 
     colours = {name: "#" + bytes(colour).hex() for name, colour in zip(data.class_names, data.colours, strict=True)}
     text = json.dumps({"task": data.task, "colours": colours, "samples": entries}, indent=2, ensure_ascii=False)
     (folder / "index.json").write_text(text + "\n", encoding="utf-8")
+
+
+def as_rows(objects: Mapping[str, Any], scale: float) -> list[dict[str, Any]]:
+    """The drawn objects for index.json: `box` in pixels times `scale`, `label` and, for detections, `score`."""
+    arrays = shown(objects)
+    rows: list[dict[str, Any]] = [
+        {"box": [round(float(corner) * scale, 2) for corner in box], "label": int(label)}
+        for box, label in zip(arrays["boxes"], arrays["labels"], strict=True)
+    ]
+    for row, score in zip(rows, arrays.get("scores", ()), strict=False):
+        row["score"] = round(float(score), 4)
+    return rows
 
 
 def smaller(picture: np.ndarray, interpolation: int) -> np.ndarray:
@@ -130,12 +151,25 @@ def smaller(picture: np.ndarray, interpolation: int) -> np.ndarray:
 
 
 def draw_segmentation(rows: list[Sample], data: GraftDataModule) -> plt.Figure:
+    return draw_rows(
+        [(image, coloured(truth, data), coloured(prediction, data)) for image, truth, prediction in rows], data
+    )
+
+
+def draw_detection(rows: list[Sample], data: GraftDataModule) -> plt.Figure:
+    def over(image: np.ndarray, objects: Mapping[str, Any]) -> np.ndarray:
+        return draw_boxes(image, objects, data.class_names, data.colours)
+
+    return draw_rows([(enlarged(image), over(image, truth), over(image, found)) for image, truth, found in rows], data)
+
+
+def draw_rows(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], data: GraftDataModule) -> plt.Figure:
+    """A row of pictures for each image (image, truth, prediction), and a legend of the classes' colours."""
     height, width = rows[0][0].shape[:2]
     figure, axes = plt.subplots(
         len(rows), 3, figsize=(7.4, 2.02 * len(rows) * height / width + 0.3), squeeze=False, layout="constrained"
     )
-    for line, (image, truth, prediction) in zip(axes, rows, strict=True):
-        pictures = (image, coloured(truth, data), coloured(prediction, data))
+    for line, pictures in zip(axes, rows, strict=True):
         for ax, picture in zip(line, pictures, strict=True):
             ax.imshow(picture, interpolation="nearest")
             ax.axis("off")
@@ -157,3 +191,11 @@ def draw_classification(rows: list[Sample], data: GraftDataModule) -> plt.Figure
         ax.axis("off")
         ax.set_title(said if said == right else f"{said} (is {right})", color="green" if said == right else "crimson")
     return figure
+
+
+DRAWINGS = {
+    "classification": draw_classification,
+    "segmentation": draw_segmentation,
+    "detection": draw_detection,
+}
+"""The figure of each task."""

@@ -361,7 +361,7 @@ class Section {
     };
     const hover = (row, name) => {
       const difference = row.classDifferences[name];
-      return `${escaped(row.label)}<br>${escaped(name)}: IoU ${spread(row.classes[name])}` +
+      return `${escaped(row.label)}<br>${escaped(name)}: ${this.table.classScore} ${spread(row.classes[name])}` +
         (difference ? `<br>to the baseline ${interval(difference)}` : "");
     };
     const shown = [...rows].reverse(); // Plotly draws from the bottom up
@@ -375,7 +375,7 @@ class Section {
     const numbers = shown.map((row, line) =>
       classes.map((name, at) => (isBase(row) ? percent(row.classes[name]?.mean ?? null, false) : percent(z[line][at], differences))));
     Plotly.react(this.find(".heat"), [{
-      type: "heatmap", x: classes.map((name) => escaped(name)), y: shown.map((row) => escaped(row.label) + (isBase(row) ? " (baseline, IoU)" : "")), z, ...scale,
+      type: "heatmap", x: classes.map((name) => escaped(name)), y: shown.map((row) => escaped(row.label) + (isBase(row) ? ` (baseline, ${this.table.classScore})` : "")), z, ...scale,
       text: numbers, texttemplate: classes.length <= NUMBERED ? "%{text}" : "", xgap: 1, ygap: 1,
       customdata: shown.map((row) => classes.map((name) => hover(row, name))), hovertemplate: "%{customdata}<extra></extra>",
       showscale: classes.length > NUMBERED, colorbar: { thickness: 10, tickformat: differences ? "+.2f" : ".2f", outlinewidth: 0 },

@@ -1,0 +1,64 @@
+"""The objects of an image: boxes with classes, on their way from annotations to batches."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import albumentations as A
+import numpy as np
+import torch
+
+LEAST_VISIBLE = 0.25
+"""Fraction of a box's area that must be inside a crop; boxes with less are left out."""
+LEAST_SIDE = 1.0
+"""Pixels of the shorter side of a box that is kept."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The objects of an image.
+
+    Boxes are x1, y1, x2, y2 in pixels; x1 = 0 is the left edge of the first pixel and x2 = W the right edge of the
+    last.
+    """
+
+    boxes: np.ndarray
+    """float32 `(N, 4)`; N may be 0."""
+    labels: np.ndarray
+    """int64 `(N,)`."""
+    crowd: np.ndarray
+    """bool `(N,)`: regions of many objects, or difficult ones, which neither train nor count in scores."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What batches hold."""
+        return {
+            "boxes": torch.from_numpy(self.boxes),
+            "labels": torch.from_numpy(self.labels),
+            "iscrowd": torch.from_numpy(self.crowd).long(),
+        }
+
+
+def objects_of(boxes: Any, labels: Any, crowd: Any = None) -> Objects:
+    """Objects from sequences of any kind; none of them is a crowd unless it is said."""
+    numbers = np.asarray(labels, np.int64).reshape(-1)
+    several = np.zeros(len(numbers), bool) if crowd is None else np.asarray(crowd, bool).reshape(-1)
+    return Objects(np.asarray(boxes, np.float32).reshape(-1, 4), numbers, several)
+
+
+def box_params() -> A.BboxParams:
+    """How albumentations moves boxes with their image: clipped to it, and left out if too little remains."""
+    return A.BboxParams(
+        "pascal_voc",
+        label_fields=["labels", "crowd"],
+        min_visibility=LEAST_VISIBLE,
+        min_width=LEAST_SIDE,
+        min_height=LEAST_SIDE,
+        clip=True,
+    )
+
+
+def transformed(pipeline: A.Compose, image: np.ndarray, objects: Objects) -> tuple[np.ndarray, Objects]:
+    """Image and objects after a pipeline that was composed for boxes; objects stay if it changes images only."""
+    if not pipeline.processors:
+        return pipeline(image=image)["image"], objects
+    out = pipeline(image=image, bboxes=objects.boxes, labels=objects.labels, crowd=objects.crowd)
+    return out["image"], objects_of(out["bboxes"], out["labels"], out["crowd"])

@@ -1,0 +1,122 @@
+"""Focal Loss for Dense Object Detection: RetinaNet. Lin, Goyal, Girshick, He, Dollár 2017, arXiv:1708.02002.
+
+A feature pyramid of strides 8 to 128, nine anchors at every place, and two towers of four convolutions that all levels
+share. Layers, their names, initial values, thresholds and loss are torchvision's (`retinanet_resnet50_fpn`), whose
+checkpoint's `backbone.fpn` and `head` load here under the names `pyramid` and `head`. Differences: the pyramid starts
+from the maps of stride 8 and coarser that the backbone has, whatever their number, and ends two levels after the last;
+anchors are four strides large, so a backbone that stops at stride 16 has smaller ones. The boxes' loss is L1, as in
+torchvision; the paper's is smooth L1.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops import sigmoid_focal_loss
+
+from heads.anchors import IGNORED, RATIOS, anchors_at, base_anchors, decode, encode, match, places
+from heads.box_head import BoxHead, Detections, Objects, Size, Sums, best_of_level, exact, suppressed
+from heads.pyramid import Pyramid
+
+
+class Outputs(NamedTuple):
+    """What the towers compute. N is the number of anchors."""
+
+    logits: Tensor
+    """`(B, N, C)`."""
+    codes: Tensor
+    """Boxes relative to their anchors, `(B, N, 4)`."""
+    anchors: Tensor
+    """`(N, 4)`."""
+    levels: tuple[int, ...]
+    """Anchors of each level."""
+
+
+class RetinaNet(BoxHead):
+    """Classes and boxes of nine anchors at each place of five levels.
+
+    Args:
+        width: channels of the pyramid and of the towers.
+        anchor_scale: side of the smallest anchors in strides of their level; larger ones are 2^(1/3) and 2^(2/3) times
+            as large.
+        score_threshold: detections below it are dropped.
+        overlap: IoU above which the lower-scored of two detections of one class is dropped.
+        most: detections per image at most.
+    """
+
+    loss_terms = ("classification", "boxes")
+    CANDIDATES = 1000
+    """Boxes of each level that are decoded, those of the highest scores."""
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        reductions: Sequence[int],
+        num_classes: int,
+        *,
+        width: int = 256,
+        anchor_scale: float = 4.0,
+        score_threshold: float = 0.05,
+        overlap: float = 0.5,
+        most: int = 300,
+    ) -> None:
+        pyramid = Pyramid(channels, reductions, width, finest=8, extra="convolutions")
+        super().__init__(reductions, pyramid.levels)
+        self.pyramid = pyramid
+        self.base = [
+            base_anchors([int(anchor_scale * stride * 2 ** (third / 3)) for third in range(3)])
+            for stride in pyramid.strides
+        ]
+        self.head = RetinaNetHead(width, 3 * len(RATIOS), num_classes)
+        self.score_threshold, self.overlap, self.most = score_threshold, overlap, most
+
+    def forward(self, features: list[Tensor]) -> Outputs:
+        maps = self.pyramid(features)
+        found = self.head(maps)
+        placed = [
+            anchors_at(base, places(x, stride, offset))
+            for base, x, stride, offset in zip(
+                self.base, maps, self.pyramid.strides, self.pyramid.offsets(self.offsets), strict=True
+            )
+        ]
+        levels = tuple(len(one) for one in placed)
+        return Outputs(found["cls_logits"], found["bbox_regression"], torch.cat(placed), levels)
+
+    def losses(self, outputs: Outputs, targets: Sequence[Objects], sizes: Sequence[Size]) -> dict[str, Sums]:
+        classification, boxes = [], []
+        for logits, codes, objects in zip(exact(outputs.logits), exact(outputs.codes), targets, strict=True):
+            matched = match(objects["boxes"], outputs.anchors, 0.5, 0.4, best_of_each=True)
+            near = (matched >= 0).nonzero().squeeze(1)
+            objects_of = matched[near]
+            truth = torch.zeros_like(logits)
+            truth[near, objects["labels"][objects_of]] = 1
+            # Each image counts alike, whatever the number of its objects, as in torchvision.
+            share = 1 / max(1, len(near))
+            focal = sigmoid_focal_loss(logits, truth)
+            classification.append(focal.where((matched != IGNORED)[:, None], 0).sum() * share)
+            wanted = encode(objects["boxes"][objects_of], outputs.anchors[near])
+            boxes.append(F.l1_loss(codes[near], wanted, reduction="sum") * share)
+        images = torch.tensor(float(len(targets)), device=outputs.anchors.device)
+        return {
+            "classification": (torch.stack(classification).sum(), images),
+            "boxes": (torch.stack(boxes).sum(), images),
+        }
+
+    def detections(self, outputs: Outputs, sizes: Sequence[Size]) -> list[Detections]:
+        scores, codes = exact(outputs.logits).sigmoid(), exact(outputs.codes)
+        ends = torch.tensor((0, *outputs.levels)).cumsum(0).tolist()
+        found = []
+        for image, size in enumerate(sizes):
+            boxes, best, labels = [], [], []
+            for start, end in pairwise(ends):
+                score, row, label = best_of_level(scores[image, start:end], self.score_threshold, self.CANDIDATES)
+                boxes.append(decode(codes[image, start + row], outputs.anchors[start + row]))
+                best.append(score)
+                labels.append(label)
+            together = torch.cat(boxes), torch.cat(best), torch.cat(labels)
+            found.append(suppressed(*together, size, self.overlap, self.most))
+        return found

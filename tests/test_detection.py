@@ -1,0 +1,267 @@
+"""Detection from data to results: boxes on their way to batches, scores, training, and what a run leaves."""
+
+import json
+import multiprocessing
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from datamodules.augmentation import AUGMENTATIONS, compose, find_augmentation
+from datamodules.collate import collate
+from datamodules.digits import Digits
+from datamodules.objects import objects_of, transformed
+from datamodules.sample_cache import SampleCache
+from experiments.run import main
+from experiments.run_files.read_run import read_run
+from heads import HEADS
+from lightning_modules.detection import DetectionModule
+from lightning_modules.detection_scores import DetectionScores
+from lightning_modules.network import Network
+
+DETECTORS = [name for name, head in HEADS.items() if head.task == "detection"]
+NARROW = {"retinanet": "{width: 64}", "fcos": "{width: 64}", "fasterrcnn": "{width: 64, hidden: 128}"}
+
+
+def digits(monkeypatch: pytest.MonkeyPatch, task: str = "detection", **more: object) -> Digits:
+    monkeypatch.setattr(Digits, "SCENES", {"train": 8, "val": 7, "test": 3})
+    data = Digits(task, workers=0, batch_size=2, **more)
+    data.setup()
+    return data
+
+
+def test_boxes_surround_the_ink_of_the_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scenes are those of segmentation. A digit that another covers in part keeps its whole box."""
+    boxed, masked = digits(monkeypatch), digits(monkeypatch, "segmentation")
+    assert masked.class_names[1:] == boxed.class_names
+    alone = 0
+    for index in range(8):
+        image, mask, name = masked.train.source[index]
+        same, objects, again = boxed.train.source[index]
+        assert np.array_equal(image, same)
+        assert name == again
+        for (x1, y1, x2, y2), label in zip(objects.boxes.astype(int), objects.labels, strict=True):
+            others = [box for box in objects.boxes if tuple(box) != (x1, y1, x2, y2)]
+            if any(x1 < b[2] and b[0] < x2 and y1 < b[3] and b[1] < y2 for b in others):
+                continue
+            alone += 1
+            rows, columns = np.nonzero(mask[y1:y2, x1:x2] == 1 + label)
+            assert (rows.min(), columns.min(), rows.max(), columns.max()) == (0, 0, y2 - y1 - 1, x2 - x1 - 1)
+    assert alone > 5
+
+
+# A spline bends the sides of boxes.
+@pytest.mark.parametrize("name", [name for name in AUGMENTATIONS if name != "unet_elastic"])
+def test_boxes_go_where_the_pixels_go(name: str) -> None:
+    pipeline = compose(find_augmentation(name, (60, 80), (0.0, 0.0, 0.0)), boxes=True)
+    kept = 0
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        pipeline.set_random_state(generator, random.Random(seed))
+        image = np.zeros((100, 120, 3), np.uint8)
+        x1, y1 = generator.integers(0, 80), generator.integers(0, 60)
+        x2, y2 = x1 + generator.integers(10, 30), y1 + generator.integers(10, 30)
+        image[y1:y2, x1:x2] = 255
+        out, objects = transformed(pipeline, image, objects_of([(x1, y1, x2, y2)], [3], [True]))
+        assert out.shape == (60, 80, 3)
+        if not len(objects.boxes) or name == "randaugment":  # turns boxes, whose hull is wider, and inverts colours
+            continue
+        kept += 1
+        assert (objects.labels.tolist(), objects.crowd.tolist()) == ([3], [True])
+        rows, columns = np.nonzero(out[..., 1] > 100)
+        seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert np.abs(objects.boxes[0] - seen).max() < 2.01, seed
+    assert kept > 15 or name == "randaugment"
+
+
+def test_batches_hold_the_objects_of_each_image() -> None:
+    def sample(height: int, width: int, count: int) -> dict:
+        objects = objects_of([(0, 0, 2, 2)] * count, [1] * count)
+        return {"image": torch.ones(height, width, 3, dtype=torch.uint8), "target": objects.tensors(), "name": "a"}
+
+    batch = collate([sample(4, 6, 2), None, sample(5, 3, 0)])
+    assert batch["image"].shape == (2, 5, 6, 3)
+    assert batch["sizes"] == [(4, 6), (5, 3)]
+    assert [one["boxes"].shape for one in batch["target"]] == [(2, 4), (0, 4)]
+    assert "sizes" not in collate([sample(4, 6, 1)] * 2)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_objects_are_cached(count: int, tmp_path: Path) -> None:
+    store = SampleCache(tmp_path, 0)
+    objects = objects_of(np.random.rand(count, 4), range(count), [True] * count)
+    image = np.random.default_rng(0).integers(0, 255, (5, 7, 3), np.uint8)
+    store.put("abcd", (image, objects, "name"))
+    back, again, name = store.get("abcd")
+    assert np.array_equal(back, image)
+    assert name == "name"
+    for field in ("boxes", "labels", "crowd"):
+        assert np.array_equal(getattr(again, field), getattr(objects, field))
+        assert getattr(again, field).dtype == getattr(objects, field).dtype
+
+
+def made_up(images: int = 7) -> list[tuple[str, dict[str, Tensor], dict[str, Tensor]]]:
+    """Names, detections and truth: some boxes are missed, some are moved, some are of nothing."""
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for number in range(images):
+        corners = torch.rand(4, 2, generator=generator) * 50
+        boxes = torch.cat([corners, corners + 10], 1)
+        labels = torch.arange(4) % 2
+        moved = boxes + torch.randn(4, 1, generator=generator)
+        scores = torch.rand(4, generator=generator).round(decimals=1)  # ties, which the order of images decides
+        truth = {"boxes": boxes[:3], "labels": labels[:3], "iscrowd": torch.tensor([0, 0, 1])}
+        made.append((f"image {number}", {"boxes": moved, "scores": scores, "labels": labels}, truth))
+    return made
+
+
+def scored(images: list) -> dict[str, float]:
+    scores = DetectionScores()
+    for name, found, truth in images:
+        scores.update([name], [found], [truth])
+    return {name: float(value) for name, value in scores.scores(["a", "b", "none"]).items()}
+
+
+def test_scores_are_those_of_a_hand_made_case() -> None:
+    """Two objects of one class: found at IoU 0.9, a false one of a higher score, the second missed."""
+    truth = {"boxes": torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]]), "labels": torch.tensor([0, 0])}
+    found = {
+        "boxes": torch.tensor([[0.0, 0, 10, 9], [80, 80, 90, 90]]),
+        "scores": torch.tensor([0.6, 0.9]),
+        "labels": torch.tensor([0, 0]),
+    }
+    scores = scored([("one", found, truth)])
+    # Precision 1/2 up to recall 1/2: 51 of 101 points, at the 9 thresholds up to 0.9.
+    assert scores["map50"] == pytest.approx(0.5 * 51 / 101)
+    assert scores["ap50/a"] == pytest.approx(scores["map50"])
+    assert scores["map"] == pytest.approx(0.5 * 51 / 101 * 9 / 10)
+    assert np.isnan(scores["ap50/b"])
+    assert np.isnan(scores["ap50/none"])
+
+
+def test_a_split_without_objects_has_no_score() -> None:
+    nothing = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)}
+    assert all(np.isnan(value) for value in scored([("one", nothing, nothing)]).values())
+
+
+def rank(number: int, folder: str, results: multiprocessing.Queue) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=number, world_size=2)
+    results.put(scored(made_up()[number::2]))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_report_the_score_of_one(tmp_path: Path) -> None:
+    """To the last digit, with ties and four images on one and three on the other."""
+    fork = multiprocessing.get_context("fork")
+    results = fork.Queue()
+    processes = [fork.Process(target=rank, args=(number, str(tmp_path), results)) for number in range(2)]
+    for process in processes:
+        process.start()
+    both = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(60)
+    one = scored(made_up()[::-1])
+    assert 0.05 < one["map"] < 0.9
+    assert str(both) == str([one, one])
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_one_image_can_be_learned(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = digits(monkeypatch)
+    sample = data.train[3]
+    images, targets = sample["image"].expand(2, -1, -1, -1), [sample["target"]] * 2
+    network = Network("resnet18", name, 10, head_options=yaml.safe_load(NARROW[name])).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    for _ in range(LEARNING_STEPS[name]):
+        terms = network.losses(images, targets, [(64, 64)] * 2)
+        optimizer.zero_grad()
+        torch.stack([value / weight.clamp(min=1) for value, weight in terms.values()]).sum().backward()
+        optimizer.step()
+    network.eval()
+    with torch.inference_mode():
+        found = network.detect(images[:1])
+    scores = DetectionScores()
+    scores.update(["one"], found, targets[:1])
+    assert scores.scores(data.class_names)["map50"] == pytest.approx(1)
+
+
+LEARNING_STEPS = {"retinanet": 50, "fcos": 30, "fasterrcnn": 20}
+
+
+@pytest.mark.parametrize(
+    ("setting", "flag"),
+    [
+        ({"loss": "dice"}, "--loss"),
+        ({"class_weights": [1.0, 2.0]}, "--class-weights"),
+        ({"label_smoothing": 0.1}, "--label-smoothing"),
+        ({"aux_weight": 0.4}, "--aux-weight"),
+    ],
+)
+def test_settings_of_other_losses_are_refused(setting: dict, flag: str) -> None:
+    with pytest.raises(ValueError, match=f"fcos brings its own loss; leave {flag} out"):
+        DetectionModule("resnet18", "fcos", ["a", "b"], **setting)
+
+
+def flags(out: Path, *more: str) -> list[str]:
+    return [
+        "--backbone", "resnet18", "--head", "fcos", "--head-options", "{width: 64, score_threshold: 0.001}", "--out",
+        str(out), "--batch-size", "2", "--epochs", "2", "--workers", "0", "--accelerator", "cpu", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs on a few scenes."""
+    out = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Digits, "SCENES", {"train": 8, "val": 7, "test": 3})
+        assert main(flags(out, "--name", "one")) == 0
+    return out / "one"
+
+
+def test_a_run_leaves_scores_and_pictures(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    assert results["protocol"]["task"] == "detection"
+    assert results["protocol"]["classes"] == [str(digit) for digit in range(10)]
+    assert set(results["scores"]) == {"val", "test"}
+    assert {"loss", "map", "map50", "ap50/0", "ap50/9"} <= set(results["scores"]["val"])
+    assert results["gmacs"] > 0
+    header = (finished / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"val/map", "val/map50", "val/ap50/3", "train/loss_epoch", "lr"} <= set(header)
+    run = read_run(finished)
+    assert len(run.pictures) == 6
+    for picture in run.pictures:
+        sizes = {Image.open(path).size for path in (picture.image, picture.truth, picture.prediction)}
+        assert sizes == {(384, 384)}
+        changed = np.asarray(Image.open(picture.image)) != np.asarray(Image.open(picture.truth))
+        assert changed.any()
+    index = json.loads((finished / "predictions" / "index.json").read_text())
+    x1, y1, x2, y2 = index["samples"][0]["truth_boxes"][0]["box"]
+    assert 0 <= x1 < x2 <= 384
+    assert 0 <= y1 < y2 <= 384
+
+
+def test_a_stopped_run_resumes_to_the_same_bits(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Digits, "SCENES", {"train": 8, "val": 7, "test": 3})
+    out = finished.parent
+    step = DetectionModule.training_step
+
+    def broken(module: DetectionModule, batch: dict, index: int) -> Tensor:
+        if module.global_step == 6:
+            raise KeyboardInterrupt
+        return step(module, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DetectionModule, "training_step", broken)
+        assert main(flags(out, "--name", "two", "--checkpoint-every", "3")) != 0
+    assert main(flags(out, "--name", "two", "--checkpoint-every", "3")) == 0
+    whole, resumed = (
+        torch.load(out / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for name in ("one", "two")
+    )
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert (out / "one" / "metrics.csv").read_text() == (out / "two" / "metrics.csv").read_text()

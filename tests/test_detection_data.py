@@ -1,0 +1,145 @@
+"""Boxes from annotation files: what is read, and every mistake in them said in one line before training."""
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datamodules.coco import Coco
+from experiments.run import main
+from tests.fake_data import photo, save
+
+CONTENT = {
+    "images": [
+        {"id": 7, "file_name": "a.png", "height": 36, "width": 40},
+        {"id": 9, "file_name": "b.png", "height": 36, "width": 40},
+        {"id": 4, "file_name": "c.png", "height": 36, "width": 40},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 7, "category_id": 8, "bbox": [2, 3.5, 10, 20]},
+        {"id": 2, "image_id": 7, "category_id": 3, "bbox": [30, 20, 10.4, 5], "iscrowd": 1},
+        {"id": 3, "image_id": 9, "category_id": 3, "bbox": [-5, -6, 15, 60]},
+        {"id": 4, "image_id": 9, "category_id": 3, "bbox": [5, 6, 0, 3]},
+    ],
+    "categories": [{"id": 8, "name": "nucleus"}, {"id": 3, "name": "cell"}],
+}
+
+
+def write(root: Path, content: dict) -> None:
+    for split in ("train", "val"):
+        for index, name in enumerate(("a.png", "b.png", "c.png")):
+            save(root / split / name, photo(index, 36, 40))
+        (root / split / "_annotations.coco.json").write_text(json.dumps(content))
+
+
+def sources(root: Path) -> tuple[Coco, dict]:
+    data = Coco("detection", data_dir=str(root))
+    return data, data.sources()
+
+
+def test_boxes_and_classes_of_cocos_format(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write(tmp_path, CONTENT)
+    data, found = sources(tmp_path)
+    assert data.class_names == ("cell", "nucleus")
+    assert len(found["train"]) == 3
+    image, objects, name = found["train"][0]
+    assert (image.shape, name) == ((36, 40, 3), "a")
+    assert objects.boxes.tolist() == [[2, 3.5, 12, 23.5], [30, 20, 40, 25]]
+    assert objects.labels.tolist() == [1, 0]
+    assert objects.crowd.tolist() == [False, True]
+    _, cut, _ = found["train"][1]
+    assert cut.boxes.tolist() == [[0, 0, 10, 36]]
+    _, none, _ = found["train"][2]
+    assert none.boxes.shape == (0, 4)
+    said = capsys.readouterr().out
+    assert "1 of 4 boxes in" in said
+    assert "reach over the border of their image and are cut there" in said
+    assert "have no width or no height and are left out" in said
+    assert "1 of 3 images in" in said
+
+
+WRONG = {
+    "negative": ({"bbox": [20, 3, -10, 5]}, r"bbox \[20, 3, -10, 5\] has a negative side"),
+    "nan": ({"bbox": [math.nan, 3, 10, 5]}, "has a number that is not finite"),
+    "infinite": ({"bbox": [1, 3, math.inf, 5]}, "has a number that is not finite"),
+    "outside": ({"bbox": [50, 3, 10, 5]}, r"bbox \[50, 3, 10, 5\] lies outside the image of 40x36 pixels"),
+    "short": ({"bbox": [50, 3, 10]}, r"bbox is \[50, 3, 10\], not \[x, y, width, height\]"),
+    "missing": ({"bbox": None}, "bbox is None, not"),
+    "class": ({"category_id": 12}, "category 12 is not listed under categories"),
+    "image": ({"image_id": 12}, "annotation 1 of image 12: no image has that id"),
+    "repeated": ({"id": 2}, r"1 ids of annotations occur more than once \(first: 2\); number them anew"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_annotations_are_one_line_before_training(kind: str, tmp_path: Path) -> None:
+    change, message = WRONG[kind]
+    content = copy.deepcopy(CONTENT)
+    content["annotations"][0] |= change
+    write(tmp_path, content)
+    with pytest.raises(ValueError, match=message) as caught:
+        sources(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "train" / "_annotations.coco.json") in str(caught.value)
+    if kind != "repeated":
+        assert "1 of 4 annotations are wrong; correct or remove them. The first: annotation 1 of" in str(caught.value)
+
+
+def test_repeated_images_and_files_without_boxes_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, CONTENT | {"images": [*CONTENT["images"], CONTENT["images"][0]]})
+    with pytest.raises(ValueError, match=r"1 ids of images occur more than once \(first: 7\)"):
+        sources(tmp_path)
+    write(tmp_path, CONTENT | {"annotations": []})
+    with pytest.raises(ValueError, match="holds no box to learn or to score; annotate some objects"):
+        sources(tmp_path)
+
+
+def test_a_missing_image_is_one_line(tmp_path: Path) -> None:
+    write(tmp_path, CONTENT)
+    (tmp_path / "train" / "b.png").unlink()
+    (tmp_path / "val" / "b.png").unlink()
+    with pytest.raises(ValueError, match=r"lists 3 images, 1 of which are not in .* \(first: b.png\)"):
+        sources(tmp_path)
+
+
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_cached_and_fresh_samples_are_the_same(cache: str, tmp_path: Path) -> None:
+    """The cache of masks of the same files is another."""
+    write(tmp_path, CONTENT)
+    data = Coco("detection", data_dir=str(tmp_path), cache=cache, workers=0, batch_size=1, image_size=(36, 40))
+    data.setup()
+    for _ in range(2):
+        sample = data.val[0]
+        assert sample["target"]["boxes"].tolist() == [[2, 3.5, 12, 23.5], [30, 20, 40, 25]]
+        assert sample["target"]["iscrowd"].tolist() == [0, 1]
+    batch = next(iter(data.train_dataloader()))
+    assert batch["image"].shape == (1, 3, 36, 40)
+    assert batch["target"][0]["boxes"].shape[1] == 4
+
+
+def test_a_run_trains_on_a_folder_with_images_without_objects(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write(tmp_path / "data", CONTENT)
+    arguments = [
+        "--backbone", "mobilenet_v3_small", "--head", "retinanet", "--head-options", "{width: 32}", "--data", "coco",
+        "--data-dir", str(tmp_path / "data"), "--out", str(tmp_path), "--name", "one", "--image-size", "48",
+        "--batch-size", "1", "--epochs", "2", "--workers", "0", "--accelerator", "cpu",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    results = json.loads((tmp_path / "one" / "results.json").read_text())
+    assert results["protocol"]["classes"] == ["cell", "nucleus"]
+    assert np.isfinite(results["scores"]["val"]["map"])
+
+
+def test_a_wrong_box_ends_the_program_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    content = copy.deepcopy(CONTENT)
+    content["annotations"][0]["bbox"] = [20, 3, -10, 5]
+    write(tmp_path, content)
+    arguments = ["--backbone", "resnet18", "--head", "fcos", "--data", "coco", "--data-dir", str(tmp_path)]
+    assert main([*arguments, "--out", str(tmp_path / "runs"), "--accelerator", "cpu"]) != 0
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert "has a negative side" in lines[0]
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,225 @@
+"""Box heads: torchvision's detectors on the same weights, anchors, matching, losses, and every backbone below them."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import detection as oracles
+
+from backbones import BACKBONES
+from heads import HEADS
+from heads.anchors import BACKGROUND, IGNORED, anchors_at, base_anchors, decode, encode, match, places
+from heads.box_head import last_of_each_stride
+from lightning_modules.network import Network
+from tests.conftest import randomise
+
+DETECTORS = [name for name, head in HEADS.items() if head.task == "detection"]
+CLASSES = 4
+NARROW = {
+    "retinanet": {"width": 32},
+    "fcos": {"width": 64},
+    "fasterrcnn": {"width": 32, "hidden": 64},
+}
+"""Options under which a head is the same network, only narrower."""
+NORMS_OF_RESNET50 = 53_120
+"""Scales and shifts of the batch norms, which torchvision's detectors hold as buffers."""
+PUBLISHED = {
+    "retinanet": ("resnet50", oracles.retinanet_resnet50_fpn, 34_014_999),
+    "fcos": ("resnet50", oracles.fcos_resnet50_fpn, 32_269_600),
+    "fasterrcnn": ("resnet50", oracles.fasterrcnn_resnet50_fpn, 41_755_286),
+}
+BACKGROUND_CLASS = {"fasterrcnn": 1}
+"""Classes that the head has besides those of the data, which come first."""
+
+
+def objects(*boxes: tuple[float, ...], labels: tuple[int, ...] = ()) -> dict[str, Tensor]:
+    return {
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        "labels": torch.tensor(labels or range(len(boxes)), dtype=torch.int64),
+    }
+
+
+def total(network: Network, images: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
+    size = (images.shape[2], images.shape[3])
+    losses = network.losses(images, targets, [size] * len(images))
+    assert tuple(losses) == network.head.loss_terms
+    return torch.stack([value / weight.clamp(min=1) for value, weight in losses.values()]).sum()
+
+
+def own_name(name: str) -> str:
+    """What a tensor of torchvision's detectors is called here."""
+    name = name.replace("backbone.body.", "backbone.").replace("backbone.fpn.", "head.pyramid.fpn.")
+    return f"head.{name}" if name.startswith(("head.c", "head.r", "rpn.", "roi_heads.")) else name
+
+
+def oracle_of(name: str, classes: int) -> nn.Module:
+    """torchvision's detector with random weights that find something in images of noise."""
+    still = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    oracle = PUBLISHED[name][1](weights=None, weights_backbone=None, num_classes=classes, **still)
+    randomise(oracle).eval()
+    oracle.transform.min_size, oracle.transform.max_size = (128,), 256
+    hooks = [
+        layer.register_forward_hook(tame)
+        for key, layer in oracle.named_modules()
+        if key.endswith(("cls_logits", "bbox_reg", "bbox_pred", "cls_score"))
+    ]
+    with torch.no_grad():
+        oracle(list(torch.randn(1, 3, 128, 256)))
+    for hook in hooks:
+        hook.remove()
+    if name in ("retinanet", "fcos"):
+        nn.init.constant_(oracle.head.classification_head.cls_logits.bias, -1.5)
+    return oracle
+
+
+def tame(layer: nn.Module, _: tuple[Tensor], output: Tensor) -> Tensor:
+    """Scale a layer to outputs of a usual size: random ones would make all boxes too large or too thin."""
+    factor = 0.5 / output.std()
+    layer.weight.data *= factor
+    layer.bias.data *= factor
+    return output * factor
+
+
+LOSS_KEYS = {
+    "retinanet": ("classification", "bbox_regression"),
+    "fcos": ("classification", "bbox_regression", "bbox_ctrness"),
+    "fasterrcnn": ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"),
+}
+"""torchvision's names of the terms of the loss."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_networks_have_the_published_number_of_parameters(name: str) -> None:
+    backbone, _, published = PUBLISHED[name]
+    with torch.device("meta"):
+        network = Network(backbone, name, 91 - BACKGROUND_CLASS.get(name, 0))
+    norms = NORMS_OF_RESNET50 if backbone == "resnet50" else 0
+    assert sum(parameter.numel() for parameter in network.parameters()) - norms == published
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@torch.inference_mode()
+def test_detections_equal_torchvisions_on_the_same_weights(name: str) -> None:
+    """At sizes that all strides divide: at others, torchvision's strides are not the maps'."""
+    first = BACKGROUND_CLASS.get(name, 0)
+    oracle = oracle_of(name, CLASSES + first)
+    network = Network(PUBLISHED[name][0], name, CLASSES).eval()
+    network.load_state_dict({own_name(key): value for key, value in oracle.state_dict().items()})
+    for height, width in ((128, 256), (256, 128)):
+        oracle.transform.min_size, oracle.transform.max_size = (min(height, width),), max(height, width)
+        images = torch.randn(2, 3, height, width)
+        for own, theirs in zip(network.detect(images), oracle(list(images)), strict=True):
+            assert len(theirs["boxes"]) > 20
+            assert torch.equal(own["labels"], theirs["labels"] - first)
+            torch.testing.assert_close(own["boxes"], theirs["boxes"], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(own["scores"], theirs["scores"], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_losses_equal_torchvisions(name: str) -> None:
+    """In training mode, with the same random draws; batch norms keep their statistics."""
+    first = BACKGROUND_CLASS.get(name, 0)
+    oracle = oracle_of(name, CLASSES + first).train()
+    network = Network(PUBLISHED[name][0], name, CLASSES).train()
+    for part in (*oracle.modules(), *network.modules()):
+        if isinstance(part, nn.BatchNorm2d):
+            part.eval()
+    network.load_state_dict({own_name(key): value for key, value in oracle.state_dict().items()})
+    oracle.transform.min_size, oracle.transform.max_size = (128,), 256
+    images = torch.randn(3, 3, 128, 256)
+    targets = [objects((10, 20, 90, 100), (60.5, 8, 250, 120)), objects(), objects((0, 0, 30, 28), labels=(3,))]
+    shifted = [{"boxes": one["boxes"], "labels": one["labels"] + first} for one in targets]
+    torch.manual_seed(0)
+    theirs = oracle(list(images), shifted)
+    torch.manual_seed(0)
+    for _ in images:
+        torch.empty(1).uniform_()  # torchvision draws a size for each
+    own = network.losses(images, targets, [(128, 256)] * 3)
+    ours = [float((value / weight).detach()) for value, weight in own.values()]
+    expected = [float(theirs[key].detach()) for key in LOSS_KEYS[name]]
+    assert ours == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+def test_every_parameter_gets_a_gradient_also_without_objects(name: str, output_stride: int) -> None:
+    network = Network("resnet18", name, CLASSES, output_stride=output_stride, head_options=NARROW.get(name))
+    images = torch.randn(2, 3, 65, 97)
+    for targets in ([objects((5, 6, 60, 50), (30, 2, 90, 64)), objects()], [objects(), objects()]):
+        network.zero_grad()
+        loss = total(network, images, targets)
+        loss.backward()
+        assert loss.isfinite()
+        for key, parameter in network.named_parameters():
+            assert parameter.grad is not None, f"no gradient for {key}"
+            assert parameter.grad.isfinite().all(), f"the gradient of {key} is not finite"
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_padding_changes_nothing_beyond_clipping(name: str) -> None:
+    """Detections lie within the image's own size, not within the batch's."""
+    network = Network("resnet18", name, CLASSES, head_options={**NARROW.get(name, {}), "score_threshold": 0.0}).eval()
+    with torch.inference_mode():
+        small, whole = network.detect(torch.randn(2, 3, 96, 128), [(50, 70), (96, 128)])
+    assert len(small["boxes"])
+    assert (small["boxes"] >= 0).all()
+    assert (small["boxes"][:, ::2] <= 70).all()
+    assert (small["boxes"][:, 1::2] <= 50).all()
+    assert (whole["boxes"][:, 2] > 70).any()
+    assert small["scores"].diff().le(0).all()
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("backbone", ["lenet5", "xception"])
+def test_unpadded_backbones_are_refused_with_the_reason(backbone: str, name: str) -> None:
+    with (
+        torch.device("meta"),
+        pytest.raises(ValueError, match=f"{name} needs maps at multiples of their stride; {backbone}'s unpadded"),
+    ):
+        Network(backbone, name, CLASSES)
+
+
+def test_of_maps_of_one_stride_the_last_is_read() -> None:
+    assert last_of_each_stride((2, 4, 8, 8, 8), 8) == [4]
+    assert last_of_each_stride((2, 4, 8, 16, 16), 8) == [2, 4]
+    assert last_of_each_stride((2, 4, 8, 16, 32), 8) == [2, 3, 4]
+    assert last_of_each_stride((2, 4), 8) == [1]
+
+
+def test_anchors_lie_at_multiples_of_the_stride_whatever_the_size() -> None:
+    """torchvision derives the stride 12 from 100 pixels and 8 values."""
+    anchors = anchors_at(base_anchors([32.0], [1.0]), places(torch.empty(1, 1, 2, 13), 8, 0.0))
+    assert anchors[0].tolist() == [-16, -16, 16, 16]
+    assert anchors[12].tolist() == [80, -16, 112, 16]
+    assert anchors[13].tolist() == [-16, -8, 16, 24]
+
+
+def test_codes_are_inverted() -> None:
+    corners = torch.rand(50, 2, 2).sort(1).values.flatten(1) * 100 + torch.tensor([0.0, 0, 5, 5])
+    anchors = corners.roll(1, 0)
+    for weights in ((1, 1, 1, 1), (10, 10, 5, 5)):
+        torch.testing.assert_close(decode(encode(corners, anchors, weights), anchors, weights), corners)
+
+
+def test_matching() -> None:
+    truth = objects((0, 0, 10, 10), (100, 100, 104, 104))["boxes"]
+    boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 4.5], [0, 0, 10, 3], [96, 96, 112, 112], [500, 0, 510, 9]])
+    assert match(truth, boxes, 0.5, 0.4).tolist() == [0, IGNORED, BACKGROUND, BACKGROUND, BACKGROUND]
+    assert match(truth, boxes, 0.5, 0.4, best_of_each=True).tolist() == [0, IGNORED, BACKGROUND, 1, BACKGROUND]
+    assert match(truth[:0], boxes, 0.5, 0.4).tolist() == [BACKGROUND] * 5
+    # An object that no box touches claims none.
+    assert match(truth[1:], boxes[:3], 0.5, 0.4, best_of_each=True).tolist() == [BACKGROUND] * 3
+
+
+FEW_BACKBONES = ["vgg11", "densenet121", "mobilenet_v3_small", "googlenet", "convnext_tiny", "vit_b_32"]
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("backbone", FEW_BACKBONES)
+def test_other_families_fit(backbone: str, name: str) -> None:
+    """On the meta device, without values; the script in CONTRIBUTING trains all pairs."""
+    assert backbone in BACKBONES
+    with torch.device("meta"):
+        network = Network(backbone, name, CLASSES, head_options=NARROW.get(name))
+        outputs = network(torch.empty(1, 3, 97, 129))
+    proposed = getattr(outputs, "proposed", outputs)
+    assert sum(proposed.levels) == proposed[0].shape[1]
