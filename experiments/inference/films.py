@@ -28,7 +28,7 @@ def write_films(inputs: Inputs, out: Path, class_names: tuple[str, ...], colours
         colours: RGB of each class, uint8 `(C, 3)`.
     """
     problems = []
-    for path in inputs.videos:
+    for path in map(Path, inputs.videos):
         stem = inputs.stem_of(path)
         film = out / stem.with_name(f"{stem.name}.overlay.mp4")
         if (out / stem).is_dir() and not write_film(path, out / stem, film, inputs, class_names, colours):

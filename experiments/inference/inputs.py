@@ -72,18 +72,18 @@ class Inputs:
         self.every = every
         self.frames = frames
         self.out = None if out is None else out.resolve()
-        self.images: list[Path] = []
-        self.videos: list[Path] = []
+        self.images: list[str] = []  # a string takes a tenth of the memory of a Path
+        self.videos: list[str] = []
         self.cameras: list[int] = []
         self.passed_over: Counter[str] = Counter()
         for argument in arguments:
             self._add(argument)
         self.images = list(dict.fromkeys(self.images))
         self.videos = list(dict.fromkeys(self.videos))
-        folders = [str(absolute(path).parent) for path in (*self.images, *self.videos)]
+        paths = {os.path.abspath(path) for path in (*self.images, *self.videos)}
+        folders = {os.path.dirname(path) for path in paths}
         self.root = Path(os.path.commonpath(folders)) if folders else Path.cwd()
-        paths = {absolute(path) for path in (*self.images, *self.videos)}
-        stems = Counter(path.with_suffix("") for path in paths)
+        stems = Counter(os.path.splitext(path)[0] for path in paths)
         self.ambiguous = {stem for stem, count in stems.items() if count > 1 or stem in paths}
         """Paths that several inputs share up to their suffix, or that are inputs themselves; the results of these
         inputs keep the suffix in the name."""
@@ -94,9 +94,9 @@ class Inputs:
         return len(self.images) + sum(map(self._frames_in, self.videos)) + len(self.cameras) * (self.frames or 0)
 
     def __iter__(self) -> Iterator[Input]:
-        for path in self.images:
+        for path in map(Path, self.images):
             yield Input(self._name(path), self.stem_of(path), stamp(path), path)
-        for path in self.videos:
+        for path in map(Path, self.videos):
             yield from self.frames_of(path)
         for number in self.cameras:
             name = f"{CAMERA}{number}"
@@ -107,9 +107,9 @@ class Inputs:
         if self.out is None:
             return
         files = [*self.images, *self.videos]
-        within = {str(absolute(path)) for path in files if absolute(path).is_relative_to(self.out)}
+        within = {whole for path in files if Path(whole := os.path.abspath(path)).is_relative_to(self.out)}
         for path in files if within else ():
-            stem = self.out / self.stem_of(path)
+            stem = self.out / self.stem_of(Path(path))
             lost = next((name for ending in ENDINGS if (name := f"{stem}{ending}") in within), None)
             if lost is not None:
                 raise ValueError(
@@ -118,7 +118,7 @@ class Inputs:
 
     def first_geotiff(self) -> Path | None:
         """The first georeferenced file, if any."""
-        return next(filter(is_geotiff, self.images), None)
+        return next(filter(is_geotiff, map(Path, self.images)), None)
 
     def _add(self, argument: str) -> None:
         path = Path(argument).expanduser()
@@ -142,21 +142,22 @@ class Inputs:
                 self._add(one)
 
     def _add_file(self, path: Path) -> None:
-        (self.videos if path.suffix.lower() in VIDEO_SUFFIXES else self.images).append(path)
+        (self.videos if path.suffix.lower() in VIDEO_SUFFIXES else self.images).append(str(path))
 
     def _add_folder(self, folder: Path) -> None:
         before = len(self.images) + len(self.videos)
         top = folder.resolve()
         own = self.out if self.out is not None and top in self.out.parents else None  # results of an earlier time
-        for path in sorted(folder.rglob("*")):
+        for name in sorted(str(path) for path in folder.rglob("*")):
+            path = Path(name)
             suffix = path.suffix.lower()
             hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
             if hidden or not path.is_file() or (own is not None and absolute(path).is_relative_to(own)):
                 continue
             if suffix in IMAGE_SUFFIXES:
-                self.images.append(path)
+                self.images.append(name)
             elif suffix in VIDEO_SUFFIXES:
-                self.videos.append(path)
+                self.videos.append(name)
             else:
                 self.passed_over[suffix or "no suffix"] += 1
         if len(self.images) + len(self.videos) == before:
@@ -176,15 +177,16 @@ class Inputs:
     def stem_of(self, path: Path) -> Path:
         """Where the results of a file go, below the output folder and without ending."""
         relative = absolute(path).relative_to(self.root)
-        return relative if absolute(path).with_suffix("") in self.ambiguous else relative.with_suffix("")
+        ambiguous = os.path.splitext(absolute(path))[0] in self.ambiguous
+        return relative if ambiguous else relative.with_suffix("")
 
     def frames_of(self, path: Path) -> Iterator[Input]:
         """The frames of a video file that are taken."""
         return self._frames(cv2.VideoCapture(str(path)), self._name(path), self.stem_of(path), stamp(path), path)
 
-    def _frames_in(self, path: Path) -> int:
+    def _frames_in(self, path: str) -> int:
         """How many frames of a video are taken, as it says itself."""
-        video = cv2.VideoCapture(str(path))
+        video = cv2.VideoCapture(path)
         count = max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
         video.release()
         taken = (count + self.every - 1) // self.every
