@@ -9,7 +9,9 @@ checkpoint may be a published file or that of a run of one's own. `init` is "he"
 biases in all layers, as in the paper.
 
 `se_reduction` puts a squeeze-and-excitation gate after each ReLU (`backbones.squeeze_excitation`); `deformable` = n
-makes the convolutions of the last n stages deformable (`backbones.deformable`). Published weights load under both.
+makes the convolutions of the last n stages deformable (`backbones.deformable`). `pools` = "3x3" has padded windows of
+3x3 pixels, as DeepLab v1's VGG (arXiv:1412.7062; its last two pools are not dilated, here all are, exactly). Published
+weights load under all three.
 `remove_pools` removes the pools that would lose their stride to dilation, as in Yu and Koltun 2015 (arXiv:1511.07122):
 this is simpler, but the weights were trained with those pools. Loads torchvision's checkpoints.
 """
@@ -61,6 +63,7 @@ class VGG(FullyConnectedBackbone):
         in_channels: int = 3,
         fully_convolutional: bool = False,
         remove_pools: bool = False,
+        pools: Literal["2x2", "3x3"] = "2x2",
         init: Literal["he", "normal"] = "he",
         se_reduction: int = 0,
         deformable: int = 0,
@@ -68,6 +71,8 @@ class VGG(FullyConnectedBackbone):
     ) -> None:
         super().__init__(variant)
         check_deformable(deformable, deformable_version, number=5)
+        if pools not in ("2x2", "3x3"):
+            raise ValueError(f"pools is {pools!r}; give 2x2 or 3x3")
         versions: list[Literal[0, 1, 2]] = [deformable_version if i >= 5 - deformable else 0 for i in range(5)]
         depths, batch_norm = VARIANTS[variant]
         steps = atrous_steps((2, 2, 2, 2, 2), output_stride)
@@ -79,15 +84,19 @@ class VGG(FullyConnectedBackbone):
                     layers.append(nn.BatchNorm2d(width))
                 layers.append(make_relu(width, se_reduction))
                 in_channels = width
-            # A pool with a window of one pixel changes nothing.
-            layers.append(Pool2d("max", 1 if remove_pools and step.dilation_after > 1 else 2, step))
+            if remove_pools and step.dilation_after > 1:
+                layers.append(Pool2d("max", 1, step))  # a window of one pixel changes nothing
+            elif pools == "3x3":
+                layers.append(Pool2d("max", 3, step, padding=1))
+            else:
+                layers.append(Pool2d("max", 2, step))
         self.features = nn.Sequential(*layers)
         self.channels = CHANNELS
         self.reductions = tuple(step.reduction for step in steps)
         windows = [layer.kernel_size for layer in layers if isinstance(layer, Pool2d)]
         centres = accumulate(2**i / 2 if window == 2 else 0 for i, window in enumerate(windows))
         self.first_centres = tuple(centres)
-        self.min_size = self.reductions[-1]
+        self.min_size = 1 if pools == "3x3" else self.reductions[-1]
         self.initialise(init)
         self.add_fully_connected(fully_convolutional, steps[-1].dilation_after)
         self.load(weights)

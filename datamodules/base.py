@@ -116,6 +116,7 @@ class GraftDataModule(DataModuleWithLoaders):
         self.weigh_borders = weigh_borders
         self.mean = tuple(mean or ())
         self.std = tuple(std or ())
+        self.normalise = Normalise(self.mean, self.std)
         self.download = download
         self.on_bad_sample = on_bad_sample
         self.cache: Cache = cache
@@ -214,8 +215,8 @@ class GraftDataModule(DataModuleWithLoaders):
         if not (self.mean and self.std):
             mean, std = mean_and_std(source)
             self.mean, self.std = self.mean or mean, self.std or std
+            self.normalise = Normalise(self.mean, self.std)
             note(f"--in-channels {self.in_channels}: mean ± std of each band: {describe(self.mean, self.std)}")
-        self.normalise = Normalise(self.mean, self.std)
 
     def _check_files(self, splits: list[Samples]) -> None:
         """Read the files once: errors in them appear before training starts, and the cache is filled.

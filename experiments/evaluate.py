@@ -137,12 +137,13 @@ def evaluate_detector(config: EvaluateConfig) -> int:
 def fit_temperature(config: EvaluateConfig, data: "GraftDataModule") -> None:
     """Fit the temperature of the run's network and write it into its checkpoint."""
     from experiments.inference.calibration import fit_temperature, save_temperature
+    from experiments.inference.protocol import device_of
     from experiments.inference.trained import checkpoint_of, load
 
     checkpoint = checkpoint_of(Path(config.run))
     if checkpoint.suffix == ".safetensors":
         raise ValueError(f"--fit-temperature: {checkpoint} is no checkpoint; fit its run's, and share that again")
-    network = load(config.run, None if config.device == "auto" else config.device)
+    network = load(config.run, device_of(config.device))
     temperature = fit_temperature(network, data)
     save_temperature(checkpoint, temperature)
     print(f"{checkpoint}: temperature {network.temperature:g} -> {temperature:g}", flush=True)

@@ -4,8 +4,8 @@ Chen, Papandreou, Kokkinos, Murphy, Yuille 2014, arXiv:1412.7062. On the last ma
 convolution with dilation 12 and 1024 channels, fc7 as a 1x1 convolution with 1024, dropout 0.5 after each, and 1x1
 scores. With VGG-16 this is the paper's network of 20.5 M parameters. The dilation is halved at output stride 16 and
 again at 32. Differences from the paper: fc6 and fc7 are initialised as in He et al. 2015, not with every fourth weight
-of VGG's own; VGG's pools keep their 2x2 windows, while the paper's network has 3x3; scores are upsampled without
-aligned corners.
+of VGG's own; VGG's pools keep their 2x2 windows unless `--backbone-options '{pools: 3x3}'` asks for the paper's; scores
+are upsampled without aligned corners.
 """
 
 from collections.abc import Sequence

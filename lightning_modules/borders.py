@@ -1,5 +1,6 @@
 """Pixels near the borders of objects, and the weights that losses give them."""
 
+import functools
 import itertools
 import math
 
@@ -61,8 +62,11 @@ def distances_to_two_objects(objects: np.ndarray, count: int) -> tuple[np.ndarra
     members = itertools.islice(itertools.combinations(range(groups), groups // 2), count)
     outside = np.ones((groups, count + 1), np.uint8)
     outside[np.array(list(members)).T, np.arange(1, count + 1)] = 0
-    distances = np.stack([cv2.distanceTransform(one[objects], cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for one in outside])
-    nearest = distances.min(0)
-    at_nearest = distances <= nearest + ROUNDING
-    second = np.where(at_nearest, np.float32(np.inf), distances).min(0)
-    return nearest, np.where(at_nearest.sum(0) > groups // 2, nearest, second)
+    distances = [cv2.distanceTransform(one[objects], cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for one in outside]
+    nearest = functools.reduce(cv2.min, distances)
+    second, groups_at_nearest = np.full_like(nearest, np.inf), np.zeros(objects.shape, np.uint8)
+    for distance in distances:
+        near = distance <= nearest + ROUNDING
+        groups_at_nearest += near
+        np.minimum(second, distance, out=second, where=~near)
+    return nearest, np.where(groups_at_nearest > groups // 2, nearest, second)

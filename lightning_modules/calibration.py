@@ -15,7 +15,7 @@ from lightning_modules.metrics import EpochLoss
 
 TEMPERATURES = tuple(2.0 ** (step / 4) for step in range(-16, 17))
 """From 1/16 to 16, each 19 % above the one before."""
-PIXELS = 512
+PIXELS = 256
 """Pixels of each image that count: neighbouring pixels say nearly the same."""
 
 

@@ -15,7 +15,7 @@ def check_option_types(name: str, build: Callable[..., Any], options: Mapping[st
         ValueError: an option has a value of another type; the message names both.
     """
     called: Any = build.func if isinstance(build, partial) else build
-    hints = get_type_hints(called.__init__ if isinstance(called, type) else called)
+    hints = get_type_hints(called.__init__ if isinstance(called, type) else called)  # type: ignore[misc]
     for option, value in options.items():
         if option in hints and not fits(value, hints[option]):
             raise ValueError(f"{name}'s option {option} is {value!r}; it takes {described(hints[option])}")

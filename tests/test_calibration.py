@@ -60,7 +60,7 @@ def test_a_known_temperature_is_found(temperature: float) -> None:
 
 def test_maps_count_without_ignored_pixels() -> None:
     logits, labels = answers(200_000, 5, 2.0)
-    maps, masks = logits.view(50, 80, 50, 5).permute(0, 3, 1, 2), labels.view(50, 80, 50)
+    maps, masks = logits.view(100, 40, 50, 5).permute(0, 3, 1, 2), labels.view(100, 40, 50)
     wrong = masks.clone()
     wrong[:, ::2] = (wrong[:, ::2] + 1) % 5
     masks = masks.clone()
@@ -110,7 +110,8 @@ def test_evaluation_shows_both_and_labels_stay(segmenter: Path, capsys: pytest.C
 
 
 def test_training_fits_what_evaluate_fits(crf_folder: Path, tmp_path: Path) -> None:
-    assert run(crf_arguments(crf_folder, tmp_path, "--name", "one", "--epochs", "1")) == 0
+    flags = ("--name", "one", "--epochs", "1", "--precision", "32-true")  # as evaluate.py computes
+    assert run(crf_arguments(crf_folder, tmp_path, *flags)) == 0
     checkpoint = tmp_path / "one" / "checkpoints" / "best.ckpt"
     trained = load(checkpoint).temperature
     assert trained != 1

@@ -21,6 +21,7 @@ from experiments.explain import main as explain
 from experiments.explaining.activations import box_of, cut, strongest_hits
 from experiments.explaining.crf_steps import beliefs
 from experiments.explaining.deconvnet import projection, strongest_place
+from experiments.explaining.drawing import heat_over, panel
 from experiments.explaining.examples import Examples, prepared, spread
 from experiments.explaining.filters import first_filters
 from experiments.explaining.gates import gate_values
@@ -477,7 +478,9 @@ def test_beliefs_go_from_the_networks_to_the_whole_crf(crf_run: Path, crf_folder
     facts = read_strictly(tmp_path / "0.crf.json")
     assert [entry["iteration"] for entry in facts["iterations"]] == [0, 1, 2, 3, 5, 10]
     truth = np.array(Image.open(masks / "0.png"))
-    labels = load(crf_run, "cpu")(images / "0.png").labels
+    network = load(crf_run, "cpu")
+    with torch.no_grad():
+        labels = network.module.network(prepared(network, network.read(images / "0.png"))[1])[0].argmax(0).numpy()
     ious = [((labels == c) & (truth == c)).sum() / ((labels == c) | (truth == c)).sum() for c in (0, 1)]
     assert facts["iterations"][0]["miou"] == pytest.approx(np.mean(ious), abs=1e-6)
 
@@ -517,6 +520,26 @@ def test_every_picture_has_its_numbers_beside_it(method: str, digit_run: Path, t
             assert len(facts["sanity_check"]["rank_correlation_with_random_weights"]) == 3
 
 
+def test_masks_that_do_not_fit_are_named(
+    crf_run: Path, crf_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    Image.fromarray(np.full((32, 40), 2, np.uint8)).save(masks / "0.png")
+    Image.fromarray(np.full((31, 40), 255, np.uint8)).save(masks / "1.png")
+    images = str(crf_folder / "val" / "images")
+    arguments = [str(crf_run), images, "--method", "crf", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert explain([*arguments, "--masks", str(masks)]) == 2
+    error = capsys.readouterr().err
+    assert "none of the pictures can be read; the first: 0.png: --masks: " in error
+    assert "0.png holds the label 2; the network's classes are 0 to 1, and 255 is ignored" in error
+    examples = Examples(load(crf_run, "cpu"), flags_of(inputs=[images], masks=str(masks)))
+    with pytest.raises(ValueError, match="none of the pictures"):
+        list(examples.take())
+    assert "have different sizes, 31 x 40 and 32 x 40" in examples.problems[1]
+    assert "there is no" in examples.problems[2]
+
+
 def test_results_lie_as_the_pictures_do_and_a_broken_one_is_named(
     digit_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -544,11 +567,36 @@ def test_a_segmentation_is_explained_at_pixels(crf_run: Path, crf_folder: Path, 
         assert (facts["label"], facts["pixels"], facts["region"]) == (1, pixels, " ".join(region))
     network = load(crf_run, "cpu")
     image = network.read(one)
-    probabilities = network(one).probabilities
-    assert facts["probability"] == pytest.approx(probabilities[1, 8:11, 10:14].mean(), abs=1e-4)
-    logits = network.logits(image)
+    with torch.no_grad():
+        logits = network.module.network(prepared(network, image)[1])  # a CRF that follows is not explained
+    assert facts["probability"] == pytest.approx(float(logits.softmax(1)[0, 1, 8:11, 10:14].mean()), abs=1e-5)
     at_pixel = choose_target(network, logits, flags_of(region=[12, 10]), image)
     assert at_pixel.label == int(logits[0, :, 10, 12].argmax())
+
+
+def test_an_outlined_region_leaves_the_picture_as_it_is() -> None:
+    image = picture(300, 320)
+    pixels = torch.zeros(300, 320, dtype=torch.bool)
+    pixels[200, 100] = True
+    before = image.copy()
+    drawn = np.array(panel(image, "one", Target(0, "a", pixels, "")))
+    np.testing.assert_array_equal(image, before)
+    changed = (drawn[-300:] != image).any(2)
+    rows, columns = np.nonzero(changed)
+    assert abs(rows.mean() - 200) < 1
+    assert abs(columns.mean() - 100) < 1
+    assert 50 < changed.sum() < 500
+
+
+def test_heat_is_red_where_it_is_strongest_and_pale_if_it_is_weak() -> None:
+    image = np.full((4, 5, 3), 100, np.uint8)
+    heat = np.zeros((4, 5))
+    heat[1, 2] = 0.1
+    red = heat_over(image, heat).astype(int)
+    assert red[1, 2, 0] > red[1, 2, 2] + 80
+    assert (red[0] == red[0, 0, 0]).all(), "where there is no heat, the picture is grey"
+    weak = heat_over(image, heat, least=1.0).astype(int)
+    assert np.abs(weak[1, 2] - weak[0, 0]).max() < np.abs(red[1, 2] - red[0, 0]).max()
 
 
 def test_the_class_that_is_explained_by_default_is_not_the_background() -> None:

@@ -16,6 +16,7 @@ from datamodules.errors import DataError
 from datamodules.folders import Folders
 from experiments.command_line.run_config import parse
 from experiments.evaluate import main as evaluate
+from experiments.explaining.drawing import heat_over, panel, tiles
 from experiments.export import main as export
 from experiments.inference.trained import load
 from experiments.predict import main as predict
@@ -170,6 +171,10 @@ def test_pictures_show_the_first_bands() -> None:
     image = np.arange(2 * 2 * 5, dtype=np.uint8).reshape(2, 2, 5)
     np.testing.assert_array_equal(as_rgb(image), image[..., :3])
     np.testing.assert_array_equal(as_rgb(image[..., :2]), image[..., [0, 0, 0]])
+    for bands in (1, 5):
+        assert panel(image[..., :bands], "a", least=1).size[0] == 2
+        assert heat_over(image[..., :bands], np.ones((2, 2))).shape == (2, 2, 3)
+        assert tiles([image[..., :bands]], 1, 2).shape == (2, 2, 3)
 
 
 @pytest.mark.parametrize(("bands", "suffix", "dtype"), [(4, ".png", np.uint8), (6, ".tif", np.uint16)])

@@ -309,7 +309,9 @@ def test_a_fourth_band_is_said_or_refused(tmp_path: Path, capsys: pytest.Capture
     load(tmp_path)
     assert "00.tif have a fourth band, marked as alpha: it is left out" in capsys.readouterr().out
     Image.fromarray(four, "RGBX").save(tmp_path / "infrared.tif")
-    with pytest.raises(DataError, match=r"infrared\.tif has 4 bands, more than colour and alpha; save the three"):
+    with pytest.raises(
+        DataError, match=r"infrared\.tif has 4 bands, more than colour and alpha; --in-channels 4 reads"
+    ):
         read_image(tmp_path / "infrared.tif")
 
 
@@ -324,6 +326,6 @@ def test_files_of_many_bands_are_refused_by_their_number(tmp_path: Path) -> None
     header = struct.pack("<2sHI", b"II", 42, 8 + len(pixels))
     path.write_bytes(header + pixels + struct.pack("<H", len(tags)) + entries + bytes(4))
     with pytest.raises(
-        DataError, match=r"six\.tif has 6 bands, more than colour and alpha; save the three to be seen as RGB"
+        DataError, match=r"six\.tif has 6 bands, more than colour and alpha; --in-channels 6 reads all of them"
     ):
         read_image(path)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
-from datamodules import DATAMODULES, base, memory
+from datamodules import DATAMODULES, base, loaders, memory
 from datamodules.collate import collate
 from datamodules.decoding import decode, read_image, read_plain
 from datamodules.files import LabelledImages, MaskedImages
@@ -252,10 +252,12 @@ def test_workers_keep_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[int, int] = {}
     library = SimpleNamespace(mallopt=told.__setitem__)
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: library)
-    monkeypatch.setattr(base, "ignore_signals_except_parents", lambda: None)  # it would change this process's signals
+    monkeypatch.setattr(
+        loaders, "ignore_signals_except_parents", lambda: None
+    )  # it would change this process's signals
     threads = cv2.getNumThreads()
     try:
-        base.prepare_worker(0)
+        loaders.prepare_worker(0)
     finally:
         cv2.setNumThreads(threads)
     assert told == {-3: 32 << 20, -1: 256 << 20}

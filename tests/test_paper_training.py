@@ -34,18 +34,13 @@ def test_biases_of_norms_are_no_biases_of_layers() -> None:
     assert not any(id(norm.bias) in biases for norm in norms)
 
 
-def optimised(**settings) -> torch.optim.Optimizer:
-    module = SegmentationModule("lenet5", "hypercolumn", NAMES, **settings)
-    module._trainer = type("Fake", (), {"estimated_stepping_batches": 10})()
-    return module.configure_optimizers()["optimizer"]
-
-
 def test_rmsprop_has_the_settings_of_efficientnet() -> None:
-    made = optimised(optimizer="rmsprop", lr=0.1, momentum=0.9, weight_decay=1e-5, bias_lr_mult=2.0)
+    settings = {"optimizer": "rmsprop", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-5, "bias_lr_mult": 2.0}
+    made = SegmentationModule("lenet5", "hypercolumn", NAMES, **settings).new_optimizer()
     assert isinstance(made, torch.optim.RMSprop)
     for group in made.param_groups:
         assert (group["alpha"], group["eps"], group["momentum"]) == (0.9, 1e-3, 0.9)
-    assert sorted({group["initial_lr"] for group in made.param_groups}) == [0.1, 0.2]
+    assert sorted({group["lr"] for group in made.param_groups}) == [0.1, 0.2]
     parameter = made.param_groups[-1]["params"][0]
     before, gradient = parameter.detach().clone(), torch.full_like(parameter, 2.0)
     rate, decay = made.param_groups[-1]["lr"], made.param_groups[-1]["weight_decay"]

@@ -289,7 +289,7 @@ def test_all_knobs_train_and_export() -> None:
         ({"deformable": 5}, "deformable is 5; .* 0 .* to 4"),
         ({"deformable": -1}, "deformable is -1"),
         ({"deformable": 1, "deformable_version": 3}, "deformable_version is 3; give 1 .* or 2"),
-        ({"shortcut": "C"}, 'shortcut is \'C\'; give "A" .* or "B"'),
+        ({"shortcut": "C"}, 'shortcut is \'C\'; give "A" .* "B" .* or "none"'),
     ],
 )
 def test_unknown_knobs_are_refused(knobs: dict, message: str) -> None:

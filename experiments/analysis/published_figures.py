@@ -43,13 +43,29 @@ PAPERS: dict[str, Figures] = {
     "lenet5": Figures(61_706, None, "from the paper's layers, full C3 (original: 60,000)"),
     "alexnet_2gpu": Figures(60_965_224, None, "from the paper's layers"),
     "zfnet": Figures(62_357_608, None, "from the paper's layers"),
+    "resnext101_32x4d": Figures(44.18, None, "timm's network", 2),
+    "resnet20": Figures(0.27, None, "paper, table 6, 10 classes", 2),
+    "resnet32": Figures(0.46, None, "paper, table 6, 10 classes", 2),
+    "resnet44": Figures(0.66, None, "paper, table 6, 10 classes", 2),
+    "resnet56": Figures(0.85, None, "paper, table 6, 10 classes", 2),
+    "resnet110": Figures(1.7, None, "paper, table 6, 10 classes", 1),
+    "resnetv2_50": Figures(25.55, None, "timm's network", 2),
+    "resnetv2_101": Figures(44.54, None, "timm's network", 2),
+    "resnetv2_152": Figures(60.19, None, "timm's network", 2),
+    "densenet40": Figures(1.0, None, "paper, table 2, 10 classes", 1),
+    "densenet100_bc": Figures(0.8, None, "paper, table 2, 10 classes", 1),
+    "wrn16_8": Figures(11.0, None, "paper, table 4, 10 classes", 1),
     "wrn28_10": Figures(36.5, None, "paper, table 4, 10 classes", 1),
     "wrn40_4": Figures(8.9, None, "paper, table 4, 10 classes", 1),
     "mobilenet_v1_025": Figures(0.5, 0.041, "paper, table 6", 1),
     "mobilenet_v1_050": Figures(1.3, 0.149, "paper, table 6", 1),
     "mobilenet_v1_075": Figures(2.6, 0.325, "paper, table 6", 1),
 }
-TAKEN_AT: dict[str, tuple[int, int]] = {"lenet5": (1, 10), "wrn28_10": (3, 10), "wrn40_4": (3, 10)}
+ON_CIFAR10 = (
+    *("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "densenet40", "densenet100_bc"),
+    *("wrn16_8", "wrn28_10", "wrn40_4"),
+)
+TAKEN_AT: dict[str, tuple[int, int]] = {"lenet5": (1, 10)} | dict.fromkeys(ON_CIFAR10, (3, 10))
 """Input channels and classes of the published count, if they are not 3 and 1000."""
 
 FIELDS: dict[str, tuple[int, str]] = {

@@ -13,7 +13,7 @@ from experiments.command_line.parser import flag, positional
 class ProtocolFlags:
     """What evaluate.py and predict.py have in common."""
 
-    run: str = positional("run folder, or a checkpoint of one", path=True)
+    run: str = positional("run folder, a checkpoint of one, or a folder that share.py wrote", path=True)
     scales: list[PositiveFloat] = flag(
         (1.0,), "multiples of the image size whose probabilities are averaged", group="protocol"
     )

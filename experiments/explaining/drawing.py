@@ -1,4 +1,7 @@
-"""Pictures of explanations: panels with captions, heat over pictures, grids. Pictures are uint8 `(H, W, 3)`, RGB."""
+"""Pictures of explanations: panels with captions, heat over pictures, grids. Pictures are uint8 `(H, W, 3)`, RGB.
+
+Of images with other numbers of bands, what `as_rgb` shows is drawn.
+"""
 
 import io
 import math
@@ -8,12 +11,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from datamodules.bands import as_rgb
 from experiments.explaining.target import Target
 
 PANEL = 256
 """Least height of a panel in pixels. Smaller pictures are enlarged by whole numbers, so that pixels stay visible."""
 LARGEST = 640
 GAP = 8
+RING = 9
+"""Radius in pixels of the ring around a region that is smaller than that."""
 FONT_SIZE = 14
 OPACITY = 0.65
 """Of the strongest heat over the picture."""
@@ -34,14 +40,18 @@ def enlarged(image: np.ndarray, least: int = PANEL) -> np.ndarray:
 
 def panel(image: np.ndarray, caption: str, target: Target | None = None, least: int = PANEL) -> Image.Image:
     """A picture with a caption above it; the pixels of a segmentation's target are outlined."""
-    drawn = enlarged(image, least)
+    drawn = enlarged(as_rgb(image), least)
     if target is not None and target.pixels is not None:
-        mask = target.pixels.cpu().numpy().astype(np.uint8)
-        mask = cv2.resize(mask, (drawn.shape[1], drawn.shape[0]), interpolation=cv2.INTER_NEAREST)
+        chosen = target.pixels.cpu().numpy().astype(np.uint8)
+        mask = cv2.resize(chosen, (drawn.shape[1], drawn.shape[0]), interpolation=cv2.INTER_NEAREST)
         edges, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        drawn = np.ascontiguousarray(drawn)
+        drawn = drawn.copy()
         cv2.drawContours(drawn, edges, -1, (255, 255, 255), 3)
         cv2.drawContours(drawn, edges, -1, (220, 0, 120), 1)
+        x, y, width, height = cv2.boundingRect(mask)
+        if max(width, height) < RING:  # too small to be seen
+            for colour, thickness in (((255, 255, 255), 4), ((220, 0, 120), 2)):
+                cv2.circle(drawn, (x + width // 2, y + height // 2), RING, colour, thickness)
     font = ImageFont.load_default(FONT_SIZE)
     canvas = Image.new("RGB", (drawn.shape[1], drawn.shape[0] + 2 * FONT_SIZE - 4), "white")
     canvas.paste(Image.fromarray(drawn), (0, 2 * FONT_SIZE - 4))
@@ -83,10 +93,14 @@ def colours(values: np.ndarray) -> np.ndarray:
     return cv2.applyColorMap((values * HOTTEST * 255).round().astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
 
 
-def heat_over(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A pale grey picture under heat `(H, W)`, which is at least 0; the strongest is red, zero is transparent."""
-    scaled = heat / heat.max() if heat.max() > 0 else np.zeros_like(heat)
-    grey = np.repeat(cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)[..., None], 3, 2)
+def heat_over(image: np.ndarray, heat: np.ndarray, least: float = 0.0) -> np.ndarray:
+    """A pale grey picture under heat `(H, W)`, which is at least 0; zero is transparent.
+
+    Red is the strongest heat, or `least` if that is more.
+    """
+    largest = max(float(heat.max()), least)
+    scaled = heat / largest if largest > 0 else np.zeros_like(heat)
+    grey = np.repeat(cv2.cvtColor(np.ascontiguousarray(as_rgb(image)), cv2.COLOR_RGB2GRAY)[..., None], 3, 2)
     opacity = OPACITY * scaled[..., None] ** 0.5
     return ((80 + grey * 0.68) * (1 - opacity) + colours(scaled) * opacity).round().astype(np.uint8)
 
@@ -103,7 +117,7 @@ def tiles(images: list[np.ndarray], columns: int, side: int, gap: int = 2) -> np
     """Pictures of any size in a grid of squares of `side` pixels, each fitted without changing its aspect ratio."""
     rows = math.ceil(len(images) / columns)
     grid = np.full((rows * (side + gap) - gap, columns * (side + gap) - gap, 3), 255, np.uint8)
-    for i, image in enumerate(images):
+    for i, image in enumerate(map(as_rgb, images)):
         scale = side / max(image.shape[:2])
         size = tuple(max(1, round(length * scale)) for length in image.shape[1::-1])
         fitted = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST if scale > 1 else cv2.INTER_AREA)
