@@ -216,7 +216,7 @@ FEW_BACKBONES = ["vgg11", "densenet121", "mobilenet_v3_small", "googlenet", "con
 @pytest.mark.parametrize("name", DETECTORS)
 @pytest.mark.parametrize("backbone", FEW_BACKBONES)
 def test_other_families_fit(backbone: str, name: str) -> None:
-    """On the meta device, without values; the script in CONTRIBUTING trains all pairs."""
+    """On the meta device, without values; detection_grid.py trains all pairs."""
     assert backbone in BACKBONES
     with torch.device("meta"):
         network = Network(backbone, name, CLASSES, head_options=NARROW.get(name))
