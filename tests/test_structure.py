@@ -26,7 +26,16 @@ MAY_IMPORT = {
     "comparing": {"command_line", "run_files"},
     "many_runs": {"command_line", "run_files"},
     # benchmarks also run these programs as a user does
-    "benchmarks": {"command_line", "run_files", "callbacks", "training", "analysis", "inference", "evaluate", "predict"},
+    "benchmarks": {
+        "command_line",
+        "run_files",
+        "callbacks",
+        "training",
+        "analysis",
+        "inference",
+        "evaluate",
+        "predict",
+    },
 }
 """The folders that each folder may import from, besides itself."""
 WITHOUT_TORCH = ("command_line", "run_files", "comparing", "many_runs")
