@@ -15,7 +15,7 @@ the stages; the norm after the last belongs to the classifier. Loads torchvision
 """
 
 import math
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from torchvision.ops import Permute, StochasticDepth
 from backbones.attention import attend
 from backbones.backbone import Backbone
 from backbones.transformer_init import init_truncated_normal
-from backbones.windows import from_windows, shifted_window_mask, to_windows
+from backbones.windows import Size, from_windows, shifted_window_mask, to_windows
 
 PAPERS = {
     "Swin Transformer V2: Scaling Up Capacity and Resolution. Liu et al. 2021, arXiv:2111.09883.": (
@@ -72,7 +72,7 @@ class WindowAttention(nn.Module):
         rows, columns = (height + side - 1) // side, (width + side - 1) // side
         padded = (rows * side, columns * side)
         # A side of one window is not shifted: that would only separate pixels that belong together.
-        shifts = (self.shift * torch.sym_min(1, rows - 1), self.shift * torch.sym_min(1, columns - 1))
+        shifts = cast("Size", tuple(self.shift * torch.sym_min(1, count - 1) for count in (rows, columns)))
 
         x = to_windows(padded_to(x, padded), side, shifts)
         q, k, v = self.project(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)

@@ -18,7 +18,7 @@ def to_windows(x: Tensor, side: int, shifts: Size) -> Tensor:
     batch, height, width, channels = x.shape
     if torch.compiler.is_exporting():
         row, column = window_pixels((height, width), side, x.device)
-        source = (row + shifts[0]) % height * width + (column + shifts[1]) % width
+        source = remainder(row + shifts[0], height) * width + remainder(column + shifts[1], width)
         return x.view(batch, height * width, channels).index_select(1, source).view(-1, side**2, channels)
     if any(shifts):
         x = x.roll((-shifts[0], -shifts[1]), (1, 2))
@@ -32,8 +32,8 @@ def from_windows(x: Tensor, batch: int, padded: Size, size: Size, side: int, shi
     height, width = padded
     if torch.compiler.is_exporting():
         pixel = torch.arange(size[0] * size[1], device=x.device)
-        row = (pixel // size[1] + height - shifts[0]) % height
-        column = (pixel % size[1] + width - shifts[1]) % width
+        row = remainder(pixel // size[1] + height - shifts[0], height)
+        column = remainder(remainder(pixel, size[1]) + width - shifts[1], width)
         window = row // side * (width // side) + column // side
         source = window * side**2 + row % side * side + column % side
         return x.view(batch, height * width, channels).index_select(1, source).view(batch, *size, channels)
@@ -49,7 +49,12 @@ def window_pixels(size: Size, side: int, device: torch.device) -> tuple[Tensor, 
     pixel = torch.arange(size[0] * size[1], device=device)
     window, inside = pixel // side**2, pixel % side**2
     across = size[1] // side
-    return window // across * side + inside // side, window % across * side + inside % side
+    return window // across * side + inside // side, remainder(window, across) * side + inside % side
+
+
+def remainder(x: Tensor, divisor: int) -> Tensor:
+    """x % divisor for x >= 0: ONNX takes the remainder by fixed numbers only, but divides by symbolic ones."""
+    return x - x // divisor * divisor
 
 
 def shifted_window_mask(size: Size, side: int, shifts: Size, like: Tensor) -> Tensor:

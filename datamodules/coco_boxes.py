@@ -69,14 +69,13 @@ def check_boxes(content: Mapping[str, Any], file: Path, labels: Mapping[int, int
 
 
 def refuse_repeated(content: Mapping[str, Any], file: Path) -> None:
-    """Raises ValueError if an id occurs twice among the images, or among the annotations."""
-    for kind in ("images", "annotations"):
-        counts = Counter(one["id"] for one in content[kind] if one.get("id") is not None)
-        repeated = [number for number, count in counts.items() if count > 1]
-        if repeated:
-            raise DataError(
-                f"{file}: {len(repeated)} ids of {kind} occur more than once (first: {repeated[0]}); number them anew"
-            )
+    """Raises ValueError if an id occurs twice among the annotations."""
+    counts = Counter(one["id"] for one in content["annotations"] if one.get("id") is not None)
+    repeated = [number for number, count in counts.items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"{file}: {len(repeated)} ids of annotations occur more than once (first: {repeated[0]}); number them anew"
+        )
 
 
 def problem_of(one: Annotation, images: Mapping[int, Any], labels: Mapping[int, int]) -> str | None:

@@ -85,6 +85,7 @@ def benchmark_run(config: BenchmarkConfig) -> int:
     from experiments.inference.check_export import MAIN_SCORE
     from experiments.inference.evaluate_all import data_of
     from experiments.inference.evaluation_files import write_json
+    from experiments.inference.protocol import device_of
     from experiments.inference.trained import load
 
     warnings.filterwarnings("ignore", module="torch")  # of the exporter, about itself
@@ -93,6 +94,7 @@ def benchmark_run(config: BenchmarkConfig) -> int:
     data = data_of(config.run, config.data, config.data_dir, network)
     if config.split not in data.splits:
         raise ValueError(f"--split {config.split}: the data set has {', '.join(data.splits)}")
+    device_of(config.device)
     plan = plan_of(config, "cuda" if torch.cuda.is_available() else "cpu")
     os.environ["OMP_NUM_THREADS"] = str(plan.threads)  # of the processes that are started
     rows = benchmark(config.run, network, data, plan)

@@ -6,6 +6,7 @@ class or the most likely classes, and what remains above a confidence. Only this
 
 import gc
 import importlib.util
+import signal
 import socket
 import sys
 from dataclasses import dataclass
@@ -86,6 +87,7 @@ def demo(config: DemoConfig) -> int:
     def ready(address: str) -> None:
         print(f"open {address} in a browser of this machine; Ctrl-C ends it", flush=True)
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uploads are removed after a kill, too
     try:
         serve(answers, title, config.port, config.max_megabytes, ready)
     except KeyboardInterrupt:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from datamodules.base import GraftDataModule
 
 
+NOT_FOR_BOXES: dict[str, Any] = {"against": None, "abstain": 0.0, "fit_temperature": False}
+"""Flags that networks which detect objects do not have, with their defaults."""
+
+
 @dataclass(kw_only=True)
 class EvaluateConfig(ProtocolFlags):
     """The order of the fields is the order of `--help`."""
@@ -75,6 +79,10 @@ def usage_problem(config: EvaluateConfig) -> str | None:
 
 
 def evaluate_run(config: EvaluateConfig) -> int:
+    from experiments.inference.detector import detects
+
+    if detects(config.run):
+        return evaluate_detector(config)
     from experiments.inference.evaluate_all import data_of, evaluate
     from experiments.inference.evaluation_files import compare_evaluations, content_of, write_evaluation, write_json
     from experiments.inference.protocol import predictor_of
@@ -117,15 +125,25 @@ def evaluate_run(config: EvaluateConfig) -> int:
     return int(bool(found[0].skipped))
 
 
+def evaluate_detector(config: EvaluateConfig) -> int:
+    """The same for a network that detects objects, which has no confusion of pixels and no confidence of pictures."""
+    from experiments.inference.evaluate_boxes import evaluate_boxes
+
+    others = {name: (getattr(config, name), default) for name, default in NOT_FOR_BOXES.items()}
+    out = Path(config.out or Path(config.run) / f"evaluation-{config.split}")
+    return evaluate_boxes(config, config.split, config.data, config.data_dir, out, **others)
+
+
 def fit_temperature(config: EvaluateConfig, data: "GraftDataModule") -> None:
     """Fit the temperature of the run's network and write it into its checkpoint."""
     from experiments.inference.calibration import fit_temperature, save_temperature
+    from experiments.inference.protocol import device_of
     from experiments.inference.trained import checkpoint_of, load
 
     checkpoint = checkpoint_of(Path(config.run))
     if checkpoint.suffix == ".safetensors":
         raise ValueError(f"--fit-temperature: {checkpoint} is no checkpoint; fit its run's, and share that again")
-    network = load(config.run, None if config.device == "auto" else config.device)
+    network = load(config.run, device_of(config.device))
     temperature = fit_temperature(network, data)
     save_temperature(checkpoint, temperature)
     print(f"{checkpoint}: temperature {network.temperature:g} -> {temperature:g}", flush=True)

@@ -76,11 +76,18 @@ def usage_problem(config: PredictConfig) -> str | None:
 
 
 def predict(config: PredictConfig) -> int:
+    from experiments.inference.detector import detects
     from experiments.inference.inputs import Inputs, stamp
     from experiments.inference.predict_all import predict_all
     from experiments.inference.protocol import predictor_of
     from experiments.inference.trained import checkpoint_of
 
+    if detects(config.run):
+        from experiments.inference.predict_boxes import predict_boxes
+
+        inputs = Inputs(config.inputs, config.every, config.frames, Path(config.out))
+        others = {"abstain": (config.abstain, 0.0), "bands": (config.bands, None)}
+        return predict_boxes(config, inputs, Path(config.out), list(config.save), **others)
     predictor = predictor_of(config.run, config)
     if "film" in config.save and predictor.network.task != "segmentation":
         raise ValueError("--save film is for segmentation networks; this one classifies whole images")

@@ -183,9 +183,9 @@ def auxiliary_level(reductions: tuple[int, ...]) -> int:
 
 def mirrored(size: int, before: int, after: int, device: torch.device) -> Tensor:
     """Indices that reflect a row of `size` pixels at its ends, as often as needed; the edge is not repeated."""
-    position = torch.arange(-before, size + after, device=device)
+    position = torch.arange(-before, size + after, device=device).abs()  # a reflection is the same on both sides
     period = cast("int", torch.sym_max(1, 2 * (size - 1)))
-    position = position % period
+    position = position - position // period * period  # ONNX takes the remainder by fixed numbers only
     return torch.where(position < size, position, period - position)
 
 

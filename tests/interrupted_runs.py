@@ -30,7 +30,7 @@ def arguments(data: Path, out: Path, *more: str) -> list[str]:
     return [
         "--backbone", "mobilenet_v3_small", "--head", "fcn32s", "--data", "folders", "--data-dir", str(data),
         "--out", str(out), "--image-size", "16", "--batch-size", "2", "--epochs", "2", "--workers", "0",
-        "--accelerator", "cpu", *more,
+        "--accelerator", "cpu", "--precision", "32-true", *more,
     ]  # fmt: skip
 
 

@@ -47,7 +47,8 @@ def make_data(root: Path, images: int = 12) -> Path:
 def arguments(data: Path, out: Path, name: str, *more: str) -> list[str]:
     return [
         *NETWORK, "--data", "folders", "--data-dir", str(data), "--out", str(out), "--name", name, "--image-size", "24",
-        "--batch-size", "2", "--epochs", "3", "--workers", "0", "--accelerator", "cpu", "--lr", "0.01", *more,
+        "--batch-size", "2", "--epochs", "3", "--workers", "0", "--accelerator", "cpu", "--lr", "0.01",
+        "--precision", "32-true", *more,
     ]  # fmt: skip
 
 

@@ -28,7 +28,8 @@ CHROMIUM = next(
 )
 browser_test = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
 PROGRAM = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 def note(event, args):
     if event == "socket.connect" and isinstance(args[1], tuple) and args[1][0] not in ("127.0.0.1", "localhost", "::1"):
         print("CONNECTS TO", args[1], file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from datamodules.collate import collate
 from datamodules.digits import Digits
 from datamodules.objects import objects_of, transformed
 from datamodules.sample_cache import SampleCache
+from experiments import evaluate, export, predict
 from experiments.run import main
 from experiments.run_files.read_run import read_run
 from heads import HEADS
@@ -265,3 +267,60 @@ def test_a_stopped_run_resumes_to_the_same_bits(finished: Path, monkeypatch: pyt
     )
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     assert (out / "one" / "metrics.csv").read_text() == (out / "two" / "metrics.csv").read_text()
+
+
+def test_evaluate_repeats_the_scores_of_the_run(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Digits, "SCENES", {"train": 8, "val": 7, "test": 3})
+    out = finished / "evaluation-val"
+    assert evaluate.main([str(finished), "--device", "cpu"]) == 0
+    scores = json.loads((out / "evaluation.json").read_text())["scores"]
+    of_run = json.loads((finished / "results.json").read_text())["scores"]["val"]
+    for name, value in scores.items():
+        assert value == pytest.approx(of_run[name], abs=1e-3), name
+    results = json.loads((out / "detections.json").read_text())
+    assert {row["image_id"] for row in results} <= set(range(7))
+    assert {"category_id", "bbox", "score", "file_name"} <= results[0].keys()
+
+
+def test_predict_writes_boxes_and_goes_on_where_it_was_stopped(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    for index, size in enumerate(((64, 64), (50, 90))):
+        pixels = np.random.default_rng(index).integers(0, 255, (*size, 3), np.uint8)
+        Image.fromarray(pixels).save(photos / f"{index}.png")
+    (photos / "broken.png").write_bytes(b"no picture")
+    arguments = [str(finished), str(photos), "--out", str(out), "--device", "cpu", "--save", "labels", "overlay"]
+    assert predict.main([*arguments, "coco", "csv"]) == 1
+    assert "not predicted: " in capsys.readouterr().err
+    assert Image.open(out / "0.overlay.jpg").size == (384, 384)
+    coco = json.loads((out / "coco.json").read_text())
+    assert [(one["width"], one["height"]) for one in coco["images"]] == [(64, 64), (90, 50)]
+    rows = (out / "predictions.csv").read_text().splitlines()
+    assert len(coco["annotations"]) == len(rows) - 1 > 0
+    x, y, width, height = coco["annotations"][0]["bbox"]
+    label, *numbers = map(float, (out / "0.txt").read_text().split()[:5])
+    assert label == coco["annotations"][0]["category_id"] - 1
+    assert numbers == pytest.approx([(x + width / 2) / 64, (y + height / 2) / 64, width / 64, height / 64], abs=1e-3)
+    (photos / "broken.png").unlink()
+    before = (out / "0.txt").stat().st_mtime_ns
+    assert predict.main([*arguments, "coco", "csv"]) == 0
+    assert (out / "0.txt").stat().st_mtime_ns == before
+    assert len(json.loads((out / "coco.json").read_text())["images"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("program", "flag", "message"),
+    [
+        (evaluate.main, ["--flip"], "--flip is not supported for networks that detect"),
+        (evaluate.main, ["--abstain", "0.5"], "--abstain is not supported"),
+        (export.main, ["--to", "onnx"], "of the programs that use trained networks, only evaluate.py and predict.py"),
+    ],
+)
+def test_what_is_not_supported_is_said_in_one_line(
+    program: Callable, flag: list[str], message: str, finished: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert program([str(finished), *flag]) != 0
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line

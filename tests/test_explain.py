@@ -21,6 +21,7 @@ from experiments.explain import main as explain
 from experiments.explaining.activations import box_of, cut, strongest_hits
 from experiments.explaining.crf_steps import beliefs
 from experiments.explaining.deconvnet import projection, strongest_place
+from experiments.explaining.drawing import heat_over, panel
 from experiments.explaining.examples import Examples, prepared, spread
 from experiments.explaining.filters import first_filters
 from experiments.explaining.gates import gate_values
@@ -477,7 +478,9 @@ def test_beliefs_go_from_the_networks_to_the_whole_crf(crf_run: Path, crf_folder
     facts = read_strictly(tmp_path / "0.crf.json")
     assert [entry["iteration"] for entry in facts["iterations"]] == [0, 1, 2, 3, 5, 10]
     truth = np.array(Image.open(masks / "0.png"))
-    labels = load(crf_run, "cpu")(images / "0.png").labels
+    network = load(crf_run, "cpu")
+    with torch.no_grad():
+        labels = network.module.network(prepared(network, network.read(images / "0.png"))[1])[0].argmax(0).numpy()
     ious = [((labels == c) & (truth == c)).sum() / ((labels == c) | (truth == c)).sum() for c in (0, 1)]
     assert facts["iterations"][0]["miou"] == pytest.approx(np.mean(ious), abs=1e-6)
 
@@ -564,11 +567,36 @@ def test_a_segmentation_is_explained_at_pixels(crf_run: Path, crf_folder: Path, 
         assert (facts["label"], facts["pixels"], facts["region"]) == (1, pixels, " ".join(region))
     network = load(crf_run, "cpu")
     image = network.read(one)
-    probabilities = network(one).probabilities
-    assert facts["probability"] == pytest.approx(probabilities[1, 8:11, 10:14].mean(), abs=1e-4)
-    logits = network.logits(image)
+    with torch.no_grad():
+        logits = network.module.network(prepared(network, image)[1])  # a CRF that follows is not explained
+    assert facts["probability"] == pytest.approx(float(logits.softmax(1)[0, 1, 8:11, 10:14].mean()), abs=1e-5)
     at_pixel = choose_target(network, logits, flags_of(region=[12, 10]), image)
     assert at_pixel.label == int(logits[0, :, 10, 12].argmax())
+
+
+def test_an_outlined_region_leaves_the_picture_as_it_is() -> None:
+    image = picture(300, 320)
+    pixels = torch.zeros(300, 320, dtype=torch.bool)
+    pixels[200, 100] = True
+    before = image.copy()
+    drawn = np.array(panel(image, "one", Target(0, "a", pixels, "")))
+    np.testing.assert_array_equal(image, before)
+    changed = (drawn[-300:] != image).any(2)
+    rows, columns = np.nonzero(changed)
+    assert abs(rows.mean() - 200) < 1
+    assert abs(columns.mean() - 100) < 1
+    assert 50 < changed.sum() < 500
+
+
+def test_heat_is_red_where_it_is_strongest_and_pale_if_it_is_weak() -> None:
+    image = np.full((4, 5, 3), 100, np.uint8)
+    heat = np.zeros((4, 5))
+    heat[1, 2] = 0.1
+    red = heat_over(image, heat).astype(int)
+    assert red[1, 2, 0] > red[1, 2, 2] + 80
+    assert (red[0] == red[0, 0, 0]).all(), "where there is no heat, the picture is grey"
+    weak = heat_over(image, heat, least=1.0).astype(int)
+    assert np.abs(weak[1, 2] - weak[0, 0]).max() < np.abs(red[1, 2] - red[0, 0]).max()
 
 
 def test_the_class_that_is_explained_by_default_is_not_the_background() -> None:

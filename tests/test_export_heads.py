@@ -17,6 +17,7 @@ from backbones.backbone import Backbone
 from backbones.classifiers import PooledClassifier
 from backbones.fully_connected import DenseScores, pool_to
 from datamodules.size_rules import SizeRule
+from experiments.inference.check_export import MAIN_SCORE
 from experiments.inference.export_network import PixelsToOutput, runner, trace, write_program
 from experiments.inference.trained import TrainedNetwork
 from experiments.training.build import MODULES
@@ -38,7 +39,7 @@ CASES = [
     *(
         (head, CHEAPER.get(head, {}))
         for head, build in HEADS.items()
-        if build is not DeepLabV3Plus or head == "deeplab"
+        if build.task in MAIN_SCORE and (build is not DeepLabV3Plus or head == "deeplab")
     ),
     ("dilatednet", {"layers": 7, "padding": "reflect"}),
 ]

@@ -279,16 +279,21 @@ def test_a_loss_that_is_no_number_on_another_rank_is_in_no_checkpoint(tmp_path: 
 
 def test_ranks_that_see_different_checkpoints_do_not_start(tmp_path: Path) -> None:
     class Ranks:
-        def broadcast(self, mine: bool) -> bool:
-            return True
+        precision = "32-true"
+
+        def broadcast(self, mine: bool | str) -> bool | str:
+            return True if isinstance(mine, bool) else self.precision
 
         def reduce_boolean_decision(self, decision: bool, all: bool) -> bool:
             return decision
 
-    trainer = SimpleNamespace(strategy=Ranks())
+    trainer = SimpleNamespace(strategy=Ranks(), precision="32-true")
     SameStart(tmp_path / "last.ckpt", "").setup(trainer, None, "fit")
     with pytest.raises(RunError, match="not all machines see the run's last.ckpt yet"):
         SameStart(None, "").setup(trainer, None, "fit")
+    trainer.strategy.precision = "bf16-mixed"
+    with pytest.raises(RunError, match="--precision auto differs between the machines"):
+        SameStart(tmp_path / "last.ckpt", "").setup(trainer, None, "fit")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half of a file", b"thesis"])

@@ -156,22 +156,6 @@ def test_a_network_of_other_bands(tmp_path: Path) -> None:
         )
 
 
-def test_a_network_of_five_bands_takes_all_of_them(tmp_path: Path) -> None:
-    network = replace(own_size(network_of("lenet5", "unet", in_channels=5)), mean=(0.5,) * 5, std=(0.25,) * 5)
-    pixels = pixels_like(5, 40, 50)
-    raster = write_raster(tmp_path / "five.tif", pixels, photometric="minisblack")
-    Rasters(Predictor(network, Protocol())).predict(raster, tmp_path / "out", ["labels", "overlay"], 0.0)
-    whole = Predictor(network, Protocol())(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-    with rasterio.open(tmp_path / "out.tif") as file:
-        np.testing.assert_array_equal(file.read(1), whole.argmax(0))
-    assert (tmp_path / "out.overlay.jpg").is_file()
-    rgb = write_raster(tmp_path / "rgb.tif", pixels[:3])
-    with pytest.raises(ValueError, match=r"rgb\.tif has 3 bands; the network takes 5"):
-        Rasters(Predictor(network, Protocol())).predict(rgb, tmp_path / "out", ["labels"], 0.0)
-    with pytest.raises(ValueError, match="--bands names red, green and blue; the network takes 5 bands"):
-        Rasters(Predictor(network, Protocol()), [3, 2, 1])
-
-
 def test_a_broken_raster_is_listed_and_the_others_are_predicted(crf_run: Path, tmp_path: Path, capsys) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

@@ -354,3 +354,43 @@ def test_boundary_regions_of_squares() -> None:
     both, ours, theirs = boundary_counts(shifted, truth, valid, 2)[:, 1]
     assert ours == theirs
     assert 0 < both < ours
+
+
+def test_no_picture_is_predicted_twice(segmenter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    logits = TrainedNetwork.logits
+    monkeypatch.setattr(TrainedNetwork, "logits", lambda *args: calls.append(0) or logits(*args))
+    out = segmenter / "pair"
+    assert evaluate([str(segmenter), "--against", str(segmenter), "--worst", "3", "--out", str(out)]) == 0
+    assert len(calls) == 2 * 5
+    page = (out / "changed.html").read_text()
+    assert page.count("<figure>") == 3
+    assert page.count("<img") == 3 * 4  # image, truth and both predictions
+    names = [row["name"] for row in sorted(csv.DictReader((out / "per_image.csv").open()), key=score_of_row)]
+    shown = (out / "worst.html").read_text().split("<figcaption>")[1:]
+    assert [part.split(" score ")[0] for part in shown] == names[:3]
+
+
+def score_of_row(row: dict[str, str]) -> float:
+    return float(row["score"])
+
+
+def test_the_protocol_says_what_a_score_depends_on(classifier: Path) -> None:
+    out = classifier / "ten"
+    flags = ["--crops", "10", "--scales", "1", "1.25", "--abstain", "0.5", "--out", str(out)]
+    assert evaluate([str(classifier), *flags]) == 0
+    found = json.loads((out / "evaluation.json").read_text())
+    protocol = found["protocol"]
+    assert (protocol["crops"], protocol["scales"], protocol["dense"], protocol["abstain"]) == (
+        10,
+        [1, 1.25],
+        False,
+        0.5,
+    )
+    assert (protocol["data"], protocol["backbone"], protocol["size_rule"]) == ("digits", "lenet5", "stretch")
+    assert protocol["checkpoint"].endswith("best.ckpt")
+    assert "val:" in protocol["data_fingerprint"]
+    assert protocol["versions"]["torch"]
+    assert 0 <= found["answered"]["coverage"] <= 1
+    assert evaluate([str(classifier), "--dense"]) == 2
+    assert evaluate([str(classifier), "--device", "abacus"]) == 2

@@ -61,6 +61,7 @@ def test_results_and_hidden_folders_are_no_inputs(tmp_path: Path) -> None:
     for name in ("a.png", ".thumbnails/a.png", "predictions/a.png", "deep/b.png"):
         picture(tmp_path / name)
     assert names(Inputs([str(tmp_path)], out=tmp_path / "predictions")) == ["a.png", "deep/b.png"]
+    assert names(Inputs([str(tmp_path / "deep")], out=tmp_path)) == ["b.png"]
     with pytest.raises(ValueError, match="would replace the input"):
         Inputs([str(tmp_path / "predictions")], out=tmp_path / "predictions")
 

@@ -214,7 +214,7 @@ def test_ctrl_c_says_how_to_go_on_and_that_works(folder: Path, tmp_path: Path, c
 
 
 def test_two_processes_report_what_one_reports(folder: Path, tmp_path: Path) -> None:
-    two = ("--name", "two", "--devices", "2", "--strategy", "ddp", "--epochs", "1")
+    two = ("--precision", "32-true", "--name", "two", "--devices", "2", "--strategy", "ddp", "--epochs", "1")
     done = run_python([RUN, *small(folder, tmp_path, *two)])
     assert done.returncode == 0, done.stderr[-2000:]
     two = json.loads((tmp_path / "two" / "results.json").read_text())["scores"]["val"]

@@ -8,6 +8,7 @@ itself (which modules are imported, `--help` in no time, another checkout) needs
 import contextlib
 import functools
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -24,6 +25,9 @@ from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
+GRAFT = ("experiments.training.train",)
+LIBRARIES = ("lightning.pytorch", "torchvision", "albumentations", "matplotlib.pyplot")
+"""What another checkout needs too."""
 LARGEST_REQUEST = 150_000
 """Bytes; Linux takes packets of about 200 kB."""
 
@@ -70,8 +74,13 @@ def start_python(
     stdout: IO[Any] | None = None,
     stderr: IO[Any] | None = None,
     start_new_session: bool = False,
+    imported: tuple[str, ...] = GRAFT,
 ) -> Program:
-    """Start `python ARGUMENTS`: a file, `-m MODULE` or `-c CODE`, and what follows. It reads nothing from stdin."""
+    """Start `python ARGUMENTS`: a file, `-m MODULE` or `-c CODE`, and what follows. It reads nothing from stdin.
+
+    Args:
+        imported: the modules that are imported already.
+    """
     request = json.dumps(
         {
             "arguments": [str(one) for one in arguments],
@@ -84,7 +93,7 @@ def start_python(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs, open(os.devnull) as nothing:
         files = [nothing.fileno(), (stdout or sys.__stdout__).fileno(), (stderr or sys.__stderr__).fileno()]  # type: ignore[union-attr]
-        socket.send_fds(server(), [request], [*files, theirs.fileno()])
+        socket.send_fds(server(imported), [request], [*files, theirs.fileno()])
     return Program(arguments, ours)
 
 
@@ -120,12 +129,12 @@ def run_python(arguments: Sequence[str], *, timeout: float = 200, **options: Any
 
 
 @functools.cache
-def server() -> socket.socket:
-    """Start the server of this process, which ends with it."""
+def server(imported: tuple[str, ...]) -> socket.socket:
+    """Start the server of this process that has imported these modules. It ends with this process."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         subprocess.Popen(
-            [sys.executable, "-m", "tests.warm_process", str(theirs.fileno())],
+            [sys.executable, "-m", "tests.warm_process", str(theirs.fileno()), *imported],
             cwd=ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
     return ours
@@ -206,8 +215,8 @@ def become(request: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    import experiments.training.train  # noqa: F401
-
+    for name in sys.argv[2:]:
+        importlib.import_module(name)
     gc.collect()
     gc.freeze()  # collecting garbage would copy all pages after each fork
     become(serve(socket.socket(fileno=int(sys.argv[1]))))

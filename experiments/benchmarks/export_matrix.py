@@ -31,7 +31,7 @@ from backbones import BACKBONES
 from experiments.command_line.known_names import ROOT, catalogue
 from experiments.command_line.run_config import RunConfig, to_yaml
 from experiments.evaluate import main as evaluate
-from experiments.inference.check_export import compare
+from experiments.inference.check_export import MAIN_SCORE, compare
 from experiments.inference.evaluate_all import data_of
 from experiments.inference.export_network import (
     SUFFIXES,
@@ -72,7 +72,7 @@ def families() -> list[str]:
 
 
 def all_pairs() -> list[tuple[str, str]]:
-    pairs = [(HEADS_ON, head) for head in HEADS]
+    pairs = [(HEADS_ON, head) for head, build in HEADS.items() if build.task in MAIN_SCORE]
     return list(dict.fromkeys([*pairs, *((backbone, head) for backbone in families() for head in UNDER)]))
 
 
@@ -154,20 +154,24 @@ def fine(found: dict[str, Any]) -> bool:
 
 
 def tables(results: Results) -> str:
-    """Markdown: a row for each head, then one for each family."""
+    """Markdown: a row for each head, then one for each family, as far as they have been measured."""
 
-    def cells(pair: tuple[str, str]) -> list[str]:
-        found = results["+".join(pair)]
-        return [f"{found[form]:.1e}" if form in found else "fails" for form in FORMATS]
+    def cells(backbone: str, head: str) -> list[str]:
+        found = results.get(f"{backbone}+{head}")
+        return (
+            [f"{found[form]:.1e}" if form in found else "fails" for form in FORMATS] if found else ["-"] * len(FORMATS)
+        )
 
-    lines = [f"| head, on {HEADS_ON} | {' | '.join(FORMATS.values())} |", f"|---|{'--:|' * len(FORMATS)}"]
-    lines += [f"| {head} | {' | '.join(cells((HEADS_ON, head)))} |" for head in HEADS]
-    titles = [f"{title}, {head}" for head in UNDER for title in FORMATS.values()]
-    lines += ["", f"| backbone | {' | '.join(titles)} |", f"|---|{'--:|' * len(titles)}"]
-    lines += [
-        f"| {name} | {' | '.join(cell for head in UNDER for cell in cells((name, head)))} |" for name in families()
-    ]
-    return "\n".join(lines)
+    def table(title: str, columns: list[str], rows: dict[str, list[str]]) -> list[str]:
+        lines = [f"| {title} | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
+        return lines + [f"| {name} | {' | '.join(row)} |" for name, row in rows.items() if set(row) != {"-"}]
+
+    heads = {head: cells(HEADS_ON, head) for head in HEADS}
+    backbones = {name: [cell for head in UNDER for cell in cells(name, head)] for name in families()}
+    columns = [f"{title}, {head}" for head in UNDER for title in FORMATS.values()]
+    return "\n".join(
+        [*table(f"head, on {HEADS_ON}", list(FORMATS.values()), heads), "", *table("backbone", columns, backbones)]
+    )
 
 
 def write_tables(text: str) -> None:
@@ -182,7 +186,7 @@ def write_tables(text: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("export-matrix.json"), help="what has been measured")
-    parser.add_argument("--pairs", nargs="*", metavar="BACKBONE+HEAD", help="only these; writes no tables")
+    parser.add_argument("--pairs", nargs="*", metavar="BACKBONE+HEAD", help="measure only these")
     asked = parser.parse_args()
     warnings.filterwarnings("ignore")  # of the exporters, about themselves
     logging.disable(logging.WARNING)
@@ -206,8 +210,7 @@ def main() -> int:
     print(
         f"{len(pairs) - len(wrong)} of {len(pairs)} pairs within {LARGEST_DIFFERENCE:g}; not: {', '.join(wrong) or '-'}"
     )
-    if asked.pairs is None:
-        write_tables(tables(results))
+    write_tables(tables(results))
     return int(bool(wrong))
 
 

@@ -149,12 +149,14 @@ def measure(structure: Structure, folder: Path, asked: argparse.Namespace) -> li
     ways = list(ways_of(structure, folder, asked.threads))
     title = f"{structure.backbone} + {structure.head}"
     sizes: dict[str, str] = {}
-    for path, library in with_progress(dict.fromkeys((way.onnx, way.library) for way in ways), 2, f"{title}: export"):
-        process = Worker(export, (structure, library, path, shape))
-        try:
+    paths = dict.fromkeys((way.library, way.onnx) for way in ways)
+    exporters = {library: Worker(export, (structure, library, path, shape)) for library, path in paths}
+    try:
+        for library, process in with_progress(exporters.items(), len(exporters), f"{title}: export"):
             process.wait_until_ready()
             sizes[library] = process.note
-        finally:
+    finally:
+        for process in exporters.values():
             process.stop()
     workers = [Worker(make, way) for way in ways]
     problems: dict[int, str] = {}
@@ -167,7 +169,7 @@ def measure(structure: Structure, folder: Path, asked: argparse.Namespace) -> li
         turns = [i for repeat in range(asked.repeats) for i in (order if repeat % 2 == 0 else reversed(order))]
         for i in with_progress(turns, len(turns), f"{title}: timing"):
             if i not in problems:
-                calls = attempt(problems, i, lambda i=i: workers[i].latencies(batch, asked.seconds))
+                calls = attempt(problems, i, lambda i=i: workers[i].latencies(batch, asked.seconds, 1))
                 found[i].append(1000 * float(np.median(calls)) if calls else float("nan"))
     finally:
         for worker in workers:
@@ -231,7 +233,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=available_cores())
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
     parser.add_argument(
-        "--seconds", type=float, default=0.3, help="that a way is timed for in a round, at least 3 calls"
+        "--seconds", type=float, default=0.3, help="that a way is timed for in a round, at least one call"
     )
     parser.add_argument("--only", type=int, nargs="+", choices=range(len(STRUCTURES)), help="some of the networks")
     parser.add_argument("--readme", action="store_true", help="write the table into experiments/README.md")

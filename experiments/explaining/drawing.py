@@ -18,6 +18,8 @@ PANEL = 256
 """Least height of a panel in pixels. Smaller pictures are enlarged by whole numbers, so that pixels stay visible."""
 LARGEST = 640
 GAP = 8
+RING = 9
+"""Radius in pixels of the ring around a region that is smaller than that."""
 FONT_SIZE = 14
 OPACITY = 0.65
 """Of the strongest heat over the picture."""
@@ -40,12 +42,16 @@ def panel(image: np.ndarray, caption: str, target: Target | None = None, least: 
     """A picture with a caption above it; the pixels of a segmentation's target are outlined."""
     drawn = enlarged(as_rgb(image), least)
     if target is not None and target.pixels is not None:
-        mask = target.pixels.cpu().numpy().astype(np.uint8)
-        mask = cv2.resize(mask, (drawn.shape[1], drawn.shape[0]), interpolation=cv2.INTER_NEAREST)
+        chosen = target.pixels.cpu().numpy().astype(np.uint8)
+        mask = cv2.resize(chosen, (drawn.shape[1], drawn.shape[0]), interpolation=cv2.INTER_NEAREST)
         edges, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-        drawn = np.ascontiguousarray(drawn)
+        drawn = drawn.copy()
         cv2.drawContours(drawn, edges, -1, (255, 255, 255), 3)
         cv2.drawContours(drawn, edges, -1, (220, 0, 120), 1)
+        x, y, width, height = cv2.boundingRect(mask)
+        if max(width, height) < RING:  # too small to be seen
+            for colour, thickness in (((255, 255, 255), 4), ((220, 0, 120), 2)):
+                cv2.circle(drawn, (x + width // 2, y + height // 2), RING, colour, thickness)
     font = ImageFont.load_default(FONT_SIZE)
     canvas = Image.new("RGB", (drawn.shape[1], drawn.shape[0] + 2 * FONT_SIZE - 4), "white")
     canvas.paste(Image.fromarray(drawn), (0, 2 * FONT_SIZE - 4))
@@ -87,9 +93,13 @@ def colours(values: np.ndarray) -> np.ndarray:
     return cv2.applyColorMap((values * HOTTEST * 255).round().astype(np.uint8), cv2.COLORMAP_TURBO)[..., ::-1]
 
 
-def heat_over(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A pale grey picture under heat `(H, W)`, which is at least 0; the strongest is red, zero is transparent."""
-    scaled = heat / heat.max() if heat.max() > 0 else np.zeros_like(heat)
+def heat_over(image: np.ndarray, heat: np.ndarray, least: float = 0.0) -> np.ndarray:
+    """A pale grey picture under heat `(H, W)`, which is at least 0; zero is transparent.
+
+    Red is the strongest heat, or `least` if that is more.
+    """
+    largest = max(float(heat.max()), least)
+    scaled = heat / largest if largest > 0 else np.zeros_like(heat)
     grey = np.repeat(cv2.cvtColor(np.ascontiguousarray(as_rgb(image)), cv2.COLOR_RGB2GRAY)[..., None], 3, 2)
     opacity = OPACITY * scaled[..., None] ** 0.5
     return ((80 + grey * 0.68) * (1 - opacity) + colours(scaled) * opacity).round().astype(np.uint8)

@@ -32,6 +32,7 @@ class Example:
         image: uint8 `(H, W, 3)`, as stored.
         group: its class: in the run's own data the true one, for files the name of their folder; "" in segmentation.
         mask: true labels `(H, W)`; None if they are not known.
+        from_file: whether it is a file that was named, so that `group` may be no class of the network.
     """
 
     name: str
@@ -39,11 +40,13 @@ class Example:
     image: np.ndarray
     group: str
     mask: np.ndarray | None
+    from_file: bool
 
     @property
     def title(self) -> str:
-        """The name, with the class unless the name begins with it."""
-        return self.name if self.name.startswith(self.group) else f"{self.name} ({self.group})"
+        """The name, with the class if that is known and not a part of the name."""
+        known = self.group and not self.from_file and not self.name.startswith(f"{self.group}/")
+        return f"{self.name} ({self.group})" if known else self.name
 
 
 class Examples:
@@ -84,7 +87,7 @@ class Examples:
                 self.problems.append(f"{one.name}: {error}")
                 continue
             group = one.path.parent.name if self.network.task == "classification" else ""
-            yield Example(one.name, one.stem, image, group, mask)
+            yield Example(one.name, one.stem, image, group, mask, from_file=True)
 
     def _mask(self, folder: Path, stem: Path, image: np.ndarray) -> np.ndarray:
         """The mask of a picture, which lies in the folder of masks as the picture does among the pictures."""
@@ -116,7 +119,7 @@ class Examples:
                 continue
             segments = self.network.task == "segmentation"
             group, mask = ("", np.asarray(truth)) if segments else (self.network.class_names[int(truth)], None)
-            yield Example(name, Path(name.lstrip("/")), image, group, mask)
+            yield Example(name, Path(name.lstrip("/")), image, group, mask, from_file=False)
 
 
 def split_of(data: GraftDataModule, split: str) -> Any:

@@ -20,6 +20,9 @@ from experiments.explaining.randomise import SanityCheck
 from experiments.explaining.target import Target, choose_target
 from experiments.inference.trained import TrainedNetwork
 
+LEAST_SCALE = 0.25
+"""Share of the probability whose loss is drawn red even if no patch takes as much: small changes stay pale."""
+
 
 @dataclass(frozen=True)
 class Patches:
@@ -103,5 +106,5 @@ def occlusion(network: TrainedNetwork, examples: Examples, flags: ExplainFlags) 
         if check is not None:
             facts["sanity_check"] = check(drops, drops_of)
         caption = f"{target.name}: {facts['probability']:.2f}, under the patch {facts['probability'] - drops.max():.2f}"
-        overlay = heat_over(pixels, heat.clip(min=0))
+        overlay = heat_over(pixels, heat.clip(min=0), LEAST_SCALE * facts["probability"])
         yield Explanation(example.stem, row([panel(pixels, example.title, target), panel(overlay, caption)]), facts)

@@ -78,8 +78,8 @@ class Answers:
     def read(self, path: Path) -> tuple[np.ndarray, str]:
         """A picture uint8 `(H, W, 3)`, and a note if it was reduced."""
         try:
-            with Image.open(path) as image:
-                pixels = image.width * image.height
+            with Image.open(path) as header:
+                pixels = header.width * header.height
         except Exception:  # decoders raise what they like; reading it says what is wrong
             pixels = 0
         if pixels > MOST_MEGAPIXELS * 1e6:
@@ -109,19 +109,23 @@ def overlay_of(result: Result) -> Image.Image:
     return replace(result, image=image, probabilities=probabilities).overlay()
 
 
-def rows_of(result: Result) -> list[tuple[str, float, tuple[int, ...]]]:
-    """Name, fraction and colour of each bar: the likely classes, or the shares of the pixels by class."""
+Bar = tuple[str, float, tuple[int, ...]]
+"""Name, fraction in [0, 1] and RGB."""
+
+
+def rows_of(result: Result) -> list[Bar]:
+    """The bars: the likely classes, or the shares of the pixels by class."""
     if isinstance(result, ClassificationResult):
-        shown = [(name, value, (70, 120, 200)) for name, value in result.top(TOP)]
+        shown: list[Bar] = [(name, value, (70, 120, 200)) for name, value in result.top(TOP)]
         return shown if result.labels >= 0 else [("no label: below the confidence", 0.0, NO_LABEL), *shown]
     shares = sorted(result.shares.items(), key=lambda pair: -pair[1])
     colours = {name: tuple(map(int, colour)) for name, colour in zip(result.class_names, result.colours, strict=True)}
-    rows = [(name, value, colours[name]) for name, value in shares]
+    rows: list[Bar] = [(name, value, colours[name]) for name, value in shares]
     left = float((result.labels < 0).mean())
     return [*rows, ("no label", left, NO_LABEL)] if left else rows
 
 
-def bars(rows: list[tuple[str, float, tuple[int, ...]]]) -> str:
+def bars(rows: list[Bar]) -> str:
     """Horizontal bars as HTML. Names come from the data and are escaped."""
     cells = [
         f'<span>{html.escape(name)}</span><div class="track"><div class="bar" style="width: {100 * value:.2f}%; '

@@ -92,7 +92,7 @@ def trace(network: TrainedNetwork, output: Output) -> torch.export.ExportedProgr
     example = torch.randint(0, 256, example_shape(network), dtype=torch.uint8)
     free = {"images": dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)}
     # Otherwise the file refuses images of which some map inside has a side of one value.
-    with torch.no_grad(), symbolic_shapes.patch(backed_size_oblivious=True):
+    with torch.no_grad(), symbolic_shapes.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         return torch.export.export(module, (example,), dynamic_shapes=free, strict=False)
 
 

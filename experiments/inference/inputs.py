@@ -146,11 +146,12 @@ class Inputs:
 
     def _add_folder(self, folder: Path) -> None:
         before = len(self.images) + len(self.videos)
-        within = self.out is not None and self.out != folder.resolve() and self.out.is_relative_to(folder.resolve())
+        top = folder.resolve()
+        own = self.out if self.out is not None and top in self.out.parents else None  # results of an earlier time
         for path in sorted(folder.rglob("*")):
             suffix = path.suffix.lower()
             hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-            if hidden or not path.is_file() or (within and path.resolve().is_relative_to(self.out)):
+            if hidden or not path.is_file() or (own is not None and absolute(path).is_relative_to(own)):
                 continue
             if suffix in IMAGE_SUFFIXES:
                 self.images.append(path)

@@ -145,9 +145,24 @@ def predictor_of(run: str, flags: ProtocolFlags) -> Predictor:
     window = (flags.window[0], flags.window[-1]) if flags.window else None
     crf = None if flags.crf_settings is None else read_crf_settings(flags.crf_settings)
     protocol = Protocol(tuple(flags.scales), flags.flip, window, flags.overlap, crf, int(flags.crops), flags.dense)
-    predictor = Predictor(load(run, None if flags.device == "auto" else flags.device), protocol)
+    predictor = Predictor(load(run, device_of(flags.device)), protocol)
     fold_norms(predictor.network)  # after the plan, which builds or traces the network as it was trained
     return predictor
+
+
+def device_of(name: str) -> torch.device | None:
+    """The device that `--device` means; None leaves the choice to `load`.
+
+    Raises:
+        ValueError: PyTorch does not know it, or cannot use it here.
+    """
+    if name == "auto":
+        return None
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or ["unknown"])[0][:120]
+        raise ValueError(f"--device {name}: PyTorch cannot use it here ({reason}); give auto or cpu") from error
 
 
 def fold_norms(network: TrainedNetwork) -> int:

@@ -123,7 +123,7 @@ def overlay(
     """An image uint8 `(H, W, 3)` under the colours of its labels `(H, W)`; label -1 is striped grey, black is clear."""
     table = np.vstack([colours, [[128, 128, 128]]]).astype(np.uint8)  # the last row is label -1
     mixed = cv2.addWeighted(image, 1 - OPACITY, table[labels], OPACITY, 0)
-    black = ~table.any(1)[labels]  # usually the background, under which the picture would be hard to see
+    black = (table.max(1) == 0)[labels]  # usually the background, under which the picture would be hard to see
     mixed[black] = image[black]
     stripes = np.add.outer(np.arange(labels.shape[0]), np.arange(labels.shape[1])) // HATCH % 2 == 0
     mixed[(labels < 0) & stripes] = (200, 200, 200)

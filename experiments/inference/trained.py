@@ -115,13 +115,19 @@ def load(path: str | Path, device: str | torch.device | None = None) -> TrainedN
     Raises:
         ValueError: there is no checkpoint, or it does not hold what prediction needs; the message says what is missing.
     """
+    head = hyperparameters(checkpoint_of(Path(path)))["head"]
+    if find_head(head).task == "detection":
+        raise ValueError(
+            f"{path} detects objects ({head}); of the programs that use trained networks, only evaluate.py and "
+            "predict.py support that"
+        )
+    return load_any(path, device)
+
+
+def load_any(path: str | Path, device: str | torch.device | None = None) -> TrainedNetwork:
+    """The same for networks of every task; of one that detects objects, only the module can be called."""
     checkpoint = checkpoint_of(Path(path))
     hparams = hyperparameters(checkpoint)
-    if find_head(hparams["head"]).task == "detection":
-        raise ValueError(
-            f"{path} detects objects ({hparams['head']}), which only run.py and compare.py support; the run's "
-            "results.json has its scores, predictions.png its pictures"
-        )
     preprocessing = hparams.get("preprocessing") or preprocessing_of_older(checkpoint)
     module = (
         module_of(checkpoint, hparams)

@@ -21,7 +21,7 @@ from experiments.command_line.process import end_with_parent
 Runner = Callable[[np.ndarray], np.ndarray]
 SECONDS_TO_END = 30.0
 LEAST_CALLS = 3
-"""Timed calls of one round, however long they take."""
+"""Timed calls of one round, however long they take, unless a program asks for fewer."""
 
 
 class Made(NamedTuple):
@@ -59,9 +59,9 @@ class Worker:
         """The network's output. Raises WorkerError."""
         return self._ask("run", batch)
 
-    def latencies(self, batch: np.ndarray, seconds: float) -> list[float]:
+    def latencies(self, batch: np.ndarray, seconds: float, least: int = LEAST_CALLS) -> list[float]:
         """Seconds of each call, after one that does not count, for about `seconds`. Raises WorkerError."""
-        return self._ask("time", (batch, seconds))
+        return self._ask("time", (batch, seconds, least))
 
     def peak_memory(self) -> float:
         """Most memory of the process since its network was loaded, in MB (10^6 bytes). Raises WorkerError."""
@@ -133,11 +133,11 @@ def answer(run: Runner, what: str, payload: Any) -> Any:
             raise ValueError(f"no request '{what}'")
 
 
-def timed(run: Runner, batch: np.ndarray, seconds: float) -> list[float]:
-    """Seconds of each call."""
+def timed(run: Runner, batch: np.ndarray, seconds: float, least: int) -> list[float]:
+    """Seconds of each call, of which there are at least so many."""
     run(batch)
     found: list[float] = []
-    while len(found) < LEAST_CALLS or sum(found) < seconds:
+    while len(found) < least or sum(found) < seconds:
         started = time.perf_counter()
         run(batch)
         found.append(time.perf_counter() - started)

@@ -1,0 +1,71 @@
+"""evaluate.py for networks that detect objects: COCO's scores of a split, and the detections as a COCO result file."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from datamodules.errors import DataError
+from experiments.command_line.console import make_console
+from experiments.command_line.progress import with_progress
+from experiments.command_line.protocol_flags import ProtocolFlags
+from experiments.inference.detector import coco_results, detect, load_detector, rows_of
+from experiments.inference.evaluate_all import data_of, pictures
+from experiments.inference.evaluation_files import write_json
+from experiments.inference.trained import checkpoint_of
+from experiments.run_files.atomic_file import write_atomically
+from lightning_modules.detection_scores import DetectionScores
+
+
+def evaluate_boxes(
+    flags: ProtocolFlags, split: str, data_name: str | None, data_dir: str | None, out: Path, **others: Any
+) -> int:
+    """Score a split and write evaluation.json and detections.json. Returns the exit code: 1 if a picture is unreadable.
+
+    Raises:
+        ValueError: a flag that detection does not have, or no such split, or no readable picture.
+    """
+    network = load_detector(flags, **others)
+    data = data_of(flags.run, data_name, data_dir, network)
+    if split not in data.splits:
+        raise ValueError(f"--split {split}: the data set has {', '.join(data.splits)}")
+    scores, skipped, results = DetectionScores(), [], []
+    for one in with_progress(pictures(data, split), len(getattr(data, split).source), "pictures"):
+        if isinstance(one, DataError):
+            skipped.append(str(one))
+            continue
+        index, image, truth, name = one
+        found = detect(network, image)
+        scores.update([name], [found], [truth.tensors()])
+        results += [{"file_name": name} | row for row in coco_results(index, rows_of(found), range(data.num_classes))]
+    if not scores.images:
+        raise ValueError(f"no picture of the {split} split can be read; the first: {skipped[0]}")
+    numbers = {name: plain(value) for name, value in scores.scores(data.class_names).items()}
+    content = {
+        "run": flags.run,
+        "checkpoint": str(checkpoint_of(Path(flags.run))),
+        "split": split,
+        "pictures": len(scores.images),
+        "skipped": len(skipped),
+        "data_fingerprint": data.fingerprint(),
+        "classes": list(data.class_names),
+        "scores": numbers,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "detections.json", json.dumps(results, ensure_ascii=False) + "\n")
+    write_json(out / "evaluation.json", content)
+    console = make_console()
+    for name, value in numbers.items():
+        console.print(f"{name:24} {'-' if value is None else f'{value:.4f}'}")
+    console.print(f"{out}/: evaluation.json detections.json", soft_wrap=True)
+    for line in skipped:
+        print(f"not scored: {line}", file=sys.stderr)
+    return int(bool(skipped))
+
+
+def plain(value: torch.Tensor) -> float | None:
+    """A score for JSON, which has no NaN: None for a class without objects."""
+    return float(value) if np.isfinite(float(value)) else None
