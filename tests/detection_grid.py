@@ -1,6 +1,6 @@
 """Train one step of every backbone under every head that detects, and look for a gradient on every parameter.
 
-`PYTHONPATH=. python tests/detection_grid.py [BACKBONE ...]` prints a line a pair; it exits with 1 if one lacks a gradient.
+`PYTHONPATH=. python tests/detection_grid.py [BACKBONE ...]` prints a line a pair; it exits with 1 if one has none.
 The tests do a few of the same.
 """
 
