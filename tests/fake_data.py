@@ -94,10 +94,15 @@ def make_coco(root: Path) -> None:
             images.append({"id": 7 * index, "file_name": f"{index:012d}.jpg", "height": height, "width": width})
             square = [[2.0, 2.0, 20.0, 2.0, 20.0, 20.0, 2.0, 20.0]]
             runs = {"size": [height, width], "counts": [height, height, height * (width - 2)]}
-            shapes = [(1, 0, square), (90, 0, [[4.0, 4.0, 10.0, 4.0, 10.0, 10.0, 4.0, 10.0]]), (90, 1, runs)]
-            for category, crowd, shape in shapes:
+            small = [[4.0, 4.0, 10.0, 4.0, 10.0, 10.0, 4.0, 10.0]]
+            shapes = [
+                (1, 0, square, [2, 2, 18, 18]),
+                (90, 0, small, [4, 4, 6, 6]),
+                (90, 1, runs, [1, 0, 1, height]),
+            ]
+            for category, crowd, shape, box in shapes:
                 one = {"id": len(annotations), "image_id": 7 * index, "category_id": category, "iscrowd": crowd}
-                annotations.append(one | {"segmentation": shape})
+                annotations.append(one | {"segmentation": shape, "bbox": box})
         categories = [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}, {"id": 44, "name": "bottle"}]
         path = root / "annotations" / f"instances_{split}2017.json"
         path.parent.mkdir(parents=True, exist_ok=True)

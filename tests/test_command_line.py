@@ -193,7 +193,7 @@ def test_defaults_are_shown_and_flags_stand_under_themes(capsys) -> None:
     titles = re.findall(r"^(\w[\w ]*):$", printed, re.MULTILINE)
     assert titles == ["options", "network", "data", "training", "hardware", "run folder", "logging"]
     words = " ".join(printed.split())
-    for text in ("momentum of --optimizer sgd; default: 0.9", "default: resnet50", "default: csv"):
+    for text in ("momentum of --optimizer sgd and rmsprop; default: 0.9", "default: resnet50", "default: csv"):
         assert text in words
     parser = build_parser()
     for action in parser._actions:

@@ -21,7 +21,10 @@ from tests.fake_data import TEST, TRAIN, VAL, accept_fake_checksums, make_fake, 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CASES = [(name, task) for name, kind in DATAMODULES.items() for task in kind.tasks]
-HEADS = {"segmentation": "unet", "classification": "classifier"}
+PAIRS = {
+    "segmentation": ("lenet5", "unet"), "classification": ("lenet5", "classifier"), "detection": ("resnet18", "fcos"),
+}  # fmt: skip
+SCORES = {"segmentation": "miou", "classification": "top1", "detection": "map50"}
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +43,8 @@ def build(name: str, root: Path, task: str = "segmentation", **options: object):
 @pytest.mark.parametrize(("name", "task"), CASES)
 def test_one_command_for_all(name: str, task: str, tmp_path: Path) -> None:
     root = make_fake(name, task, tmp_path / "data")
-    arguments = ["--backbone", "lenet5", "--head", HEADS[task], "--data", name, *(["--data-dir", root] if root else [])]
+    backbone, head = PAIRS[task]
+    arguments = ["--backbone", backbone, "--head", head, "--data", name, *(["--data-dir", root] if root else [])]
     small = ["--image-size", "32", "--batch-size", "5", "--epochs", "1", "--workers", "0", "--accelerator", "cpu"]
     assert main([*arguments, *small, "--name", "run", "--out", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -48,7 +52,7 @@ def test_one_command_for_all(name: str, task: str, tmp_path: Path) -> None:
     assert list(results["scores"]) == [split for split in splits if split != "train"]
     assert splits["train"] >= TRAIN
     for scores in results["scores"].values():
-        assert 0 <= scores["miou" if task == "segmentation" else "top1"] <= 1
+        assert 0 <= scores[SCORES[task]] <= 1
 
 
 def test_weights_are_scored_without_training(tmp_path: Path) -> None:

@@ -57,6 +57,10 @@ def test_contract(name: str, task: str, tmp_path: Path) -> None:
             pixels = data.to_pixels(batch["image"])
             mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.mean, data.std))
             torch.testing.assert_close((pixels / 255 - mean) / std, batch["image"], atol=1e-5, rtol=0)
+            if task == "detection":
+                assert len(batch["target"]) == len(batch["name"])
+                check_objects(batch["target"], data.num_classes)
+                continue
             assert batch["target"].dtype == torch.int64
             expected = batch["image"].shape[2:] if task == "segmentation" else ()
             if "target_sizes" in batch:
@@ -67,6 +71,15 @@ def test_contract(name: str, task: str, tmp_path: Path) -> None:
         if split != "train":
             seen = names(batches)
             assert len(seen) == len(set(seen)) == len(getattr(data, split))
+
+
+def check_objects(target: list[dict[str, torch.Tensor]], classes: int) -> None:
+    """Boxes x1, y1, x2, y2 of the images, each with a class."""
+    for objects in target:
+        boxes, labels = objects["boxes"], objects["labels"]
+        assert boxes.shape == (len(labels), 4)
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
+        assert set(labels.unique().tolist()) <= {*range(classes)}
 
 
 @pytest.mark.parametrize(("name", "task"), CASES)

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("backbones", "heads", "lightning_modules", "datamodules", "experiments")
-NOT_INSTALLED = {".md", ".png", ".pyc"}
+NOT_INSTALLED = {".md", ".png", ".jpg", ".pyc"}
 """Endings of the files that no program reads."""
 BUILD = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
 

@@ -230,7 +230,10 @@ def test_two_processes_report_what_one_reports(folder: Path, tmp_path: Path) -> 
     data.setup()
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, use_distributed_sampler=False)
     (one,) = trainer.validate(module, data.val_dataloader(), verbose=False)
-    assert {name.removeprefix("val/"): value for name, value in one.items()} == two
+    one = {name.removeprefix("val/"): value for name, value in one.items()}
+    # Batches hold other images, and convolutions round accordingly; counts of pixels are equal nevertheless.
+    assert one.pop("loss") == pytest.approx(two.pop("loss"), rel=2e-7)
+    assert one == two
     assert int(module.split_scores("val").matrix().sum()) == 7 * 32 * 32
 
 

@@ -32,11 +32,11 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 import torchvision
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from experiments.command_line.console import make_console
 from lightning_modules.segmentation import SegmentationModule
 
 CLASSES = 11
@@ -214,7 +214,7 @@ def print_table(rows: list[dict[str, Any]], title: str, caption: str) -> None:
         memory = row["peak_memory_mib"]
         share = f"{row['fraction_of_convolution_rate']:.2f}"
         table.add_row(row["network"], *cells, share, f"{memory['graft']} / {memory['peer']}")
-    Console(width=120).print(table)
+    make_console(width_of_files=120).print(table)
 
 
 def main() -> None:
