@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -188,15 +189,15 @@ def build_page(answers: Answers, title: str) -> "gradio.Blocks":  # type: ignore
         gradio.Markdown(f"## {title}")
         with gradio.Row():
             with gradio.Column():
-                picture = gradio.Image(
+                picture: Any = gradio.Image(
                     label="picture", type="filepath", image_mode=None, sources=["upload", "webcam", "clipboard"]
                 )
                 # Gradio would open the file itself first, and say of a broken one only that there was an error.
-                picture.preprocess = lambda upload: upload and upload.path  # type: ignore[method-assign]
+                picture.preprocess = lambda upload: upload and upload.path
                 confidence = gradio.Slider(
                     0, 1, 0, step=0.01, label="least confidence", info="below it, there is no label"
                 )
-                settings = [picture, confidence]
+                settings: list[Any] = [picture, confidence]
                 if answers.refined is not None:
                     settings.append(gradio.Checkbox(False, label="refine by the fully connected CRF (slower)"))
             with gradio.Column():
