@@ -9,8 +9,8 @@ from torch import Tensor
 from experiments.command_line.process import RunError
 from experiments.run_files.run_folder import RunFolder
 
-GPU_STEPS = 10
-"""Steps between checks on a GPU."""
+STEPS_BETWEEN_CHECKS = {"cpu": 1}
+"""By type of device; others wait when a loss is read, and are asked every ten steps."""
 
 
 def resume_hint(folder: RunFolder) -> str:
@@ -35,7 +35,7 @@ class FiniteLoss(pl.Callback):
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int
     ) -> None:
         self.waiting.append((trainer.global_step, list(batch["name"]), outputs["loss"].detach()))
-        if len(self.waiting) >= (1 if module.device.type == "cpu" else GPU_STEPS):
+        if len(self.waiting) >= STEPS_BETWEEN_CHECKS.get(module.device.type, 10):
             self.check()
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: Any) -> None:
