@@ -39,7 +39,7 @@ class Reads(TorchDispatchMode):
 def test_no_step_reads_a_number(
     head: str, more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None
 ) -> None:
-    """As on a GPU, but for the loss, which is read there every ten steps: a run of eight steps reads no more than one of four.
+    """A run of eight steps reads no more than one of four. (On a GPU, the loss is read every ten steps.)
 
     Not so with --ema, whose count of averages PyTorch reads twice a step; --mixup and --cutmix draw on the CPU.
     """
