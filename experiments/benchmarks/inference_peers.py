@@ -43,13 +43,14 @@ class Structure(NamedTuple):
     head: str
     library: str
     peer: str
+    output_stride: int = 16
 
 
 STRUCTURES = (
     Structure("resnet18", "deeplab", "smp", "DeepLabV3Plus"),
     Structure("resnet18", "unet", "smp", "Unet"),
     Structure("resnet50", "unet", "smp", "Unet"),
-    Structure("resnet50", "deeplabv3", "torchvision", "deeplabv3_resnet50"),
+    Structure("resnet50", "deeplabv3", "torchvision", "deeplabv3_resnet50", output_stride=8),
 )
 
 
@@ -72,7 +73,8 @@ def build(structure: Structure, library: str) -> Any:
         case "graft":
             from lightning_modules.network import Network
 
-            return Network(structure.backbone, structure.head, CLASSES).eval()
+            stride = None if structure.head == "unet" else structure.output_stride
+            return Network(structure.backbone, structure.head, CLASSES, output_stride=stride).eval()
         case "smp":
             import segmentation_models_pytorch as smp
 

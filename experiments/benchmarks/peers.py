@@ -48,6 +48,8 @@ class Pair(NamedTuple):
     backbone: str
     head: str
     peer: Callable[[], nn.Module]
+    output_stride: int | None = None
+    """None: the head's own."""
 
 
 def smp_unet(encoder: str) -> Callable[[], nn.Module]:
@@ -73,8 +75,8 @@ PAIRS = {
     "resnet50+deeplab": Pair("resnet50", "deeplab", smp_deeplab("resnet50")),
     "resnet101+deeplab": Pair("resnet101", "deeplab", smp_deeplab("resnet101")),
     "mobilenet_v2+deeplab": Pair("mobilenet_v2", "deeplab", smp_deeplab("mobilenet_v2")),
-    "resnet50+fcn_head": Pair("resnet50", "fcn_head", of_torchvision("fcn_resnet50")),
-    "resnet50+deeplabv3": Pair("resnet50", "deeplabv3", of_torchvision("deeplabv3_resnet50")),
+    "resnet50+fcn_head": Pair("resnet50", "fcn_head", of_torchvision("fcn_resnet50"), 8),
+    "resnet50+deeplabv3": Pair("resnet50", "deeplabv3", of_torchvision("deeplabv3_resnet50"), 8),
 }
 
 
@@ -103,7 +105,8 @@ class Side:
 
 def ours(pair: Pair) -> Side:
     """Our network, with the loss and the optimiser that the module trains it with."""
-    module = SegmentationModule(pair.backbone, pair.head, [str(one) for one in range(CLASSES)])
+    classes = [str(one) for one in range(CLASSES)]
+    module = SegmentationModule(pair.backbone, pair.head, classes, output_stride=pair.output_stride)
     return Side(module.network, module.loss, module.new_optimizer())
 
 
