@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.atrous import atrous_steps
-from backbones.backbone import Backbone
+from backbones.backbone import CIFAR_MEAN, CIFAR_STD, Backbone
 from backbones.classifiers import PooledClassifier
 from backbones.densenet import DenseBlock, Design, transition
 
@@ -36,8 +36,8 @@ class DenseNetCifar(Backbone):
     """
 
     input_size = 32
-    mean = (0.4914, 0.4822, 0.4465)
-    std = (0.2470, 0.2435, 0.2616)
+    mean = CIFAR_MEAN
+    std = CIFAR_STD
 
     def __init__(
         self,

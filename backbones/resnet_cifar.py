@@ -12,7 +12,7 @@ are CIFAR-10's (the paper subtracts a mean image).
 from torch import Tensor, nn
 
 from backbones.atrous import atrous_steps
-from backbones.backbone import Backbone
+from backbones.backbone import CIFAR_MEAN, CIFAR_STD, Backbone
 from backbones.classifiers import PooledClassifier
 from backbones.resnet import BasicBlock, Style, make_stage
 from backbones.shortcuts import Shortcut, check_shortcut
@@ -29,8 +29,8 @@ class ResNetCifar(Backbone):
     """
 
     input_size = 32
-    mean = (0.4914, 0.4822, 0.4465)
-    std = (0.2470, 0.2435, 0.2616)
+    mean = CIFAR_MEAN
+    std = CIFAR_STD
 
     def __init__(
         self,

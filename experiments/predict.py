@@ -77,24 +77,36 @@ def usage_problem(config: PredictConfig) -> str | None:
 
 def predict(config: PredictConfig) -> int:
     from experiments.inference.detector import detects
-    from experiments.inference.inputs import Inputs, stamp
+    from experiments.inference.inputs import Inputs
+
+    inputs = Inputs(config.inputs, config.every, config.frames, Path(config.out))
+    if detects(config.run):
+        from experiments.inference.predict_boxes import predict_boxes
+
+        say(passed_over(inputs.passed_over))
+        others = {"abstain": (config.abstain, 0.0), "bands": (config.bands, None)}
+        problems = predict_boxes(config, inputs, Path(config.out), list(config.save), **others)
+    else:
+        problems = predict_labels(config, inputs)
+    for line in problems:
+        print(f"not predicted: {line}", file=sys.stderr)
+    failed = f", {len(problems)} not predicted (see above)" if problems else ""
+    print(f"{config.out}/: one line of manifest.jsonl for each finished picture{failed}", flush=True)
+    return int(bool(problems))
+
+
+def predict_labels(config: PredictConfig, inputs: "Inputs") -> list[str]:
+    """Segment or classify all pictures. Returns what is wrong with those that could not be predicted."""
+    from experiments.inference.inputs import stamp
     from experiments.inference.predict_all import predict_all
     from experiments.inference.protocol import predictor_of
     from experiments.inference.trained import checkpoint_of
 
-    if detects(config.run):
-        from experiments.inference.predict_boxes import predict_boxes
-
-        inputs = Inputs(config.inputs, config.every, config.frames, Path(config.out))
-        others = {"abstain": (config.abstain, 0.0), "bands": (config.bands, None)}
-        return predict_boxes(config, inputs, Path(config.out), list(config.save), **others)
     predictor = predictor_of(config.run, config)
     if "film" in config.save and predictor.network.task != "segmentation":
         raise ValueError("--save film is for segmentation networks; this one classifies whole images")
-    inputs = Inputs(config.inputs, config.every, config.frames, Path(config.out))
     rasters, about_rasters = rasters_of(predictor, inputs, config)
-    for line in filter(None, (predictor.note, passed_over(inputs.passed_over), about_rasters)):
-        print(line, flush=True)
+    say(predictor.note, passed_over(inputs.passed_over), about_rasters)
     settings: dict[str, Any] = {
         "checkpoint": stamp(checkpoint_of(Path(config.run))),
         "save": sorted(config.save),
@@ -102,12 +114,13 @@ def predict(config: PredictConfig) -> int:
         **({} if config.bands is None else {"bands": config.bands}),
         **predictor.describe(),
     }
-    problems = predict_all(predictor, inputs, Path(config.out), list(config.save), config.abstain, settings, rasters)
-    for line in problems:
-        print(f"not predicted: {line}", file=sys.stderr)
-    failed = f", {len(problems)} not predicted (see above)" if problems else ""
-    print(f"{config.out}/: one line of manifest.jsonl for each finished picture{failed}", flush=True)
-    return int(bool(problems))
+    return predict_all(predictor, inputs, Path(config.out), list(config.save), config.abstain, settings, rasters)
+
+
+def say(*lines: str) -> None:
+    """Print the lines that are not empty."""
+    for line in filter(None, lines):
+        print(line, flush=True)
 
 
 def rasters_of(predictor: "Predictor", inputs: "Inputs", config: PredictConfig) -> tuple["Rasters | None", str]:

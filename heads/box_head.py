@@ -6,7 +6,8 @@ x2, y2 in pixels of the network's input, where x1 = 0 is the left edge of the fi
 a head has a class for background, that is its own matter. A head neither resizes nor normalises images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar, TypedDict
 
 import torch
@@ -86,6 +87,41 @@ def best_of_level(scores: Tensor, threshold: float, most: int) -> tuple[Tensor, 
     chosen = candidates[order]
     classes = scores.shape[1]
     return best, chosen.div(classes, rounding_mode="floor"), chosen % classes
+
+
+def detections_by_level(
+    scores: Tensor,
+    levels: Sequence[int],
+    sizes: Sequence[Size],
+    boxes_of: Callable[[int, Tensor], Tensor],
+    *,
+    threshold: float,
+    candidates: int,
+    overlap: float,
+    most: int,
+) -> list[Detections]:
+    """What is found in each image by a head that scores every place of every level.
+
+    Args:
+        scores: `(B, N, C)` in [0, 1], the levels one after the other.
+        levels: rows of each level.
+        sizes: H and W of each image.
+        boxes_of: decodes the boxes `(K, 4)` of an image, given by its index, at rows `(K,)`.
+        threshold: scores below it are dropped.
+        candidates: boxes of each level that are decoded at most, those of the highest scores.
+        overlap, most: see `suppressed`.
+    """
+    ends = torch.tensor((0, *levels)).cumsum(0).tolist()
+    found = []
+    for image, size in enumerate(sizes):
+        boxes, best, labels = [], [], []
+        for start, end in pairwise(ends):
+            score, row, label = best_of_level(scores[image, start:end], threshold, candidates)
+            boxes.append(boxes_of(image, start + row))
+            best.append(score)
+            labels.append(label)
+        found.append(suppressed(torch.cat(boxes), torch.cat(best), torch.cat(labels), size, overlap, most))
+    return found
 
 
 def suppressed(

@@ -10,7 +10,6 @@ the authors' code.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -20,7 +19,7 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from heads.anchors import BACKGROUND, places
-from heads.box_head import BoxHead, Detections, Objects, Size, Sums, best_of_level, exact, suppressed
+from heads.box_head import BoxHead, Detections, Objects, Size, Sums, detections_by_level, exact
 from heads.pyramid import Pyramid
 
 
@@ -146,19 +145,20 @@ class FCOS(BoxHead):
         central = exact(outputs.centredness).sigmoid()[..., None]
         scores = (exact(outputs.logits).sigmoid() * central).sqrt()
         distances = exact(outputs.distances)
-        ends = torch.tensor((0, *outputs.levels)).cumsum(0).tolist()
-        found = []
-        for image, size in enumerate(sizes):
-            boxes, best, labels = [], [], []
-            for start, end in pairwise(ends):
-                score, row, label = best_of_level(scores[image, start:end], self.score_threshold, self.CANDIDATES)
-                at = start + row
-                boxes.append(boxes_of(distances[image, at], outputs.points[at], outputs.strides[at][:, None]))
-                best.append(score)
-                labels.append(label)
-            together = torch.cat(boxes), torch.cat(best), torch.cat(labels)
-            found.append(suppressed(*together, size, self.overlap, self.most))
-        return found
+
+        def boxes_at(image: int, rows: Tensor) -> Tensor:
+            return boxes_of(distances[image, rows], outputs.points[rows], outputs.strides[rows][:, None])
+
+        return detections_by_level(
+            scores,
+            outputs.levels,
+            sizes,
+            boxes_at,
+            threshold=self.score_threshold,
+            candidates=self.CANDIDATES,
+            overlap=self.overlap,
+            most=self.most,
+        )
 
 
 def boxes_of(distances: Tensor, points: Tensor, strides: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ torchvision; the paper's is smooth L1.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -19,7 +18,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import sigmoid_focal_loss
 
 from heads.anchors import IGNORED, RATIOS, anchors_at, base_anchors, decode, encode, match, places
-from heads.box_head import BoxHead, Detections, Objects, Size, Sums, best_of_level, exact, suppressed
+from heads.box_head import BoxHead, Detections, Objects, Size, Sums, detections_by_level, exact
 from heads.pyramid import Pyramid
 
 
@@ -108,15 +107,17 @@ class RetinaNet(BoxHead):
 
     def detections(self, outputs: Outputs, sizes: Sequence[Size]) -> list[Detections]:
         scores, codes = exact(outputs.logits).sigmoid(), exact(outputs.codes)
-        ends = torch.tensor((0, *outputs.levels)).cumsum(0).tolist()
-        found = []
-        for image, size in enumerate(sizes):
-            boxes, best, labels = [], [], []
-            for start, end in pairwise(ends):
-                score, row, label = best_of_level(scores[image, start:end], self.score_threshold, self.CANDIDATES)
-                boxes.append(decode(codes[image, start + row], outputs.anchors[start + row]))
-                best.append(score)
-                labels.append(label)
-            together = torch.cat(boxes), torch.cat(best), torch.cat(labels)
-            found.append(suppressed(*together, size, self.overlap, self.most))
-        return found
+
+        def boxes_of(image: int, rows: Tensor) -> Tensor:
+            return decode(codes[image, rows], outputs.anchors[rows])
+
+        return detections_by_level(
+            scores,
+            outputs.levels,
+            sizes,
+            boxes_of,
+            threshold=self.score_threshold,
+            candidates=self.CANDIDATES,
+            overlap=self.overlap,
+            most=self.most,
+        )

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from experiments.inference.worker import Made
+from experiments.inference.open_export import Made
 
 
 def doubling(kind: str) -> Made:

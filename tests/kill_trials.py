@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import cv2
 import numpy as np
@@ -63,30 +63,45 @@ def start(flags: list[str], log: Path, processes: int = 1, prepare: Callable[[in
         if pid:
             pids.append(pid)
             continue
-        code = 99
-        with contextlib.suppress(BaseException), log.open("a") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-            torch.set_num_threads(1)
-            if processes > 1:
-                os.environ |= {
-                    "LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                }  # fmt: skip
-                from lightning.pytorch.utilities.rank_zero import rank_zero_only
-
-                rank_zero_only.rank = rank
-                flags = ["--devices", str(processes), "--strategy", "ddp", *flags]
-            if prepare is not None:
-                prepare(rank)
-            try:
-                code = run(flags)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-        os._exit(code)
+        with_rank = flags
+        if processes > 1:
+            with_rank = ["--devices", str(processes), "--strategy", "ddp", *flags]
+        run_in_child(run, with_rank, log, partial(prepare_rank, rank, processes, port, prepare))
     return pids
+
+
+def prepare_rank(rank: int, processes: int, port: int, prepare: Callable[[int], Any] | None) -> None:
+    """Tell Lightning which rank this process is, then call `prepare`."""
+    if processes > 1:
+        os.environ |= {
+            "LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+        from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+        rank_zero_only.rank = rank
+    if prepare is not None:
+        prepare(rank)
+
+
+def run_in_child(
+    program: Callable[[list[str]], int], flags: list[str], log: Path, prepare: Callable[[], Any] | None
+) -> NoReturn:
+    """Run a program in this process, which was forked for it, and end with its exit code; 99 if it raises."""
+    code = 99
+    with contextlib.suppress(BaseException), log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        torch.set_num_threads(1)
+        if prepare is not None:
+            prepare()
+        try:
+            code = program(flags)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+    os._exit(code)
 
 
 def finish(pids: list[int], within: float = 120.0) -> list[int]:

@@ -13,7 +13,6 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from experiments.inference.manifest import Manifest
 from experiments.predict import main as predict
 from lightning_modules.segmentation import SegmentationModule
 from tests.conftest import randomise
+from tests.kill_trials import run_in_child
 
 MOMENTS = 7
 """Of writing, for each picture: three files are written and renamed, and the manifest gets a line."""
@@ -80,21 +80,7 @@ def start(flags: list[str], log: Path, prepare: Callable[[], Any] | None = None)
     pid = os.fork()
     if pid:
         return pid
-    code = 99
-    with contextlib.suppress(BaseException), log.open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        torch.set_num_threads(1)
-        if prepare is not None:
-            prepare()
-        try:
-            code = predict(flags)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-    os._exit(code)
+    run_in_child(predict, flags, log, prepare)
 
 
 def finish(pid: int) -> int:

@@ -1,72 +1,30 @@
-"""explain.py: every explanation against one that is computed by hand, and against networks with random weights."""
+"""explain.py: explanations of classes against ones computed by hand and random weights, and the program."""
 
-import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import cv2
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from backbones import BACKBONES
-from backbones.backbone import Backbone
 from datamodules.digits import Digits
-from datamodules.size_rules import SizeRule
-from experiments.command_line.explain_flags import ExplainFlags, Method
+from experiments.command_line.explain_flags import Method
 from experiments.explain import main as explain
-from experiments.explaining.activations import box_of, cut, strongest_hits
-from experiments.explaining.crf_steps import beliefs
 from experiments.explaining.deconvnet import projection, strongest_place
 from experiments.explaining.drawing import heat_over, panel
 from experiments.explaining.examples import Examples, prepared, spread
-from experiments.explaining.filters import first_filters
-from experiments.explaining.gates import gate_values
 from experiments.explaining.gradcam import class_activation, explain_class
 from experiments.explaining.methods import METHODS
 from experiments.explaining.occlusion import plan, probabilities_under, spread_over
 from experiments.explaining.randomise import SanityCheck, rank_correlation, shuffled
-from experiments.explaining.receptive_fields import effective_field, measures, theory_of
 from experiments.explaining.recording import record
 from experiments.explaining.target import Target, choose_target, find_label, main_class
 from experiments.inference.trained import TrainedNetwork, load
 from experiments.run import main as run
-from heads.crf import PRESETS, DenseCRF
-from lightning_modules.base import GraftModule
-from lightning_modules.classification import ClassificationModule
-from lightning_modules.segmentation import SegmentationModule
-from tests.conftest import randomise
-
-CHAINS = {
-    "vgg11": 64,
-    "vgg11_bn": 64,
-    "alexnet": 71,
-    "alexnet_2gpu": 71,
-    "zfnet": 61,
-    "lenet5": 32,
-    "unet_encoder": 32,
-    "mobilenet_v1": 64,
-}
-"""Plain chains of layers, with a size of pictures that suits them."""
-
-
-def network_of(backbone: str, head: str, size: int = 64, **options: Any) -> TrainedNetwork:
-    """A network with random weights for three classes."""
-    kind: type[GraftModule] = ClassificationModule if head == "classifier" else SegmentationModule
-    module = randomise(kind(backbone, head, ("a", "b", "c"), **options)).eval().requires_grad_(False)
-    rule = SizeRule("own", (size, size))
-    return TrainedNetwork(module, ("a", "b", "c"), np.eye(3, dtype=np.uint8) * 255, rule, (0.5,) * 3, (0.25,) * 3)
-
-
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
-def flags_of(run: object = "", **values: Any) -> ExplainFlags:
-    return ExplainFlags(run=str(run), **values)
+from tests.explained_networks import bare, flags_of, network_of, picture, read_strictly
 
 
 @pytest.fixture(scope="module")
@@ -88,114 +46,6 @@ def digits() -> list[tuple[np.ndarray, int]]:
     for image, label, _ in (data.val.source[i] for i in range(120)):
         found.setdefault(int(label), []).append(image)
     return [(image, label) for label in sorted(found) for image in found[label][:2]]
-
-
-# ---- deconvnet
-
-
-class TwoLayers(Backbone):
-    """Convolution, rectifier, overlapping max pool, strided convolution, rectifier; one map."""
-
-    def __init__(self) -> None:
-        super().__init__("two_layers")
-        self.conv1 = nn.Conv2d(3, 4, 3, padding=1)
-        self.pool = nn.MaxPool2d(3, 2)
-        self.conv2 = nn.Conv2d(4, 5, 3, 2)
-        self.channels, self.reductions = (5,), (4,)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.pool(F.relu(self.conv1(x), inplace=True))
-        return [torch.relu(self.conv2(x))]
-
-
-class Bare(nn.Module):
-    """A backbone whose last map is the output."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.backbone(x)[-1]
-
-
-def bare(backbone: str) -> Bare:
-    """A backbone with random weights, without a head."""
-    return Bare(randomise(BACKBONES[backbone]()).eval().requires_grad_(False))  # type: ignore[arg-type]
-
-
-def transposed_by_hand(values: np.ndarray, weight: np.ndarray, shape: tuple[int, ...], stride: int, pad: int) -> Any:
-    """Each value (C', h, w) spreads its filter (C', C, k, k) over the pixels that it was computed from."""
-    channels, height, width = shape
-    side = weight.shape[2]
-    out = np.zeros((channels, height + 2 * pad, width + 2 * pad))
-    for unit, row, column in np.argwhere(values):
-        box = np.s_[:, row * stride : row * stride + side, column * stride : column * stride + side]
-        out[box] += values[unit, row, column] * weight[unit]
-    return out[:, pad : pad + height, pad : pad + width]
-
-
-def test_a_projection_is_the_one_written_out_by_hand() -> None:
-    backbone = TwoLayers().requires_grad_(False)
-    x = torch.randn(1, 3, 17, 21)
-    recording = record(Bare(backbone), x)
-    assert not recording.refusal
-    name, layer = recording.layer(None)
-    assert name == "conv2"
-    unit = 3
-    row, column = strongest_place(layer, unit)
-    found = projection(recording, layer, unit, (row, column))[0].numpy()
-
-    rectified = F.relu(backbone.conv1(x))[0].numpy()
-    pooled = F.max_pool2d(torch.from_numpy(rectified), 3, 2).numpy()
-    top = np.zeros(layer.shape[1:])
-    top[unit, row, column] = layer[0, unit, row, column]
-    below = transposed_by_hand(top, backbone.conv2.weight.numpy(), pooled.shape, 2, 0)
-    unpooled = np.zeros_like(rectified)
-    for channel, i, j in np.argwhere(below):
-        window = rectified[channel, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
-        switch_row, switch_column = np.unravel_index(window.argmax(), window.shape)
-        unpooled[channel, 2 * i + switch_row, 2 * j + switch_column] += below[channel, i, j]
-    expected = transposed_by_hand(unpooled.clip(min=0), backbone.conv1.weight.numpy(), (3, 17, 21), 1, 1)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    (gradient,) = torch.autograd.grad(
-        Bare(backbone)(x.requires_grad_())[0, unit, row, column], x
-    )  # the rectifier goes back otherwise than a derivative does
-    assert np.abs(gradient[0].numpy() * float(layer[0, unit, row, column]) - expected).max() > 1e-3
-
-
-@pytest.mark.parametrize("backbone", CHAINS)
-def test_every_plain_chain_is_projected_inside_the_receptive_field(backbone: str) -> None:
-    size = CHAINS[backbone]
-    network, x = bare(backbone), torch.randn(1, 3, size, size + 8)
-    with torch.no_grad():
-        recording = record(network, x)
-        assert not recording.refusal
-        assert [step.operation for step in recording.steps].count("conv2d") >= 2
-        _, layer = recording.layer("1")
-        unit = int(layer[0].flatten(1).amax(1).argmax())
-        place = strongest_place(layer, unit)
-        found = projection(recording, layer, unit, place)[0]
-    assert found.shape == x.shape[1:]
-    top, bottom, left, right = theory_of(network, x, "1").box(*place)
-    inside = found[:, max(0, top) : bottom + 1, max(0, left) : right + 1]
-    assert inside.abs().sum() > 0
-    assert inside.abs().sum() == pytest.approx(float(found.abs().sum()), rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("backbone", "reason"),
-    [
-        ("resnet18", "layer1.0 joins several maps"),
-        ("mobilenet_v2", "joins several maps"),
-        ("googlenet", "reads a map that another layer has read"),
-        ("densenet121", "denselayer1 computes cat, which has no way back"),
-        ("swin_t", "has no way back"),
-    ],
-)
-def test_networks_with_branches_are_refused_with_the_place(backbone: str, reason: str) -> None:
-    with torch.no_grad():
-        assert reason in record(bare(backbone), torch.randn(1, 3, 64, 64)).refusal
 
 
 # ---- Grad-CAM
@@ -353,148 +203,7 @@ def test_patches_cover_every_pixel() -> None:
     assert spread_over(np.ones((len(patches.tops), len(patches.lefts))), patches, (31, 45)).min() == 1
 
 
-# ---- activations
-
-
-def test_the_strongest_activations_are_those_of_a_search_through_all(tmp_path: Path) -> None:
-    network = network_of("lenet5", "classifier", 32)
-    for i in range(14):
-        Image.fromarray(picture(32, 36, i)).save(tmp_path / f"{i:02d}.png")
-    flags = flags_of(inputs=[str(tmp_path)], unit=[5, 2])
-    name, best, count = strongest_hits(network, Examples(network, flags), flags)
-    assert (name, count) == ("c3", 14)
-    values = {}
-    for i in range(14):
-        with torch.no_grad():
-            backbone = network.module.network.backbone
-            x = prepared(network, picture(32, 36, i))[1]
-            values[f"{i:02d}.png"] = float(backbone.activation(backbone.c3(backbone(x)[0]))[0, 5].max())
-    expected = sorted((value for value in values.values() if value > 0), reverse=True)[:9]
-    assert [hit.strength for hit in best[5]] == pytest.approx(expected)
-    assert [values[hit.example.name] for hit in best[5]] == pytest.approx(expected)
-
-
-def test_patches_are_the_receptive_field_also_at_the_border() -> None:
-    network = network_of("lenet5", "classifier", 32)
-    image = picture(32, 36)
-    theory = theory_of(network.module.network, prepared(network, image)[1], None)
-    assert theory.field.size == 14  # 5 + 1 + 2 * 4: convolution, pool, convolution
-    box = box_of(theory, (1, 2), image.shape)
-    assert (box["top"], box["bottom"], box["left"], box["right"]) == (2, 15, 4, 17)
-    np.testing.assert_array_equal(cut(image, box, 0), image[2:16, 4:18])
-    cut_at_border = cut(image, {"top": -2, "bottom": 3, "left": 30, "right": 38}, 7)
-    assert cut_at_border.shape == (6, 9, 3)
-    np.testing.assert_array_equal(cut_at_border[2:, :6], image[:4, 30:])
-    assert (cut_at_border[:2] == 7).all()
-    assert (cut_at_border[:, 6:] == 7).all()
-
-
-# ---- filters
-
-
-@pytest.mark.parametrize(("backbone", "towers", "filters"), [("alexnet_2gpu", 2, 96), ("lenet5", 1, 6)])
-def test_filters_stand_in_towers(backbone: str, towers: int, filters: int) -> None:
-    network = network_of(backbone, "classifier" if towers == 1 else "deeplabv3", 71)
-    (found,) = first_filters(network, Examples(network, flags_of()), flags_of())
-    assert (found.facts["towers"], found.facts["filters"]) == (towers, filters)
-    drawn = np.array(found.picture)
-    framed = np.flatnonzero((drawn == 255).all((0, 2)))  # columns of white: margins, and the gap between the towers
-    inner = [part for part in np.split(framed, np.flatnonzero(np.diff(framed) > 1) + 1) if len(part) >= 6]
-    assert len(inner) == towers + 1
-    weight = (
-        network.module.network.backbone.features[0].weight if towers == 2 else network.module.network.backbone.c1.weight
-    )
-    norms = weight.flatten(1).norm(dim=1)
-    assert found.facts["norms"] == pytest.approx(norms.tolist(), abs=1e-5)
-
-
-# ---- gates
-
-
-def test_gates_are_the_means_over_the_pictures_of_a_class(tmp_path: Path) -> None:
-    network = network_of("mobilenet_v3_small", "classifier", 48)
-    for group, seeds in (("a", (0, 1)), ("b", (2, 3, 4))):
-        (tmp_path / group).mkdir()
-        for seed in seeds:
-            Image.fromarray(picture(48, 48, seed) // (1 + 3 * (group == "a"))).save(tmp_path / group / f"{seed}.png")
-    flags = flags_of(inputs=[str(tmp_path)])
-    values, counts = gate_values(network, Examples(network, flags))
-    assert counts == {"a": 2, "b": 3}
-    name = next(iter(values))
-    module = network.module.network.backbone.get_submodule(name)
-    kept: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda module, args: kept.append(module.gate(args[0]).flatten()))
-    with torch.no_grad():
-        for seed in (2, 3, 4):
-            network.module.network(prepared(network, picture(48, 48, seed))[1])
-    handle.remove()
-    np.testing.assert_allclose(values[name]["b"], torch.stack(kept).mean(0).numpy(), atol=1e-6)
-    assert np.abs(values[name]["a"] - values[name]["b"]).max() > 1e-3
-
-
-# ---- receptive fields
-
-
-@pytest.mark.parametrize(("backbone", "layer"), [("resnet18", "2"), ("vgg11_bn", "3"), ("mobilenet_v2", "2")])
-def test_the_effective_field_lies_inside_the_theoretical(backbone: str, layer: str) -> None:
-    network, x = bare(backbone), torch.randn(1, 3, 96, 100)
-    theory = theory_of(network, x, layer)
-    _, place, field = effective_field(network, x, layer)
-    box = theory.box(*place)
-    numbers = measures(field, box)
-    assert numbers["share_inside_theoretical"] == 1
-    assert 0 < numbers["effective_side"] <= numbers["theoretical_side"] < 96
-    top, bottom, left, right = box
-    touched = np.argwhere(field)
-    assert (touched.min(0) >= (top, left)).all()
-    assert (touched.max(0) <= (bottom, right)).all()
-
-
-def test_measures_of_a_gaussian_are_its_own() -> None:
-    axis = np.arange(81) - 40.0
-    gauss = np.exp(-(axis**2) / 2 / 5**2)
-    numbers = measures(np.outer(gauss, gauss), (0, 80, 0, 80))
-    assert numbers["deviation_of_rows"] == pytest.approx(5, rel=1e-3)
-    # a disc of radius 5 sqrt(2 ln(1 / 0.0455))
-    assert numbers["effective_side"] == pytest.approx(5 * np.sqrt(2 * np.log(1 / 0.0455) * np.pi), rel=0.02)
-
-
-# ---- CRF
-
-
-def test_beliefs_go_from_the_networks_to_the_whole_crf(crf_run: Path, crf_folder: Path, tmp_path: Path) -> None:
-    image = picture(24, 32)
-    probabilities = torch.randn(1, 3, 24, 32).softmax(1)
-    crf = DenseCRF(PRESETS["pydensecrf"])
-    first, last = beliefs(crf, probabilities, image, [0, 10])
-    torch.testing.assert_close(first, probabilities.clamp(min=1e-5), atol=1e-4, rtol=1e-3)
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
-    torch.testing.assert_close(last, DenseCRF(PRESETS["pydensecrf"])(probabilities, pixels, from_logits=False))
-    assert crf.settings == PRESETS["pydensecrf"]
-
-    images, masks = crf_folder / "val" / "images", crf_folder / "val" / "masks"
-    arguments = [str(crf_run), str(images), "--masks", str(masks), "--limit", "2", "--out", str(tmp_path)]
-    assert explain([*arguments, "--method", "crf", "--device", "cpu"]) == 0
-    facts = read_strictly(tmp_path / "0.crf.json")
-    assert [entry["iteration"] for entry in facts["iterations"]] == [0, 1, 2, 3, 5, 10]
-    truth = np.array(Image.open(masks / "0.png"))
-    network = load(crf_run, "cpu")
-    with torch.no_grad():
-        labels = network.module.network(prepared(network, network.read(images / "0.png"))[1])[0].argmax(0).numpy()
-    ious = [((labels == c) & (truth == c)).sum() / ((labels == c) | (truth == c)).sum() for c in (0, 1)]
-    assert facts["iterations"][0]["miou"] == pytest.approx(np.mean(ious), abs=1e-6)
-
-
 # ---- the program
-
-
-def read_strictly(path: Path) -> Any:
-    """JSON without NaN and Infinity."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{path}: {constant}")
-
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
 def test_all_methods_are_in_the_flag() -> None:

@@ -23,8 +23,9 @@ import numpy as np
 from experiments.command_line.cores import available_cores
 from experiments.command_line.progress import with_progress
 from experiments.inference.benchmark_files import machine, versions
-from experiments.inference.runtimes import onnx_session, openvino_model, run_module
-from experiments.inference.worker import Made, Worker, WorkerError
+from experiments.inference.open_export import Made, open_onnx, open_openvino
+from experiments.inference.runtimes import run_module
+from experiments.inference.worker import Worker, WorkerError
 from experiments.run_files.atomic_file import write_atomically
 
 CLASSES = 21
@@ -109,9 +110,9 @@ def make(way: Way) -> Made:
     """Load a network in the process that times it."""
     match way.way:
         case "onnxruntime":
-            return onnx_session(way.onnx, way.threads)
+            return open_onnx(way.onnx, way.threads)
         case "openvino f32" | "openvino":
-            return openvino_model(way.onnx, way.threads, "f32" if way.way.endswith("f32") else None)
+            return open_openvino(way.onnx, way.threads, "f32" if way.way.endswith("f32") else None)
         case _:
             import torch
 

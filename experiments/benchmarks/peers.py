@@ -14,7 +14,6 @@ training step's operations would take at that rate, divided by what the step too
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import sys
@@ -37,6 +36,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.command_line.console import make_console
+from experiments.inference.benchmark_files import machine
 from lightning_modules.segmentation import SegmentationModule
 
 CLASSES = 11
@@ -192,16 +192,10 @@ def in_fresh_process(name: str, side: str, batch: int, size: int) -> int:
         return pool.submit(peak_memory, name, side, batch, size).result()
 
 
-def machine() -> str:
+def conditions() -> str:
     """The processor, the number of threads and the versions, on one line."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text().splitlines()
-        models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-        model = models[0] if models else model
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, smp {smp.__version__}"
-    return f"{model}, {torch.get_num_threads()} threads; {versions}"
+    return f"{machine()['processor']}, {torch.get_num_threads()} threads; {versions}"
 
 
 def print_table(rows: list[dict[str, Any]], title: str, caption: str) -> None:
@@ -237,9 +231,11 @@ def main() -> None:
         rows.append(row)
     precision = "bfloat16 autocast" if asked.autocast else "float32"
     title = f"peer's / Graft's, {precision}, {asked.batch} images of {asked.size}x{asked.size}"
-    print_table(rows, title, f"{machine()}; median of {asked.repetitions} pairs")
+    print_table(rows, title, f"{conditions()}; median of {asked.repetitions} pairs")
     if asked.json is not None:
-        asked.json.write_text(json.dumps({"machine": machine(), "precision": precision, "rows": rows}, indent=2) + "\n")
+        asked.json.write_text(
+            json.dumps({"machine": conditions(), "precision": precision, "rows": rows}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from datamodules.base import GraftDataModule
 from experiments.command_line.progress import with_progress
 from experiments.inference.counts import Counts, count_picture, count_pixels
 from experiments.inference.evaluate_all import pictures
-from experiments.inference.export_network import Output, PixelsToOutput, Runner
+from experiments.inference.export_network import Output, PixelsToOutput
+from experiments.inference.open_export import Runner
 from experiments.inference.scores import summary
 from experiments.inference.trained import TrainedNetwork
 

@@ -6,7 +6,6 @@ and the size rule are in its metadata.
 """
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental import _config as symbolic_shapes
 
+from experiments.inference.open_export import Runner, open_onnx, open_openvino
 from experiments.inference.trained import TrainedNetwork
 
 Format = Literal["torch_export", "onnx", "openvino"]
@@ -24,7 +24,6 @@ METADATA = "graft"
 """The key of the metadata, a JSON text."""
 TRACED_BATCH, TRACED_SIZE = 2, (65, 97)
 """Of the example that is traced: a batch, and odd sides, so that nothing depends on them by chance."""
-Runner = Callable[[np.ndarray], np.ndarray]
 """Images uint8 `(B, 3, H, W)` -> probabilities float32 `(B, C, H, W)` or `(B, C)`, or labels int64 without C."""
 
 
@@ -157,15 +156,4 @@ def runner(form: Format, path: Path) -> Runner:
                 return module(torch.from_numpy(images)).numpy()
 
         return run_torch
-    if form == "onnx":
-        import onnxruntime
-
-        onnxruntime.set_default_logger_severity(3)  # errors only: it warns of shapes that are free on purpose
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        return lambda images: session.run(None, {name: images})[0]
-    import openvino
-
-    # Without this OpenVINO chooses bfloat16 on processors that have it, which is faster and less exact.
-    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return lambda images: compiled(images)[0]
+    return open_onnx(str(path)).run if form == "onnx" else open_openvino(str(path)).run

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments.inference.inputs import Input, Inputs
+
 NAME = "manifest.jsonl"
 ANY_NAME: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
 """How files that hold names of files are opened: names need not be UTF-8, and are written as they are."""
@@ -48,6 +50,11 @@ class Manifest:
         for line in lines[1:]:
             entry = json.loads(line)
             self.finished[entry["input"]] = entry["stamp"]
+
+    def unfinished(self, inputs: Inputs) -> tuple[Iterator[Input], int]:
+        """The pictures that are not finished, or have changed since, and about how many there are."""
+        left = (one for one in inputs if self.finished.get(one.name) != one.stamp or not one.stamp)
+        return left, max(0, len(inputs) - len(self.finished))
 
     def add(self, entry: dict[str, Any]) -> None:
         """Note a finished picture: all its files are in place."""

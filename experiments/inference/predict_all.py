@@ -50,9 +50,8 @@ def predict_all(
     """
     manifest = Manifest(out, settings)
     problems = []
-    left = (one for one in inputs if manifest.finished.get(one.name) != one.stamp or not one.stamp)
+    left, total = manifest.unfinished(inputs)
     network = predictor.network
-    total = max(0, len(inputs) - len(manifest.finished))
     try:
         for one, image in with_progress(read_ahead(left, network, rasters), total, "pictures"):
             try:

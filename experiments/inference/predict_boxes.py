@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,11 @@ from heads.box_head import Detections
 KINDS = ("labels", "overlay", "coco", "csv")
 
 
-def predict_boxes(flags: ProtocolFlags, inputs: Inputs, out: Path, kinds: list[str], **others: Any) -> int:
-    """Predict all pictures below `out`, going on where it was stopped. Returns the exit code: 1 if one is unreadable.
+def predict_boxes(flags: ProtocolFlags, inputs: Inputs, out: Path, kinds: list[str], **others: Any) -> list[str]:
+    """Predict all pictures below `out`, going on where it was stopped.
+
+    Returns:
+        What is wrong with each picture that could not be predicted, one line each.
 
     Raises:
         ValueError: a flag or a kind of file that detection does not have, or results of other settings in `out`.
@@ -34,8 +36,7 @@ def predict_boxes(flags: ProtocolFlags, inputs: Inputs, out: Path, kinds: list[s
             raise ValueError(f"--save {kind} is not supported for networks that detect; they have {', '.join(KINDS)}")
     network = load_detector(flags, **others)
     manifest = Manifest(out, {"checkpoint": stamp(checkpoint_of(Path(flags.run))), "save": sorted(kinds)})
-    left = (one for one in inputs if manifest.finished.get(one.name) != one.stamp or not one.stamp)
-    total = max(0, len(inputs) - len(manifest.finished))
+    left, total = manifest.unfinished(inputs)
     problems = []
     try:
         for one, image in with_progress(read_ahead(left, network, None), total, "pictures"):
@@ -52,10 +53,7 @@ def predict_boxes(flags: ProtocolFlags, inputs: Inputs, out: Path, kinds: list[s
         write_table(manifest, out / CSV_NAME, network.class_names)
     if "coco" in kinds:
         write_coco(manifest, out / COCO_NAME, network.class_names)
-    for line in problems:
-        print(f"not predicted: {line}", file=sys.stderr)
-    print(f"{out}/: one line of manifest.jsonl for each finished picture", flush=True)
-    return int(bool(problems))
+    return problems
 
 
 def files_of(found: Detections, image: np.ndarray, network: TrainedNetwork, kinds: list[str]) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.inference.worker import Made
+from experiments.inference.open_export import Made, open_onnx, open_openvino
 
 
 @dataclass(frozen=True)
@@ -110,48 +110,20 @@ def compiled(job: Job) -> Made:
     return run_module(torch.compile(torch_network(job, channels_last=True)), job.device)
 
 
-def onnx_session(path: str, threads: int) -> Made:
-    """An ONNX file under ONNX Runtime, on the processor."""
-    import onnxruntime
-
-    onnxruntime.set_default_logger_severity(3)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return Made(lambda images: session.run(None, {name: images})[0])
-
-
-def openvino_model(path: str, threads: int, precision: str | None) -> Made:
-    """An OpenVINO or ONNX file under OpenVINO, on the processor.
-
-    Args:
-        precision: "f32", or None for what OpenVINO takes for fast here, bfloat16 on some processors.
-    """
-    import openvino
-
-    options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    if precision is not None:
-        options["INFERENCE_PRECISION_HINT"] = precision
-    model = openvino.Core().compile_model(path, "CPU", options)
-    used = model.get_property("INFERENCE_PRECISION_HINT").to_string()
-    return Made(lambda images: np.array(model(images)[0]), "" if precision else f"computes in {used}")
-
-
 def onnx_file(job: Job) -> Made:
-    return onnx_session(job.files["onnx"], job.threads)
+    return open_onnx(job.files["onnx"], job.threads)
 
 
 def int8_file(job: Job) -> Made:
-    return onnx_session(job.files["int8"], job.threads)
+    return open_onnx(job.files["int8"], job.threads)
 
 
 def openvino_f32(job: Job) -> Made:
-    return openvino_model(job.files["openvino"], job.threads, "f32")
+    return open_openvino(job.files["openvino"], job.threads, "f32")
 
 
 def openvino_own(job: Job) -> Made:
-    return openvino_model(job.files["openvino"], job.threads, None)
+    return open_openvino(job.files["openvino"], job.threads, None)
 
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")

@@ -12,23 +12,16 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from experiments.command_line.process import end_with_parent
+from experiments.inference.open_export import Made, Runner
 
-Runner = Callable[[np.ndarray], np.ndarray]
 SECONDS_TO_END = 30.0
 LEAST_CALLS = 3
 """Timed calls of one round, however long they take, unless a program asks for fewer."""
-
-
-class Made(NamedTuple):
-    """What a maker returns: the network as a function, and what is worth knowing about it."""
-
-    run: Runner
-    note: str = ""
 
 
 class WorkerError(Exception):

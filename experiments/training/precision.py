@@ -1,4 +1,4 @@
-"""What `--precision auto` is on this machine: bfloat16 where the hardware multiplies it, float32 elsewhere."""
+"""Chooses the precision of `--precision auto`: bfloat16 if the hardware has units for it, otherwise float32."""
 
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ CPU_UNITS = ("amx_bf16", "avx512_bf16")
 
 
 def choose_precision(config: RunConfig, device: torch.device, checkpoint: Path | None = None) -> tuple[Precision, str]:
-    """Return the precision in Lightning's words and, if `--precision auto` chose it, one line that says why.
+    """Return the precision, as Lightning names it, and the reason in one line if `--precision auto` chose it.
 
     Args:
         checkpoint: last.ckpt of a run that is continued. It goes on in the precision that it began with, also on
