@@ -23,7 +23,7 @@ TIFF_SUFFIXES = (".tif", ".tiff")
 MOST_MEASURED = 500
 """Images, evenly spaced, from which mean and standard deviation are computed."""
 LEAST_STD = 1 / 255
-"""Of a band that is the same everywhere."""
+"""Standard deviation that is used for a band of constant value."""
 
 
 def read_channels(path: Path, channels: int = RGB, min_side: int | None = None, white: int = WHITE) -> np.ndarray:

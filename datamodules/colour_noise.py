@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
-"""Of the covariance of ImageNet's RGB values in [0, 1]; the values of fb.resnet.torch (2016), in common use since."""
+"""Eigenvalues of the covariance of ImageNet's RGB values in [0, 1], from fb.resnet.torch (2016)."""
 EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
 """Rows are R, G and B; column i belongs to eigenvalue i."""
 

@@ -35,7 +35,7 @@ class DataModuleWithLoaders(LightningDataModule):
     seed: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    """Of each band, in [0, 1]; empty until `setup()` if they are to be measured."""
+    """Standard deviation of each band, in [0, 1]; empty until `setup()` if it is to be measured."""
     normalise: Normalise
     splits: tuple[str, ...]
     """The names of the splits that exist, set by `setup()`."""

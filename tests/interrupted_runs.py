@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 STEPS = 6
-"""Of an epoch, in one process."""
+"""Steps of an epoch in one process."""
 
 
 def make_data(root: Path) -> Path:

@@ -32,7 +32,7 @@ from tests.conftest import randomise
 from tests.kill_trials import run_in_child
 
 MOMENTS = 7
-"""Of writing, for each picture: three files are written and renamed, and the manifest gets a line."""
+"""Moments of writing for each picture: three files are written and renamed, and the manifest gets a line."""
 KINDS = ("labels", "overlay", "probabilities", "coco", "csv")
 NAMES = (
     "plain.png", "with two  spaces.png", "ünïcödé ß 漢字.png", "[brackets] (round) {curly}.png", "a'quote\"s.png",

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 LENGTH = 1_000_003
-"""Of the row of numbers that is repeated: a prime, so that no two rows of a weight are alike."""
+"""Length of the row of numbers that is repeated. It is prime, so that no two rows of a weight are equal."""
 SMALL = 20_000
 """Values up to which a tensor is drawn as usual."""
 

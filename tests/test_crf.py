@@ -154,7 +154,7 @@ def test_learning_gives_what_inference_gives() -> None:
 
 
 def test_gradients() -> None:
-    """Of the scores, both weights and the compatibility, in float64."""
+    """Gradients of the scores, both weights and the compatibility equal numerical ones in float64."""
     logits, image, _ = scene(5, 6, labels=3)
     crf = DenseCRF(replace(SETTINGS, sigma_beta=60, sigma_alpha=5, iterations=3), compatibility=asymmetric(3)).double()
 

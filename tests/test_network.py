@@ -84,7 +84,7 @@ def test_every_pair_fits_odd_sizes_or_is_refused(backbone: str) -> None:
 
 
 def test_few_pairs_are_refused() -> None:
-    """Of the families that can be dilated, under 5 %; the test above holds the catalogue to what is true."""
+    """Under 5 % in the families that can be dilated; the test above checks the catalogue itself."""
     dilated = [entry for entry in catalogue().values() if len(entry["output_strides"]) == 3]
     pairs, refused = len(dilated) * len(HEADS), sum(len(entry["refused"]) for entry in dilated)
     print(f"{refused} of {pairs} pairs are refused, at each of the three output strides")
@@ -181,7 +181,7 @@ def test_one_image_trains_under_synchronised_norms_too(head: str) -> None:
 
 @pytest.mark.parametrize("head", ["fcn8s", "deeplab"])
 def test_logits_come_back_at_every_size_from_1_to_80(head: str) -> None:
-    """Of height and width in turn."""
+    """Each size is tried as a height and as a width."""
     network = Network("resnet18", head, CLASSES).eval()
     with torch.no_grad():
         for size in range(1, 81):

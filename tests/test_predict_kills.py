@@ -22,7 +22,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_killed_anywhere_it_goes_on_to_the_same_bytes(run: Path, tmp_path: Path) -> None:
-    """Of pictures with every name that a file system takes; each gets files of its own."""
+    """The pictures have every kind of name that a file system accepts, and each gets files of its own."""
     pictures = make_pictures(tmp_path / "pictures", 30)
     seconds = whole(run, pictures, tmp_path)
     assert len(files_below(tmp_path / "whole")) == 3 * 30 + 3

@@ -27,7 +27,7 @@ import matplotlib.pyplot as plt
 SETTINGS = dataclasses.replace(PRESETS["pydensecrf"], iterations=5)
 CERTAINTY = 0.7
 COLOURS = np.array([(222, 226, 232), (32, 105, 180), (246, 150, 40), (60, 160, 90)], np.uint8)
-"""Of the labels, the one that covers most first: those of the annotations hardly differ to the eye."""
+"""Colours of the labels, by falling area; the colours in the annotations are hard to tell apart."""
 WIDTH, TITLE, GAP = 1200, 20, 6  # pixels
 DPI = 100
 Cell = tuple[str, np.ndarray]

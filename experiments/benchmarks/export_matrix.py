@@ -47,7 +47,7 @@ from experiments.training.build import build_data, build_module
 from heads import HEADS
 
 LARGEST_DIFFERENCE = 1e-4
-"""Of a probability; what export.py accepts."""
+"""Largest difference of a probability that export.py accepts."""
 HEADS_ON = "resnet18"
 """The backbone that all heads are exported on."""
 UNDER = ("unet", "classifier")

@@ -10,7 +10,7 @@ from experiments.command_line.process import RunError
 from experiments.run_files.run_folder import RunFolder
 
 STEPS_BETWEEN_CHECKS = {"cpu": 1}
-"""By type of device; others wait when a loss is read, and are asked every ten steps."""
+"""Steps between checks, by type of device; 10 on others, because reading a loss makes them wait."""
 
 
 def resume_hint(folder: RunFolder) -> str:

@@ -12,7 +12,7 @@ from experiments.command_line.progress import SECONDS_BETWEEN_LINES, duration
 from lightning_modules.base import GraftModule
 
 SECONDS_BETWEEN_UPDATES = 0.2
-"""Of the bar."""
+"""Seconds between two updates of the progress bar."""
 
 
 class ProgressLines(EpochEnd):

@@ -22,9 +22,9 @@ RING = 9
 """Radius in pixels of the ring around a region that is smaller than that."""
 FONT_SIZE = 14
 OPACITY = 0.65
-"""Of the strongest heat over the picture."""
+"""Opacity of the strongest heat over the picture."""
 HOTTEST = 0.92
-"""Of the colour map, whose upper end is a dark red that is lost on dark pictures."""
+"""Position in the colour map of the strongest heat. The upper end is a dark red that is lost on dark pictures."""
 
 
 def enlarged(image: np.ndarray, least: int = PANEL) -> np.ndarray:

@@ -26,7 +26,8 @@ from experiments.explaining.recording import record
 from experiments.inference.trained import TrainedNetwork
 
 SHARE = 1 - 0.9545
-"""Of the largest derivative; the field within two standard deviations of a Gaussian."""
+"""A pixel belongs to the effective field if its derivative is at least this fraction of the largest one, as within two
+standard deviations of a Gaussian."""
 
 
 class Theory(NamedTuple):

@@ -28,9 +28,9 @@ class Evaluation:
 
     split: str
     names: list[str]
-    """Of the pictures, in the order of the split."""
+    """Names of the pictures, in the order of the split."""
     indices: list[int]
-    """Of the pictures in the split; unreadable ones are missing."""
+    """Indices of the pictures in the split; unreadable ones are missing."""
     abstain: float
     """Confidence below which a pixel or picture gets no label."""
     counts: Counts

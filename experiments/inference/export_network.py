@@ -23,7 +23,7 @@ SUFFIXES = {"torch_export": ".pt2", "onnx": ".onnx", "openvino": ".xml"}
 METADATA = "graft"
 """The key of the metadata, a JSON text."""
 TRACED_BATCH, TRACED_SIZE = 2, (65, 97)
-"""Of the example that is traced: a batch, and odd sides, so that nothing depends on them by chance."""
+"""Batch, height and width of the traced example. The sides are odd, so that no layer fits them by chance."""
 """Images uint8 `(B, 3, H, W)` -> probabilities float32 `(B, C, H, W)` or `(B, C)`, or labels int64 without C."""
 
 

@@ -20,7 +20,7 @@ GEO_TAGS = {33550, 33922, 34264, 34735}
 LIST_SUFFIXES = {".txt", ".lst"}
 CAMERA = "camera:"
 ENDINGS = (".png", ".tif", ".overlay.jpg", ".overlay.mp4", ".probabilities.tif")
-"""Of results, those that may be endings of pictures and videos."""
+"""Endings of result files that an input picture or video could have, too."""
 
 
 @dataclass(frozen=True)

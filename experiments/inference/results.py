@@ -11,7 +11,7 @@ from PIL import Image
 from experiments.inference.label_files import save_labels
 
 OPACITY = 0.55
-"""Of the class colours over the picture."""
+"""Opacity of the class colours over the picture."""
 ABSTAINED = -1
 """Label of pixels or images whose confidence is below the user's threshold."""
 HATCH = 6

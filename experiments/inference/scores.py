@@ -7,7 +7,7 @@ import numpy as np
 from experiments.inference.counts import LEVELS, Counts
 
 BINS = 15
-"""Of the calibration error (Guo et al. 2017, arXiv:1706.04599)."""
+"""Number of confidence bins of the calibration error (Guo et al. 2017, arXiv:1706.04599)."""
 COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from experiments.analysis.receptive_field import traced
 
 LEAST_WEIGHT = 1e-9
-"""Of pixels near a window's border: nothing beside other windows, yet enough where no other window reaches."""
+"""Weight of pixels at a window's border: negligible beside other windows, but above 0 where no other window reaches."""
 TRACED_SIDE = 256
 """Side in pixels of the image that receptive fields are traced with; fields do not depend on it."""
 

@@ -32,7 +32,7 @@ from matplotlib.patches import Patch
 
 SAMPLES = 6
 LONGEST_SIDE = 384
-"""Of the single PNGs, in pixels."""
+"""Longest side of the single PNGs, in pixels."""
 Sample = tuple[np.ndarray, Any, Any]
 """Image uint8 `(H, W, 3)`, truth, prediction: arrays, or in detection objects and detections."""
 
