@@ -86,6 +86,19 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         raise NotImplementedError
 
+    def pixels_between(self, level: int, finer: int, side: int) -> float:
+        """Image pixels from the centre of the first value of map `finer` to that of map `level`.
+
+        Args:
+            finer: a map before `level`; -1 is the image.
+            side: pixels of that map along the axis; only padding that depends on sizes needs it.
+
+        Raises:
+            ValueError: the backbone does not know.
+        """
+        centres = self.first_centres or (0.0,) * len(self.reductions)  # odd kernels, padded on both sides
+        return centres[level] - (centres[finer] if finer >= 0 else 0.0)
+
     def forward_with_aux(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the maps of `forward` and a list of the auxiliary classifiers' logits `(B, num_classes)`.
 

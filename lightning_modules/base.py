@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from heads import find_head
 from heads.head import Task
+from heads.placing import Placement
 from lightning_modules.blocks import recompute_activations
 from lightning_modules.calibration import TemperatureFit
 from lightning_modules.detection_scores import DetectionScores
@@ -37,7 +38,7 @@ class GraftModule(pl.LightningModule):
         backbone, head: names; see `backbones.BACKBONES` and `heads.HEADS`.
         class_names: one name per class, in the order of the labels; two or more.
         weights: what the backbone starts from. Not kept in checkpoints, which hold the weights themselves.
-        output_stride, in_channels, backbone_options, head_options: see `Network`.
+        output_stride, in_channels, backbone_options, head_options, placement: see `Network`.
         crf: settings of a fully connected CRF that is learned with the network; see `heads.crf.CRFSettings`.
         loss: a name or a weighted sum of names, such as "cross_entropy+0.5*dice"; see `losses.LOSSES`.
         class_weights: one number per class, for the losses; None for equal ones.
@@ -82,6 +83,7 @@ class GraftModule(pl.LightningModule):
         in_channels: int = 3,
         backbone_options: dict[str, Any] | None = None,
         head_options: dict[str, Any] | None = None,
+        placement: Placement = "placed",
         crf: dict[str, Any] | None = None,
         loss: str = "cross_entropy",
         class_weights: Sequence[float] | None = None,
@@ -116,6 +118,7 @@ class GraftModule(pl.LightningModule):
             backbone_options=backbone_options,
             head_options=head_options,
             aux=None if aux_weight is None else aux_weight != 0,
+            placement=placement,
         )
         if freeze_backbone:
             self.network.backbone.requires_grad_(False)

@@ -47,6 +47,11 @@ class RunConfig:
     head_options: dict[str, Any] | None = network_flag(
         None, "further options of the head in YAML, such as '{up: interpolate}'"
     )
+    placement: Literal["placed", "stretched", "centred"] = network_flag(
+        "placed",
+        "segmentation: how maps join finer ones and scores reach the image: placed (on the pixels they stand for), "
+        "stretched (resized, as in most libraries) or centred (at the centres of their receptive fields)",
+    )
     crf: Literal["none", "test", "train"] = network_flag(
         "none",
         "fully connected CRF, for segmentation: test reports scores without and with it; train learns it together with "

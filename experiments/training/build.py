@@ -114,6 +114,7 @@ def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] |
         in_channels=config.in_channels,
         backbone_options=config.backbone_options,
         head_options=config.head_options,
+        placement=config.placement,
         crf=crf,
         loss=config.loss,
         class_weights=class_weights(config.class_weights, data),
