@@ -76,6 +76,9 @@ class Backbone(nn.Module):
     """Upper bound on the image pixels that unpadded layers crop along one axis (both ends together): a map's height is
     between (H - cropped_pixels) // reduction and H // reduction, and likewise its width."""
 
+    first_stages: ClassVar[dict[str, str]] = {}
+    """Variants that their paper starts from a smaller trained network, and that network; `run.py --staged` does so."""
+
     changed_options: str = ""
     """Options under which the published weights do not fit, with their values; see `changes`."""
 

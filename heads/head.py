@@ -39,6 +39,8 @@ class Head(nn.Module):
     """Staged training as in the papers: for each stage, the settings of run.py that it changes. The last stage trains
     this head itself."""
 
+    pretrained: tuple[str, ...] = ()
+    """Modules that start from published weights, by their names below the head; they learn at the backbone's rate."""
     cropped_pixels: int = 0
     """Image pixels that the backbone's unpadded layers must crop (see `Backbone.cropped_pixels`); 0: any number."""
     mirror_before: int = 0
@@ -114,7 +116,13 @@ class Head(nn.Module):
         return [self.mirror_before + side + self.mirror_after(side) for side in size]
 
     def _sampled(
-        self, x: Tensor, stride: int, source: int, target: int, size: Sequence[int], mode: Literal["bilinear", "nearest"]
+        self,
+        x: Tensor,
+        stride: int,
+        source: int,
+        target: int,
+        size: Sequence[int],
+        mode: Literal["bilinear", "nearest"],
     ) -> Tensor:
         """Values `stride` pixels apart that come from map `source`, at the values of map `target`; -1: the image."""
         step, before, sides = self.reductions[target], 0, size

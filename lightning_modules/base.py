@@ -53,6 +53,7 @@ class GraftModule(pl.LightningModule):
         freeze_backbone: its parameters get no gradient, and it stays in evaluation mode, so its batch norms keep their
             statistics.
         freeze_norms: the backbone's batch norms keep their statistics; their scales and shifts are learned.
+        norm_momentum: share of each batch in the running statistics of batch norms; None: 0.1, or what the network states.
         layer_decay: layer-wise learning-rate decay in the backbone: the learning rate of each layer is this factor
             times that of the layer after it.
         checkpoint_activations: see `blocks.recompute_activations`.
@@ -96,6 +97,7 @@ class GraftModule(pl.LightningModule):
         bias_lr_mult: float = 1.0,
         freeze_backbone: bool = False,
         freeze_norms: bool = False,
+        norm_momentum: float | None = None,
         layer_decay: float = 1.0,
         checkpoint_activations: bool = False,
         momentum: float = 0.9,
@@ -122,6 +124,10 @@ class GraftModule(pl.LightningModule):
         )
         if freeze_backbone:
             self.network.backbone.requires_grad_(False)
+        if norm_momentum is not None:
+            for part in self.network.modules():
+                if isinstance(part, _BatchNorm):
+                    part.momentum = norm_momentum
         if checkpoint_activations:
             recompute_activations(self.network.backbone)
         self.compiled_with_aux: Callable[[Tensor], tuple[Tensor, list[Tensor]]] | None = None

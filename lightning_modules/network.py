@@ -1,6 +1,7 @@
 """A network is one backbone and one head, by name."""
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -13,6 +14,7 @@ from backbones.backbone import Backbone
 from heads import HEADS, find_head
 from heads.box_head import BoxHead, Detections, Objects, Size, Sums
 from heads.classifier import Classifier
+from heads.deeplabv1 import DeepLabV1
 from heads.fcn_head import FCNHead
 from heads.head import Head, index_of_stride, missing_strides
 from heads.placing import PLACEMENTS, Placement
@@ -66,7 +68,10 @@ class Network(nn.Module):
         self._give_offsets()
         self.set_placement(placement)
         self.backbone.keep_levels([*self.head.levels, *([] if self.aux_head is None else [self.aux_level])])
-        self.backbone.load(weights, self.head.classifier if isinstance(self.head, Classifier) else None)
+        sampled = self._classifier_to_sample(backbone, weights) if isinstance(self.head, DeepLabV1) else None
+        self.backbone.load(weights, self.head.classifier if isinstance(self.head, Classifier) else sampled)
+        if sampled is not None:
+            cast("DeepLabV1", self.head).take_samples(*fully_connected_layers(sampled))
 
     def _head(self, backbone: str, head: str, num_classes: int, given: Mapping[str, Any]) -> Head:
         """Build the head on the maps that the backbone has."""
@@ -84,6 +89,26 @@ class Network(nn.Module):
                 f"unet_encoder --backbone-options '{{valid_convolutions: true}}', or leave valid out of --head-options"
             )
         return built
+
+    def _classifier_to_sample(self, backbone: str, weights: str | None) -> nn.Module | None:
+        """The classifier that DeepLab v1's fc6 and fc7 are sampled from, to be loaded; None if they are not.
+
+        Raises:
+            ValueError: the backbone has no fc6 and fc7.
+        """
+        if not cast("DeepLabV1", self.head).sampled:
+            return None
+        with torch.device("meta"):
+            if len(fully_connected_layers(self.backbone.classifier(1))) != 2:
+                raise ValueError(
+                    f"deeplabv1's option sampled takes fc6 and fc7 of the backbone; {backbone} has none, vgg16 has"
+                )
+        if weights in (None, "none"):  # a checkpoint, which holds what was sampled
+            return None
+        classifier = self.backbone.classifier(1)
+        for layer in fully_connected_layers(classifier):
+            nn.init.constant_(layer.weight, math.nan)  # what the file does not fill is seen in the head
+        return classifier
 
     def _aux_head(self, backbone: str, num_classes: int) -> FCNHead:
         channels, reductions, level = self.backbone.channels, self.backbone.reductions, self.aux_level
@@ -196,6 +221,11 @@ def default_output_stride(build: Any, head: type[Head]) -> int:
     """The head's own output stride, or the largest one if the backbone cannot be built at it."""
     supported = cast("type[Backbone]", cast("partial[Backbone]", build).func).output_strides
     return head.output_stride if head.output_stride in supported else max(supported)
+
+
+def fully_connected_layers(classifier: nn.Module) -> list[nn.Linear]:
+    """fc6 and fc7 of a classifier: its linear layers but the last."""
+    return [layer for layer in classifier.modules() if isinstance(layer, nn.Linear)][:-1]
 
 
 def auxiliary_level(reductions: tuple[int, ...]) -> int:

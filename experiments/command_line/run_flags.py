@@ -123,7 +123,7 @@ class RunConfig:
         1e-4, "weight decay; never applied to normalisation layers and biases"
     )
     schedule: str = training_flag(
-        "poly", "learning-rate schedule after warm-up: poly, cosine, step or constant", variable=SCHEDULES
+        "poly", "learning-rate schedule after warm-up: poly, cosine, step, exponential or constant", variable=SCHEDULES
     )
     warmup: NonNegativeFloat = training_flag(
         0.05, "learning-rate warm-up: fraction of all steps over which the rate first rises linearly"
@@ -140,6 +140,10 @@ class RunConfig:
     )
     freeze_norms: bool = training_flag(
         False, "freeze the running statistics of the backbone's batch norms; all parameters are still trained"
+    )
+    norm_momentum: PositiveFloat | None = training_flag(
+        None,
+        "batch norms: share of each batch in the running statistics, such as 0.0003 for DeepLab; default: the network's",
     )
     loss: str = training_flag(
         "cross_entropy",
@@ -167,7 +171,8 @@ class RunConfig:
         "decay of an exponential moving average (EMA) of the weights, which is then evaluated and saved; 0: no EMA",
     )
     staged: bool = training_flag(
-        False, "train in the stages of the head's paper, such as fcn32s and fcn16s before fcn8s"
+        False,
+        "train in the stages of the paper, such as fcn32s and fcn16s before fcn8s, or vgg11 before the classifier vgg16",
     )
     seed: NonNegativeInt = training_flag(
         0, "random seed of weight initialisation, sample order, augmentation and dropout"

@@ -128,6 +128,7 @@ def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] |
         bias_lr_mult=config.bias_lr_mult,
         freeze_backbone=config.freeze_backbone,
         freeze_norms=config.freeze_norms,
+        norm_momentum=config.norm_momentum,
         layer_decay=config.layer_decay,
         checkpoint_activations=config.checkpoint_activations,
         momentum=config.momentum,
