@@ -230,7 +230,7 @@ class ResNet(Backbone):
 
 
 def three_convolutions(in_channels: int, width: int, channels: int, stride: int) -> nn.Sequential:
-    """The stem of ResNet-C (He et al. 2018, arXiv:1812.01187), of which the last norm and ReLU are the network's own."""
+    """ResNet-C's stem (He et al. 2018, arXiv:1812.01187); its last norm and ReLU are the network's own."""
     return nn.Sequential(
         nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False),
         nn.BatchNorm2d(width),

@@ -5,8 +5,8 @@ convolution with dilation 12 and 1024 channels, fc7 as a 1x1 convolution with 10
 scores. With VGG-16 this is the paper's network of 20.5 M parameters. The dilation is halved at output stride 16 and
 again at 32. `sampled` initialises fc6 and fc7 as the paper does, from those of a published classifier such as VGG-16's:
 every fourth neuron of both, and of fc6's 7x7 positions the 3x3 that lie three apart. Without it they are initialised as
-in He et al. 2015. Differences from the paper: VGG's pools keep their 2x2 windows unless `--backbone-options '{pools: 3x3}'` asks for the paper's; scores
-are upsampled without aligned corners.
+in He et al. 2015. Differences from the paper: VGG's pools keep their 2x2 windows unless `--backbone-options '{pools:
+3x3}'` asks for the paper's; scores are upsampled without aligned corners.
 """
 
 import math
@@ -60,7 +60,7 @@ class DeepLabV1(Head):
         side = math.isqrt(fc6.in_features // own6.in_channels)
         if fc6.out_features < own6.out_channels:
             raise ValueError(
-                f"deeplabv1 has hidden={own6.out_channels}, more than the {fc6.out_features} neurons to sample; lower it"
+                f"deeplabv1 has hidden={own6.out_channels}, above the {fc6.out_features} neurons to sample; lower it"
             )
         whole = fc6.weight.detach().view(fc6.out_features, own6.in_channels, side, side)
         places, first = spaced(side, 3), spaced(fc6.out_features, own6.out_channels)
@@ -78,7 +78,7 @@ class DeepLabV1(Head):
 
 
 def spaced(number: int, wanted: int) -> Tensor:
-    """`wanted` indices below `number`, evenly spaced from the first: 7 and 3 give 0, 3, 6; 4096 and 1024 every fourth."""
+    """`wanted` indices below `number`, evenly spaced from 0: three of 7 are 0, 3, 6; 1024 of 4096 every fourth."""
     step = (number - 1) // (wanted - 1) if wanted > 1 else 1
     return torch.arange(wanted) * step
 

@@ -53,7 +53,7 @@ class GraftModule(pl.LightningModule):
         freeze_backbone: its parameters get no gradient, and it stays in evaluation mode, so its batch norms keep their
             statistics.
         freeze_norms: the backbone's batch norms keep their statistics; their scales and shifts are learned.
-        norm_momentum: share of each batch in the running statistics of batch norms; None: 0.1, or what the network states.
+        norm_momentum: share of each batch in the running statistics of batch norms; None: 0.1 or the network's own.
         layer_decay: layer-wise learning-rate decay in the backbone: the learning rate of each layer is this factor
             times that of the layer after it.
         checkpoint_activations: see `blocks.recompute_activations`.

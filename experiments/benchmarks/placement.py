@@ -1,4 +1,4 @@
-"""What the placement of scores is worth on CamVid: `python experiments/benchmarks/placement.py CAMVID --out runs/placement`.
+"""What the placement of scores is worth on CamVid: `python experiments/benchmarks/placement.py CAMVID --out DIR`.
 
 Trains every head with every seed under every placement, from the weights of EfficientNet-Lite0, as a grid of ordinary
 runs: the same command again skips the finished ones. Then scores the weights of each run on the whole validation images

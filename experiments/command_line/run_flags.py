@@ -143,7 +143,8 @@ class RunConfig:
     )
     norm_momentum: PositiveFloat | None = training_flag(
         None,
-        "batch norms: share of each batch in the running statistics, such as 0.0003 for DeepLab; default: the network's",
+        "batch norms: share of each batch in the running statistics, such as 0.0003 in DeepLab; default: 0.1 or the "
+        "network's own",
     )
     loss: str = training_flag(
         "cross_entropy",
@@ -172,7 +173,7 @@ class RunConfig:
     )
     staged: bool = training_flag(
         False,
-        "train in the stages of the paper, such as fcn32s and fcn16s before fcn8s, or vgg11 before the classifier vgg16",
+        "train in the stages of the paper, such as fcn32s and fcn16s before fcn8s, or vgg11 before vgg16 (classifier)",
     )
     seed: NonNegativeInt = training_flag(
         0, "random seed of weight initialisation, sample order, augmentation and dropout"

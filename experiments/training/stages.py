@@ -1,8 +1,9 @@
 """`run.py --staged`: the papers' staged training, each stage an ordinary run that starts from the one before.
 
 FCN-8s comes from FCN-16s and that from FCN-32s (Long et al. 2014); DilatedNet's context from its front end (Yu, Koltun
-2015); the classifier of a deep VGG from that of its 11-layer network (Simonyan, Zisserman 2014). Stages lie in `runs/NAME-stage1`, `-stage2` and, the last, in `runs/NAME`. The same command again skips finished
-stages and goes on with the broken one.
+2015); the classifier of a deep VGG from that of its 11-layer network (Simonyan, Zisserman 2014). Stages lie in
+`runs/NAME-stage1`, `-stage2` and, the last, in `runs/NAME`. The same command again skips finished stages and goes on
+with the broken one.
 """
 
 import dataclasses
