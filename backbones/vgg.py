@@ -5,8 +5,8 @@ the paper: convolutions are initialised by He et al. 2015 (as in torchvision) an
 0.01); with N(0, 0.01) for all layers, as in the paper, only vgg11 trains from scratch. The paper's remedy, the staged
 initialisation of section 3.1, is supported: given a vgg11 checkpoint as its weights, a deeper network copies the
 checkpoint's first four convolutions and its fully connected layers; the other layers keep their initial values. The
-checkpoint may be a published file or that of a run of one's own. `init` is "he", or "normal" for N(0, 0.01) and zero
-biases in all layers, as in the paper.
+checkpoint may be a published file or that of a run of one's own; `--staged` makes that run first. `init` is "he", or
+"normal" for N(0, 0.01) and zero biases in all layers, as in the paper.
 
 `se_reduction` puts a squeeze-and-excitation gate after each ReLU (`backbones.squeeze_excitation`); `deformable` = n
 makes the convolutions of the last n stages deformable (`backbones.deformable`). `pools` = "3x3" has padded windows of
@@ -18,7 +18,7 @@ this is simpler, but the weights were trained with those pools. Loads torchvisio
 
 import warnings
 from itertools import accumulate
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,10 @@ class VGG(FullyConnectedBackbone):
 
     window = 7
     optional_modules = (SqueezeExcitation, Offsets)
+    first_stages: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("vgg13", "vgg16", "vgg19"), "vgg11"),
+        **dict.fromkeys(("vgg13_bn", "vgg16_bn", "vgg19_bn"), "vgg11_bn"),
+    }
 
     def __init__(
         self,
