@@ -59,8 +59,8 @@ class RunConfig:
     )
     crf_settings: str | None = network_flag(
         None,
-        "settings of the CRF of --crf: a preset of heads/crf.py, or a YAML file such as tune_crf.py writes; default: "
-        "deeplabv2_resnet101",
+        "settings of the CRF of --crf: a preset of heads/crf.py, a YAML file such as tune_crf.py writes, or YAML "
+        "such as '{iterations: 5}'; default: deeplabv2_resnet101",
         path=True,
     )
 
