@@ -27,7 +27,12 @@ from lightning_modules.detection_scores import DetectionScores
 from lightning_modules.network import Network
 
 DETECTORS = [name for name, head in HEADS.items() if head.task == "detection"]
-NARROW = {"retinanet": "{width: 64}", "fcos": "{width: 64}", "fasterrcnn": "{width: 64, hidden: 128}"}
+NARROW = {
+    "retinanet": "{width: 64}",
+    "fcos": "{width: 64}",
+    "fasterrcnn": "{width: 64, hidden: 128}",
+    "yolov1": "{width: 32, hidden: 64, grid: 4, stride: 1, dropout: 0.0}",
+}
 
 
 def digits(monkeypatch: pytest.MonkeyPatch, task: str = "detection", **more: object) -> Digits:
@@ -194,7 +199,7 @@ def test_one_image_can_be_learned(name: str, monkeypatch: pytest.MonkeyPatch) ->
     assert scores.scores(data.class_names)["map50"] == pytest.approx(1)
 
 
-LEARNING_STEPS = {"retinanet": 50, "fcos": 30, "fasterrcnn": 20}
+LEARNING_STEPS = {"retinanet": 50, "fcos": 30, "fasterrcnn": 20, "yolov1": 60}
 
 
 @pytest.mark.parametrize(
