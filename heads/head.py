@@ -33,6 +33,8 @@ class Head(nn.Module):
     """Options that are passed to backbones whose constructor accepts them, such as `fully_convolutional`."""
     needs_padded_maps: ClassVar[bool] = False
     """Whether it is refused on backbones whose unpadded layers crop the image (see `Backbone.cropped_pixels`)."""
+    sees_whole_image: ClassVar[bool] = False
+    """Whether it detects by layers over the whole image, so that all images must have one size."""
     takes_classifier: ClassVar[bool] = False
     """Whether it is given the backbone's published classifier as `classifier=`."""
     stages: ClassVar[tuple[dict[str, Any], ...]] = ()

@@ -61,6 +61,7 @@ class GraftModule(pl.LightningModule):
         weight_decay: see `parameter_groups.decayed_parameters`.
         schedule: a name in `schedules.SCHEDULES`.
         warmup: fraction of all optimiser steps over which the learning rate rises linearly.
+        ap_rule: of detection; see `detection_scores.RULES`.
         preprocessing: size rule, mean, std and colours of the data, which checkpoints keep for prediction; see
             `GraftDataModule.preprocessing`.
 
@@ -104,6 +105,7 @@ class GraftModule(pl.LightningModule):
         weight_decay: float = 1e-4,
         schedule: str = "poly",
         warmup: float = 0.05,
+        ap_rule: str = "coco",
         preprocessing: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()

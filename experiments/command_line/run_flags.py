@@ -75,6 +75,17 @@ class RunConfig:
         "bands of the images: 3 reads all images as RGB; others need files of so many bands, such as TIFF, in --data "
         "folders",
     )
+    fit: Literal["own", "stretch", "within"] | None = data_flag(
+        None,
+        "size of whole images for heads that detect: own keeps it; stretch resizes to --image-size; within resizes in "
+        "proportion, shorter and longer side at most the two numbers of --image-size; default: own, stretch for heads "
+        "that see the whole image",
+    )
+    ap_rule: Literal["coco", "voc07", "voc10"] | None = data_flag(
+        None,
+        "rule of average precision: coco (mean over IoU 0.5 to 0.95), voc07 (11 points, IoU 0.5) or voc10 (area under "
+        "the curve, IoU 0.5); default: the data set's",
+    )
     download: bool = data_flag(False, "download the data set if it is missing and can be downloaded automatically")
     image_size: list[PositiveInt] | None = data_flag(
         None, "size of images in training, in pixels: height and width, or one number for both; default: the data set's"
