@@ -55,8 +55,12 @@ class GraftDataModule(DataModuleWithLoaders):
     """Whether the training source generates samples beyond its length, so that each epoch can have new ones."""
     takes_mask_suffix: ClassVar[bool] = False
     """Whether the names of masks are the user's choice."""
+    takes_several_labels: ClassVar[bool] = False
+    """Whether images may have any number of labels."""
     takes_in_channels: ClassVar[bool] = False
     """Whether images may have another number of bands than three."""
+    several_labels: bool = False
+    """Whether images have any number of labels; targets are then 0 or 1 int64 (B, C)."""
     class_names: tuple[str, ...]
     palette: tuple[Colour, ...] | None = None
     """The data set's own colours of its classes, RGB in 0..255."""
@@ -79,6 +83,7 @@ class GraftDataModule(DataModuleWithLoaders):
         mask_suffix: str | None = None,
         in_channels: int = RGB,
         weigh_borders: bool = False,
+        several_labels: bool = False,
     ) -> None:
         """`image_size` is (H, W), or None for the data set's default; `batch_size` and `workers` are per rank.
 
@@ -89,8 +94,8 @@ class GraftDataModule(DataModuleWithLoaders):
         user's home directory.
         `mask_suffix` is what the names of masks add to those of their images, and `in_channels` the number of bands of
         the images, both for data sets of plain folders. With `weigh_borders`, training batches have `border_weights`
-        for the loss unet_border. With `mean` or `std` None, `setup()` measures it on the
-        training images.
+        for the loss unet_border. With `several_labels`, data sets that can hold several labels per image are read so.
+        With `mean` or `std` None, `setup()` measures it on the training images.
 
         Raises:
             ValueError: the data set has no such task, or a number is out of range.
@@ -114,6 +119,7 @@ class GraftDataModule(DataModuleWithLoaders):
             raise DataError(f"--in-channels is for --data folders; the images of {name} are read as RGB")
         self.in_channels = in_channels
         self.weigh_borders = weigh_borders
+        self.several_labels = several_labels and self.takes_several_labels and task == "classification"
         self.mean = tuple(mean or ())
         self.std = tuple(std or ())
         self.normalise = Normalise(self.mean, self.std)

@@ -60,6 +60,7 @@ def write_results(config: RunConfig, folder: RunFolder, data: GraftDataModule, f
             "ignore_index": data.ignore_index,
             "seed": config.seed,
             "skipped": {split: len(samples) for split, samples in found.skipped.items()},
+            **({"several_labels": True} if data.several_labels else {}),
         },
         "backbone": config.backbone,
         "head": config.head,
