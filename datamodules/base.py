@@ -55,10 +55,14 @@ class GraftDataModule(DataModuleWithLoaders):
     """Whether the training source generates samples beyond its length, so that each epoch can have new ones."""
     takes_mask_suffix: ClassVar[bool] = False
     """Whether the names of masks are the user's choice."""
+    takes_several_labels: ClassVar[bool] = False
+    """Whether images may have any number of labels."""
     takes_in_channels: ClassVar[bool] = False
     """Whether images may have another number of bands than three."""
     ap_rule: ClassVar[str] = "coco"
     """How its detections are scored unless the user says otherwise; see `lightning_modules/detection_scores.py`."""
+    several_labels: bool = False
+    """Whether images have any number of labels; targets are then 0 or 1 int64 (B, C)."""
     class_names: tuple[str, ...]
     palette: tuple[Colour, ...] | None = None
     """The data set's own colours of its classes, RGB in 0..255."""
@@ -82,6 +86,7 @@ class GraftDataModule(DataModuleWithLoaders):
         in_channels: int = RGB,
         fit: Fit | None = None,
         weigh_borders: bool = False,
+        several_labels: bool = False,
     ) -> None:
         """`image_size` is (H, W), or None for the data set's default; `batch_size` and `workers` are per rank.
 
@@ -93,6 +98,7 @@ class GraftDataModule(DataModuleWithLoaders):
         `mask_suffix` is what the names of masks add to those of their images, and `in_channels` the number of bands of
         the images, both for data sets of plain folders. `fit` brings the images of a detector to a size before all
         else; None keeps theirs. With `weigh_borders`, training batches have `border_weights` for the loss unet_border.
+        With `several_labels`, data sets that can hold several labels per image are read so.
         With `mean` or `std` None, `setup()` measures it on the training images.
 
         Raises:
@@ -120,6 +126,7 @@ class GraftDataModule(DataModuleWithLoaders):
             raise DataError(f"--fit is for heads that detect; leave it out for {task}")
         self.fit: Fit = fit or "own"
         self.weigh_borders = weigh_borders
+        self.several_labels = several_labels and self.takes_several_labels and task == "classification"
         self.mean = tuple(mean or ())
         self.std = tuple(std or ())
         self.normalise = Normalise(self.mean, self.std)

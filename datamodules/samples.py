@@ -17,7 +17,7 @@ from datamodules.errors import DataError
 from datamodules.loader import Normalise
 from datamodules.objects import Objects, transformed
 from datamodules.sample_cache import SampleCache
-from datamodules.source import FileSource, Sample, Source
+from datamodules.source import FileSource, Sample, Source, SourceOfSeveralLabels
 from lightning_modules.borders import border_weights
 
 OnBadSample = Literal["error", "replace", "drop"]
@@ -99,7 +99,9 @@ class Samples(Dataset[dict[str, Any] | None]):
                 objects = np.where(out["mask"] == IGNORE_INDEX, 0, out["mask"])
                 found["border_weights"] = torch.from_numpy(border_weights(objects))
             return found
-        return {"image": tensor(self.pipeline(image=image)["image"]), "target": torch.tensor(target), "name": name}
+        several = isinstance(self.source, SourceOfSeveralLabels)
+        labels = torch.from_numpy(self.source.labels_of(target)) if several else torch.tensor(target)
+        return {"image": tensor(self.pipeline(image=image)["image"]), "target": labels, "name": name}
 
     def load(self, index: int) -> Sample:
         """The prepared sample, from the cache if it is there, and into it if it is not.

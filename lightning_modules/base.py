@@ -16,6 +16,7 @@ from lightning_modules.calibration import TemperatureFit
 from lightning_modules.detection_scores import DetectionScores
 from lightning_modules.losses import SEGMENTATION_ONLY, WeightedSum, terms
 from lightning_modules.metrics import ClassificationScores, EpochLoss, SegmentationScores
+from lightning_modules.multi_label import MultiLabelScores
 from lightning_modules.network import Network
 from lightning_modules.optimizers import OPTIMIZERS, make_optimizer
 from lightning_modules.own_size import at_own_sizes
@@ -26,7 +27,7 @@ from lightning_modules.sharding import ShardedEvaluation, is_sharded, shard
 from lightning_modules.start_from import load_matching_weights
 
 Batch = Mapping[str, Any]
-Scores = SegmentationScores | ClassificationScores | DetectionScores
+Scores = SegmentationScores | ClassificationScores | MultiLabelScores | DetectionScores
 AUX_CLASSIFIER_WEIGHT = 0.3
 """Weight of the loss of each auxiliary classifier (Szegedy et al. 2014, section 5)."""
 
@@ -46,6 +47,7 @@ class GraftModule(pl.LightningModule):
         aux_weight: weight of the auxiliary loss. Segmentation: loss of an auxiliary FCN head on the stride-16 map, used
             in training only; 0 or None builds no such head. Classification: loss of GoogLeNet's auxiliary classifiers;
             None means the paper's 0.3, and 0 builds none.
+        several_labels: images have any number of labels: targets are 0 or 1 `(B, C)`, the loss is binary_cross_entropy.
         ignore_index: label of the targets that do not count.
         optimizer: "sgd", "adamw" or "rmsprop", which has the decay of 0.9 and the epsilon of 0.001 of EfficientNet.
         lr: base learning rate; the backbone's is `lr * backbone_lr_mult`.
@@ -91,6 +93,7 @@ class GraftModule(pl.LightningModule):
         class_weights: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
         aux_weight: float | None = None,
+        several_labels: bool = False,
         ignore_index: int = 255,
         optimizer: str = "adamw",
         lr: float = 1e-3,
@@ -157,6 +160,11 @@ class GraftModule(pl.LightningModule):
         if hparams["optimizer"] not in OPTIMIZERS:
             raise ValueError(f"no optimizer '{hparams['optimizer']}'; there are {', '.join(OPTIMIZERS)}")
         learning_rate_factor(hparams["schedule"], 0, 1, 0)  # rejects an unknown schedule
+        if hparams["several_labels"] and (task != "classification" or hparams["loss"] != "binary_cross_entropy"):
+            raise ValueError(
+                f"images with several labels need a classification head and --loss binary_cross_entropy alone; these "
+                f"are {head} and {hparams['loss']}"
+            )
         for _, name in terms(hparams["loss"]):
             if name in SEGMENTATION_ONLY and self.task != "segmentation":
                 raise ValueError(f"--loss {name} weighs pixels by their neighbours; it is for segmentation heads only")
@@ -180,6 +188,10 @@ class GraftModule(pl.LightningModule):
     def add_crf(self, settings: dict[str, Any], *, trainable: bool) -> None:
         """Refine the logits by a fully connected CRF from now on."""
         raise ValueError(f"a CRF refines segmentations; {self.hparams['head']} is a {self.task} head")
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probabilities of logits `(B, C, ...)`; of several labels each by itself."""
+        return logits.sigmoid() if self.hparams["several_labels"] else logits.softmax(1)
 
     def refine(self, logits: Tensor, images: Tensor) -> Tensor:
         """Refine the logits with the CRF, if there is one; otherwise return them unchanged.
@@ -275,7 +287,7 @@ class GraftModule(pl.LightningModule):
             for one, target in at_own_sizes(logits, batch["target"], batch.get("target_sizes")):
                 self.split_loss(split).update(*cast("WeightedSum", self.loss).sums(one, target))
                 cast("SegmentationScores", self.split_scores(split)).update(one, target)
-                if split == "val":
+                if split == "val" and not self.hparams["several_labels"]:
                     self.calibration.update(one, target)
 
     # Cleared where a pass begins, so that the counts stay readable after it, for pictures and logs.

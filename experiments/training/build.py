@@ -94,6 +94,7 @@ def build_data(config: RunConfig) -> GraftDataModule:
         in_channels=config.in_channels,
         fit=size_for(config),
         weigh_borders="unet_border" in config.loss,
+        several_labels="binary_cross_entropy" in config.loss,
     )
 
 
@@ -142,6 +143,7 @@ def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] |
         class_weights=class_weights(config.class_weights, data),
         label_smoothing=config.label_smoothing,
         aux_weight=config.aux_weight,
+        several_labels=data.several_labels,
         # In classification no label is ignored: 255 is a class of ImageNet, so this is an index that never occurs.
         ignore_index=data.ignore_index if data.task == "segmentation" else NO_CLASS,
         optimizer=config.optimizer,
