@@ -30,7 +30,7 @@ class Relation:
     """One comparison by one measure."""
 
     measure: str
-    """ "test/top1", "train/loss", "params" ..."""
+    """Such as "test/top1", "train/loss_epoch" or "params"."""
     text: str
     tree: ast.Compare
 
