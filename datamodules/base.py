@@ -23,6 +23,7 @@ from datamodules.memory import keep_freed_memory
 from datamodules.node_folder import once_per_node
 from datamodules.notes import note
 from datamodules.palette import Colour, distinct_colours
+from datamodules.proposals import Proposals, proposals_for
 from datamodules.sample_cache import Cache, open_cache
 from datamodules.samples import OnBadSample, Samples
 from datamodules.size_rules import SizeRule
@@ -79,6 +80,7 @@ class GraftDataModule(DataModuleWithLoaders):
         mask_suffix: str | None = None,
         in_channels: int = RGB,
         weigh_borders: bool = False,
+        proposals: str | None = None,
     ) -> None:
         """`image_size` is (H, W), or None for the data set's default; `batch_size` and `workers` are per rank.
 
@@ -89,8 +91,9 @@ class GraftDataModule(DataModuleWithLoaders):
         user's home directory.
         `mask_suffix` is what the names of masks add to those of their images, and `in_channels` the number of bands of
         the images, both for data sets of plain folders. With `weigh_borders`, training batches have `border_weights`
-        for the loss unet_border. With `mean` or `std` None, `setup()` measures it on the
-        training images.
+        for the loss unet_border. With `proposals`, a method or a file (see `datamodules/proposals.py`), objects have
+        proposals, and training images are the same in each epoch. With `mean` or `std` None, `setup()` measures it on
+        the training images.
 
         Raises:
             ValueError: the data set has no such task, or a number is out of range.
@@ -114,6 +117,11 @@ class GraftDataModule(DataModuleWithLoaders):
             raise DataError(f"--in-channels is for --data folders; the images of {name} are read as RGB")
         self.in_channels = in_channels
         self.weigh_borders = weigh_borders
+        if proposals is not None and task != "detection":
+            raise DataError(f"--proposals are boxes that may hold an object; leave the flag out in {task}")
+        self.proposals = proposals
+        self.found: dict[str, Proposals] = {}
+        """The proposals of each split, after `setup()`."""
         self.mean = tuple(mean or ())
         self.std = tuple(std or ())
         self.normalise = Normalise(self.mean, self.std)
@@ -164,6 +172,7 @@ class GraftDataModule(DataModuleWithLoaders):
             "colours": [list(colour) for colour in self.colours],
             "white": next((one.white for one in sources if isinstance(one, (LabelledImages, MaskedImages))), WHITE),
             "least": next((one.min_side for one in sources if isinstance(one, LabelledImages)), None),
+            "proposals": self.proposals,
         }
 
     def preparation(self) -> list[A.BasicTransform]:
@@ -195,12 +204,17 @@ class GraftDataModule(DataModuleWithLoaders):
         sources = self.sources()
         self.splits = tuple(sources)
         self._measure_bands(next(iter(sources.values())))
+        if self.proposals is not None:
+            if self.endless_training:
+                note("with --proposals, the training images are the same in each epoch")
+                self.endless_training = False
+            self.found = proposals_for(self.proposals, sources, self.data_dir, self.workers)
         if "train" in sources:
             self.train = self._training_samples(sources["train"])
         if "val" in sources:
-            self.val = self._samples(sources["val"], self.evaluation(), "drop")
+            self.val = self._samples(sources["val"], self.evaluation(), "drop", proposals=self.found.get("val"))
         if "test" in sources:
-            self.test = self._samples(sources["test"], self.evaluation(), "drop")
+            self.test = self._samples(sources["test"], self.evaluation(), "drop", proposals=self.found.get("test"))
         if self.on_bad_sample == "error":
             self._check_files([samples for samples in (self.train, self.val, self.test) if samples is not None])
 
@@ -208,7 +222,8 @@ class GraftDataModule(DataModuleWithLoaders):
         self._check_batch_size(len(source))
         name = self.augmentation_name
         transforms = find_augmentation(name, self.image_size, self.mean) if name else self.augmentation()
-        return self._samples(source, transforms, "replace", endless=self.endless_training)
+        found = self.found.get("train")
+        return self._samples(source, transforms, "replace", endless=self.endless_training, proposals=found)
 
     def _measure_bands(self, source: Source) -> None:
         """Set mean and standard deviation from the images, where none were given, and say what they are."""
@@ -250,7 +265,13 @@ class GraftDataModule(DataModuleWithLoaders):
         return " ".join(f"{name}:{count}:{digest}" for name, count, digest in parts)
 
     def _samples(
-        self, source: Source, transforms: list[A.BasicTransform], skip: OnBadSample, *, endless: bool = False
+        self,
+        source: Source,
+        transforms: list[A.BasicTransform],
+        skip: OnBadSample,
+        *,
+        endless: bool = False,
+        proposals: Proposals | None = None,
     ) -> Samples:
         preparation = self.preparation()
         if isinstance(source, LabelledImages):
@@ -266,4 +287,5 @@ class GraftDataModule(DataModuleWithLoaders):
             weigh_borders=self.weigh_borders and skip == "replace",
             cache=open_cache(self.cache) if isinstance(source, FileSource) else None,
             preparation=compose(preparation, boxes=self.task == "detection") if preparation else None,
+            proposals=proposals,
         )

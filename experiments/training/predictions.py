@@ -71,7 +71,7 @@ def samples_by_index(module: GraftModule, data: GraftDataModule) -> dict[int, Sa
     items = {index: item for index in indices if (item := data.val[index]) is not None}
     module.eval()
     with torch.inference_mode():  # one by one: images may differ in size
-        outputs = [module(item["image"][None].to(module.device)) for item in items.values()]
+        outputs = [predicted(module, item) for item in items.values()]
     images = [as_rgb(data.to_pixels(item["image"]).permute(1, 2, 0).numpy()) for item in items.values()]
     if data.task == "detection":
         truths, predictions = [item["target"] for item in items.values()], [on_cpu(found) for (found,) in outputs]
@@ -79,6 +79,14 @@ def samples_by_index(module: GraftModule, data: GraftDataModule) -> dict[int, Sa
         truths = [item["target"].numpy() for item in items.values()]
         predictions = [logits.argmax(1)[0].cpu().numpy() for logits in outputs]
     return dict(zip(items, zip(images, truths, predictions, strict=True), strict=True))
+
+
+def predicted(module: GraftModule, item: Mapping[str, Any]) -> Any:
+    """What the module says of one sample, among its proposals if it has some."""
+    image = item["image"][None].to(module.device)
+    if isinstance(item["target"], dict) and "proposals" in item["target"]:
+        return module(image, [item["target"]["proposals"].to(module.device)])
+    return module(image)
 
 
 def coloured(labels: np.ndarray, data: GraftDataModule) -> np.ndarray:
