@@ -48,7 +48,8 @@ Method = Callable[[np.ndarray], np.ndarray]
 
 def windows_of(image: np.ndarray) -> np.ndarray:
     """Sliding windows over an image."""
-    return sliding_windows(*image.shape[:2], MOST)
+    height, width = image.shape[:2]
+    return sliding_windows(height, width, MOST)
 
 
 METHODS: dict[str, Method] = {

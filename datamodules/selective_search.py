@@ -167,11 +167,9 @@ def texture_levels(colours: np.ndarray) -> np.ndarray:
     Directions are 45 degrees apart, so both ends of an edge of any orientation count.
     """
     smooth = cv2.GaussianBlur(colours.astype(np.float32), (0, 0), 1.0)
-    difference = np.array([-0.5, 0, 0.5], np.float32)
-    across, down = (
-        cv2.sepFilter2D(smooth, cv2.CV_32F, *kernels, borderType=cv2.BORDER_REPLICATE)
-        for kernels in ((difference, np.ones(1, np.float32)), (np.ones(1, np.float32), difference))
-    )
+    difference, one = np.array([-0.5, 0, 0.5], np.float32), np.ones(1, np.float32)
+    across = cv2.sepFilter2D(smooth, cv2.CV_32F, difference, one, borderType=cv2.BORDER_REPLICATE)
+    down = cv2.sepFilter2D(smooth, cv2.CV_32F, one, difference, borderType=cv2.BORDER_REPLICATE)
     slopes = []
     for angle in np.arange(ORIENTATIONS) * 2 * np.pi / ORIENTATIONS:
         slope = np.maximum(np.float32(np.cos(angle)) * across + np.float32(np.sin(angle)) * down, 0)

@@ -77,7 +77,7 @@ class DetectionModule(GraftModule):
         if head.needs_proposals and all("proposals" in one for one in targets):
             outputs = head.with_proposals(outputs, [one["proposals"] for one in targets])
         truth = [{name: value for name, value in one.items() if name != "proposals"} for one in targets]
-        scores.update(batch["name"], head.detections(outputs, sizes), truth)
+        scores.update(batch["name"], head.detections(outputs, sizes), cast("list[Objects]", truth))
 
 
 def sizes_of(batch: Batch) -> list[tuple[int, int]]:

@@ -55,6 +55,7 @@ def photographs(folder: str, images: int) -> Iterator[tuple[np.ndarray, np.ndarr
     numbers = [data.class_names.index(name) for name in OBJECT_CLASSES]
     for index in np.linspace(0, len(source) - 1, min(images, len(source))).astype(int).tolist():
         image, mask, _ = source[index]
+        assert isinstance(mask, np.ndarray)
         boxes = []
         for number in numbers:
             _, _, statistics, _ = cv2.connectedComponentsWithStats((mask == number).astype(np.uint8))
