@@ -1,9 +1,10 @@
 """Boxes that may hold an object, found without a network, for the heads that classify such boxes.
 
 `--proposals` names a method of `METHODS`, or a file that `experiments/propose.py` or another program wrote. A method's
-boxes are kept in the cache folder, one file for a data set, and are found once. The file is an .npz with three arrays
-for each split: "SPLIT_names" (the names of its samples), "SPLIT_counts" (boxes of each, int) and "SPLIT_boxes" (all
-boxes in that order, float32 `(N, 4)`: x1, y1, x2, y2 in pixels of the stored image, the most promising first).
+boxes are kept in the cache folder, one file for a data set, and are found once. The file is an .npz with four arrays
+for each split: "SPLIT_names" (the names of its samples), "SPLIT_sizes" (H and W of their images as they are stored,
+int `(S, 2)`), "SPLIT_counts" (boxes of each, int) and "SPLIT_boxes" (all boxes in that order, float32 `(N, 4)`: x1, y1,
+x2, y2 in pixels of that image, the most promising first).
 """
 
 import time
@@ -11,7 +12,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from hashlib import sha1
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import cv2
@@ -40,8 +41,8 @@ PATIENCE = 2.0
 SLACK = 1.0
 """Pixels by which a box may reach over the border: programs round differently."""
 
-Boxes = dict[str, np.ndarray]
-"""Boxes float32 `(N, 4)` of each image, by its name."""
+Boxes = dict[str, tuple[np.ndarray, tuple[int, int]]]
+"""Boxes float32 `(N, 4)` and H and W of each image, by its name."""
 Method = Callable[[np.ndarray], np.ndarray]
 """Image uint8 `(H, W, 3)` -> boxes float32 `(N, 4)`."""
 
@@ -58,6 +59,16 @@ METHODS: dict[str, Method] = {
 }
 
 
+class Found(NamedTuple):
+    """What a method has found in an image."""
+
+    name: str
+    boxes: np.ndarray
+    """float32 `(N, 4)`."""
+    size: tuple[int, int]
+    """H and W of the image."""
+
+
 class Proposals:
     """The boxes of a split's images."""
 
@@ -66,23 +77,23 @@ class Proposals:
         self.origin = origin
         """Where they are from, for errors."""
 
-    def of(self, name: str, height: int, width: int) -> np.ndarray:
-        """Boxes float32 `(N, 4)` of the image `name`, cut at its border.
+    def of(self, name: str, image: np.ndarray, *, resized: bool = False) -> np.ndarray:
+        """Boxes float32 `(N, 4)` in an image `(H, W, C)`, which may have been resized.
 
         Raises:
             ValueError: there are none for that name, or they are of an image of another size.
         """
+        height, width = image.shape[:2]
         if name not in self.boxes:
             raise DataError(f"{self.origin} has no boxes for {name}; make them anew with experiments/propose.py")
-        boxes = self.boxes[name][:MOST]
-        if len(boxes) and (boxes.min() < -SLACK or (boxes[:, 2:] > np.array([width, height]) + SLACK).any()):
-            reach = ", ".join(f"{side:g}" for side in (*boxes[:, :2].min(0), *boxes[:, 2:].max(0)))
+        boxes, (own_height, own_width) = self.boxes[name]
+        if not resized and (own_height, own_width) != (height, width):
             raise DataError(
-                f"{self.origin}: boxes of {name} reach from {reach}, outside its {width}x{height} pixels; they are of "
-                "another image or size"
+                f"{self.origin}: the boxes of {name} are of an image of {own_width}x{own_height} pixels, but it has "
+                f"{width}x{height}; make them anew with experiments/propose.py"
             )
-        cut = boxes.clip(0, [width, height, width, height])
-        return cut[(cut[:, 2:] > cut[:, :2]).all(1)].astype(np.float32)
+        factors = np.array([width / own_width, height / own_height] * 2)
+        return (boxes[:MOST] * factors).clip(0, [width, height, width, height]).astype(np.float32)
 
 
 def proposals_for(
@@ -131,8 +142,8 @@ def hash_of_images(source: Source) -> str:
     return total.hexdigest()
 
 
-class Finding(Dataset[tuple[str, np.ndarray] | None]):
-    """Name and boxes of each image; None for those in `known` and for unreadable ones, which the loaders report."""
+class Finding(Dataset[Found | None]):
+    """What is found in each image; None for those in `known` and for unreadable ones, which the loaders report."""
 
     def __init__(self, method: Method, source: Source, known: Container[str]) -> None:
         self.method, self.source, self.known = method, source, known
@@ -140,12 +151,14 @@ class Finding(Dataset[tuple[str, np.ndarray] | None]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[str, np.ndarray] | None:
+    def __getitem__(self, index: int) -> Found | None:
         try:
             image, _, name = self.source[index]
         except DataError:
             return None
-        return None if name in self.known else (name, self.method(np.ascontiguousarray(image)))
+        if name in self.known:
+            return None
+        return Found(name, self.method(np.ascontiguousarray(image)), (image.shape[0], image.shape[1]))
 
 
 def completed(method: Method, sources: Mapping[str, Source], file: Path | None, workers: int) -> dict[str, Boxes]:
@@ -161,7 +174,7 @@ def completed(method: Method, sources: Mapping[str, Source], file: Path | None, 
         for split in todo:
             for found in in_order(Finding(method, sources[split], frozenset(boxes[split])), workers):
                 if found is not None:
-                    boxes[split][found[0]] = found[1]
+                    boxes[split][found.name] = found.boxes, found.size
                 progress.advance(task)
                 now = time.monotonic()
                 if now - started > PATIENCE:
@@ -177,7 +190,7 @@ def completed(method: Method, sources: Mapping[str, Source], file: Path | None, 
     return boxes
 
 
-def in_order(finding: Finding, workers: int) -> Iterator[tuple[str, np.ndarray] | None]:
+def in_order(finding: Finding, workers: int) -> Iterator[Found | None]:
     """What is found in each image, by so many processes."""
     with sigterm_blocked():
         found = iter(
@@ -199,9 +212,11 @@ def write(path: Path, boxes: Mapping[str, Boxes]) -> bool:
     """Write a file of proposals through a temporary one. Returns False if the folder is read-only or full."""
     arrays: dict[str, np.ndarray] = {}
     for split, of_images in boxes.items():
+        each, sizes = [one for one, _ in of_images.values()], [size for _, size in of_images.values()]
         arrays[f"{split}_names"] = np.array(list(of_images), dtype=np.str_)
-        arrays[f"{split}_counts"] = np.array([len(one) for one in of_images.values()], np.int64)
-        arrays[f"{split}_boxes"] = np.concatenate([np.zeros((0, 4), np.float32), *of_images.values()])
+        arrays[f"{split}_sizes"] = np.array(sizes, np.int64).reshape(-1, 2)
+        arrays[f"{split}_counts"] = np.array(list(map(len, each)), np.int64)
+        arrays[f"{split}_boxes"] = np.concatenate([np.zeros((0, 4), np.float32), *each])
     part = path.with_suffix(temporary_suffix())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -227,7 +242,7 @@ def read(path: str) -> dict[str, Boxes]:
         with np.load(file, allow_pickle=False) as arrays:
             splits = [name.removesuffix("_names") for name in arrays if name.endswith("_names")]
             return {
-                split: of_images(*(arrays[f"{split}_{part}"] for part in ("names", "counts", "boxes")))
+                split: of_images(*(arrays[f"{split}_{part}"] for part in ("names", "sizes", "counts", "boxes")))
                 for split in splits
             }
     except (BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
@@ -235,15 +250,25 @@ def read(path: str) -> dict[str, Boxes]:
         raise DataError(f"--proposals {path} is no file of proposals ({reason}); delete it or give another") from None
 
 
-def of_images(names: np.ndarray, counts: np.ndarray, boxes: np.ndarray) -> Boxes:
+def of_images(names: np.ndarray, sizes: np.ndarray, counts: np.ndarray, boxes: np.ndarray) -> Boxes:
     """Divide all boxes of a split among its images.
 
     Raises:
-        ValueError: the arrays do not fit together, or a number is not finite.
+        ValueError: the arrays do not fit together, or a box is none or lies outside its image.
     """
-    if boxes.shape != (int(counts.sum()), 4) or len(names) != len(counts) or (counts < 0).any():
-        raise ValueError(f"{len(names)} names, {len(counts)} counts for {int(counts.sum())} boxes, boxes {boxes.shape}")
-    if not np.isfinite(boxes).all():
-        raise ValueError("a coordinate is not finite")
+    if boxes.shape != (int(counts.sum()), 4) or sizes.shape != (len(names), 2) or len(names) != len(counts):
+        shapes = f"{len(names)} names, sizes {sizes.shape}, {len(counts)} counts of {counts.sum()} boxes, {boxes.shape}"
+        raise ValueError(f"its arrays do not fit together: {shapes}")
     ends = [0, *np.cumsum(counts).tolist()]
-    return {str(name): boxes[start:end] for name, (start, end) in zip(names, pairwise(ends), strict=True)}
+    limits = np.repeat(sizes[:, ::-1], counts, axis=0) + SLACK
+    wrong = ~((boxes >= -SLACK).all(1) & (boxes[:, 2:] <= limits).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1))
+    if wrong.any():  # also numbers that are not finite
+        first = int(wrong.argmax())
+        image = int(np.searchsorted(ends, first, "right")) - 1
+        height, width = sizes[image].tolist()
+        raise ValueError(
+            f"{wrong.sum()} boxes are none or lie outside their image; the first: {boxes[first].tolist()} of "
+            f"{names[image]}, which has {width}x{height} pixels"
+        )
+    each = zip(names, pairwise(ends), sizes.tolist(), strict=True)
+    return {str(name): (boxes[start:end], (height, width)) for name, (start, end), (height, width) in each}

@@ -56,8 +56,6 @@ class Samples(Dataset[dict[str, Any] | None]):
         weigh_borders: bool = False,
         proposals: Proposals | None = None,
     ) -> None:
-        if proposals is not None and preparation is not None:
-            raise DataError("--proposals: the boxes are of images as they are stored, and these data are resized first")
         self.proposals = proposals
         self.on_bad_sample = on_bad_sample
         self.bad = torch.zeros(0 if on_bad_sample == "error" else len(source), dtype=torch.bool).share_memory_()
@@ -116,7 +114,11 @@ class Samples(Dataset[dict[str, Any] | None]):
         image, target, name = self._stored(index)
         if self.proposals is None or not isinstance(target, Objects):
             return image, target, name
-        return image, replace(target, proposals=self.proposals.of(name, *image.shape[:2])), name
+        return (
+            image,
+            replace(target, proposals=self.proposals.of(name, image, resized=self.preparation is not None)),
+            name,
+        )
 
     def _stored(self, index: int) -> Sample:
         """The prepared sample, from the cache if it is there, and into it if it is not."""

@@ -20,6 +20,7 @@ from heads.pspnet import PSPNet
 from heads.retinanet import RetinaNet
 from heads.spp import SPP
 from heads.unet import UNet
+from heads.yolov1 import YOLOv1
 
 HEADS: dict[str, type[Head]] = {
     "classifier": Classifier,
@@ -42,6 +43,7 @@ HEADS: dict[str, type[Head]] = {
     "retinanet": RetinaNet,
     "fcos": FCOS,
     "fasterrcnn": FasterRCNN,
+    "yolov1": YOLOv1,
 }
 
 

@@ -52,6 +52,8 @@ class BoxHead(Head):
 
     task = "detection"
     needs_padded_maps = True
+    one_stage: ClassVar[bool] = True
+    """Whether it scores a fixed set of boxes, which `every_box` gives; others propose boxes first."""
     loss_terms: ClassVar[tuple[str, ...]]
     """Names of the terms that `losses` returns; the loss is their sum."""
     needs_proposals: ClassVar[bool] = False
@@ -79,6 +81,14 @@ class BoxHead(Head):
         """What `forward` returned, with the boxes `(P_i, 4)` that `detections` is to classify in each image.
 
         Only for heads that need proposals.
+        """
+        raise NotImplementedError
+
+    def every_box(self, outputs: Any, size: Size) -> tuple[Tensor, Tensor]:
+        """All boxes `(B, N, 4)` and scores `(B, N, C)` of a one-stage head, before any is dropped or clipped.
+
+        Args:
+            size: H and W of the batch.
         """
         raise NotImplementedError
 

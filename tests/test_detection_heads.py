@@ -18,6 +18,7 @@ NARROW = {
     "retinanet": {"width": 32},
     "fcos": {"width": 64},
     "fasterrcnn": {"width": 32, "hidden": 64},
+    "yolov1": {"width": 32, "hidden": 64},
 }
 """Options under which a head is the same network, only narrower."""
 NORMS_OF_RESNET50 = 53_120

@@ -212,13 +212,19 @@ def test_unfinished_work_goes_on(tmp_path: Path) -> None:
         seen.append(image)
         return np.float32([[0, 0, 10, 10]] * len(seen))
 
-    write(file, {"val": {"picture 1": np.float32([[1, 1, 5, 5]])}})
+    write(file, {"val": {"picture 1": (np.float32([[1, 1, 5, 5]]), (30, 40))}})
     boxes = completed(method, {"val": Pictures()}, file, 0)
     assert len(seen) == 2
-    assert {name: len(one) for name, one in boxes["val"].items()} == {"picture 1": 1, "picture 0": 1, "picture 2": 2}
-    assert {name: one.tolist() for name, one in read(str(file))["val"].items()} == {
-        name: one.tolist() for name, one in boxes["val"].items()
+    assert {name: len(one) for name, (one, _) in boxes["val"].items()} == {
+        "picture 1": 1,
+        "picture 0": 1,
+        "picture 2": 2,
     }
+    again = read(str(file))["val"]
+    assert list(again) == list(boxes["val"])
+    for name, (found, size) in boxes["val"].items():
+        assert again[name][0].tolist() == found.tolist()
+        assert again[name][1] == size == (30, 40)
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
     completed(method, {"val": Pictures()}, file, 0)
     assert len(seen) == 2
@@ -227,7 +233,7 @@ def test_unfinished_work_goes_on(tmp_path: Path) -> None:
 def test_processes_find_what_one_finds(tmp_path: Path) -> None:
     both = [completed(METHODS["windows"], {"val": Pictures()}, None, workers)["val"] for workers in (0, 2)]
     assert list(both[0]) == list(both[1])
-    assert all(np.array_equal(both[0][name], both[1][name]) for name in both[0])
+    assert all(np.array_equal(both[0][name][0], both[1][name][0]) for name in both[0])
 
 
 def damaged(path: Path) -> None:
@@ -235,15 +241,20 @@ def damaged(path: Path) -> None:
 
 
 def other_split(path: Path) -> None:
-    write(path, {"train": {"a": np.zeros((1, 4), np.float32)}})
+    write(path, {"train": {"a": (np.float32([[0, 0, 1, 1]]), (3, 4))}})
 
 
 def wrong_count(path: Path) -> None:
-    np.savez(path, val_names=["a"], val_counts=[3], val_boxes=np.zeros((1, 4)))
+    np.savez(path, val_names=["a"], val_sizes=[[3, 4]], val_counts=[3], val_boxes=np.zeros((1, 4)))
 
 
 def not_finite(path: Path) -> None:
-    np.savez(path, val_names=["a"], val_counts=[1], val_boxes=np.full((1, 4), np.nan))
+    np.savez(path, val_names=["a"], val_sizes=[[3, 4]], val_counts=[1], val_boxes=np.full((1, 4), np.nan))
+
+
+def outside(path: Path) -> None:
+    boxes = np.float32([[0, 0, 4.5, 3], [0, 0, 5, 5]])
+    np.savez(path, val_names=["a", "b"], val_sizes=[[3, 4]] * 2, val_counts=[1, 1], val_boxes=boxes)
 
 
 @pytest.mark.parametrize(
@@ -251,8 +262,9 @@ def not_finite(path: Path) -> None:
     [
         (damaged, "is no file of proposals"),
         (other_split, "has no boxes for the split val; it has train"),
-        (wrong_count, "1 names, 1 counts for 3 boxes"),
-        (not_finite, "a coordinate is not finite"),
+        (wrong_count, r"do not fit together: 1 names, sizes \(1, 2\), 1 counts of 3 boxes, \(1, 4\)"),
+        (not_finite, r"1 boxes are none .* the first: \[nan, nan, nan, nan\] of a, which has 4x3 pixels"),
+        (outside, r"1 boxes are none or lie outside their image; the first: \[0.0, 0.0, 5.0, 5.0\] of b"),
         (lambda path: None, r"no such file, nor a method \(selective_search, windows\)"),
     ],
 )
@@ -264,14 +276,14 @@ def test_wrong_files_are_one_line(make: Callable, message: str, tmp_path: Path) 
     assert "\n" not in str(caught.value)
 
 
-def test_boxes_of_another_image_are_refused() -> None:
-    boxes = np.float32([[-0.5, 0, 20, 30.4], [3, 3, 3, 9], [2, 2, 9, 9]])
-    mine = Proposals({"a": boxes}, "--proposals a.npz")
-    assert mine.of("a", 30, 40).tolist() == [[0, 0, 20, 30], [2, 2, 9, 9]]
-    with pytest.raises(ValueError, match=r"a.npz: boxes of a reach from -0.5, 0, 20, 30.4, outside its 15x30 pixels"):
-        mine.of("a", 30, 15)
+def test_boxes_belong_to_an_image_and_its_size() -> None:
+    mine = Proposals({"a": (np.float32([[-0.5, 0, 20, 30.4], [2, 2, 9, 9]]), (30, 40))}, "--proposals a.npz")
+    assert mine.of("a", photo(0, 30, 40)).tolist() == [[0, 0, 20, 30], [2, 2, 9, 9]]
+    assert mine.of("a", photo(0, 60, 20), resized=True).tolist() == [[0, 0, 10, 60], [1, 4, 4.5, 18]]
+    with pytest.raises(ValueError, match="a.npz: the boxes of a are of an image of 40x30 pixels, but it has 15x30"):
+        mine.of("a", photo(0, 30, 15))
     with pytest.raises(ValueError, match="has no boxes for b; make them anew with experiments/propose.py"):
-        mine.of("b", 30, 40)
+        mine.of("b", photo(0, 30, 40))
 
 
 def test_proposals_move_with_the_image() -> None:

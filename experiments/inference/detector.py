@@ -1,6 +1,7 @@
 """A trained network that detects objects: loading it, and what evaluate.py and predict.py do with it.
 
-Pictures keep their own size, and each is predicted once and whole.
+Each picture is predicted once and whole, at the size that the rule of the data set gives it; boxes are in its own
+pixels.
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ def detects(run: str) -> bool:
 
 
 def load_detector(flags: ProtocolFlags, **others: tuple[Any, Any]) -> TrainedNetwork:
-    """The network of a run, for pictures at their own size.
+    """The network of a run, for whole pictures.
 
     Args:
         others: further flags that detection does not have: their value and the one that they must keep.
@@ -61,14 +62,18 @@ def detect(network: TrainedNetwork, image: np.ndarray, proposals: np.ndarray | N
             selective search if those came from a file.
     """
     inner = network.module.network
-    batch = Normalise(network.mean, network.std)(torch.from_numpy(np.ascontiguousarray(image))[None])
+    seen = np.ascontiguousarray(network.size_rule.apply(image))
+    (height, width), (own_height, own_width) = seen.shape[:2], image.shape[:2]
+    factors = torch.tensor([own_width / width, own_height / height]).repeat(2)
+    batch = Normalise(network.mean, network.std)(torch.from_numpy(seen)[None])
     parameter = next(network.module.parameters())
     given = None
     if cast("BoxHead", inner.head).needs_proposals:
         boxes = proposals_method(network)(np.ascontiguousarray(image)) if proposals is None else proposals
-        given = [torch.from_numpy(boxes).to(parameter.device)]
+        given = [(torch.from_numpy(boxes) / factors).to(parameter.device)]
     (found,) = inner.detect(batch.to(parameter.device, parameter.dtype), proposals=given)
-    return on_cpu(found)  # type: ignore[return-value]
+    found = on_cpu(found)
+    return found | {"boxes": found["boxes"] * factors}  # type: ignore[return-value]
 
 
 def proposals_method(network: TrainedNetwork) -> Method:
