@@ -23,6 +23,7 @@ from datamodules.memory import keep_freed_memory
 from datamodules.node_folder import once_per_node
 from datamodules.notes import note
 from datamodules.palette import Colour, distinct_colours
+from datamodules.proposals import Proposals, proposals_for
 from datamodules.sample_cache import Cache, open_cache
 from datamodules.samples import OnBadSample, Samples
 from datamodules.size_rules import Fit, SizeRule
@@ -87,6 +88,7 @@ class GraftDataModule(DataModuleWithLoaders):
         fit: Fit | None = None,
         weigh_borders: bool = False,
         several_labels: bool = False,
+        proposals: str | None = None,
     ) -> None:
         """`image_size` is (H, W), or None for the data set's default; `batch_size` and `workers` are per rank.
 
@@ -99,7 +101,8 @@ class GraftDataModule(DataModuleWithLoaders):
         the images, both for data sets of plain folders. `fit` brings the images of a detector to a size before all
         else; None keeps theirs. With `weigh_borders`, training batches have `border_weights` for the loss unet_border.
         With `several_labels`, data sets that can hold several labels per image are read so.
-        With `mean` or `std` None, `setup()` measures it on the training images.
+        With `proposals`, a method or a file (see `datamodules/proposals.py`), objects have proposals, and training
+        images are the same in each epoch. With `mean` or `std` None, `setup()` measures it on the training images.
 
         Raises:
             ValueError: the data set has no such task, or a number is out of range.
@@ -127,6 +130,11 @@ class GraftDataModule(DataModuleWithLoaders):
         self.fit: Fit = fit or "own"
         self.weigh_borders = weigh_borders
         self.several_labels = several_labels and self.takes_several_labels and task == "classification"
+        if proposals is not None and task != "detection":
+            raise DataError(f"--proposals are boxes that may hold an object; leave the flag out in {task}")
+        self.proposals = proposals
+        self.found: dict[str, Proposals] = {}
+        """The proposals of each split, after `setup()`."""
         self.mean = tuple(mean or ())
         self.std = tuple(std or ())
         self.normalise = Normalise(self.mean, self.std)
@@ -179,6 +187,7 @@ class GraftDataModule(DataModuleWithLoaders):
             "colours": [list(colour) for colour in self.colours],
             "white": next((one.white for one in sources if isinstance(one, (LabelledImages, MaskedImages))), WHITE),
             "least": next((one.min_side for one in sources if isinstance(one, LabelledImages)), None),
+            "proposals": self.proposals,
         }
 
     def preparation(self) -> list[A.BasicTransform]:
@@ -215,12 +224,17 @@ class GraftDataModule(DataModuleWithLoaders):
         sources = self.sources()
         self.splits = tuple(sources)
         self._measure_bands(next(iter(sources.values())))
+        if self.proposals is not None:
+            if self.endless_training:
+                note("with --proposals, the training images are the same in each epoch")
+                self.endless_training = False
+            self.found = proposals_for(self.proposals, sources, self.data_dir, self.workers)
         if "train" in sources:
             self.train = self._training_samples(sources["train"])
         if "val" in sources:
-            self.val = self._samples(sources["val"], self.evaluation(), "drop")
+            self.val = self._samples(sources["val"], self.evaluation(), "drop", proposals=self.found.get("val"))
         if "test" in sources:
-            self.test = self._samples(sources["test"], self.evaluation(), "drop")
+            self.test = self._samples(sources["test"], self.evaluation(), "drop", proposals=self.found.get("test"))
         if self.on_bad_sample == "error":
             self._check_files([samples for samples in (self.train, self.val, self.test) if samples is not None])
 
@@ -228,7 +242,8 @@ class GraftDataModule(DataModuleWithLoaders):
         self._check_batch_size(len(source))
         name = self.augmentation_name
         transforms = find_augmentation(name, self.image_size, self.mean) if name else self.augmentation()
-        return self._samples(source, transforms, "replace", endless=self.endless_training)
+        found = self.found.get("train")
+        return self._samples(source, transforms, "replace", endless=self.endless_training, proposals=found)
 
     def _measure_bands(self, source: Source) -> None:
         """Set mean and standard deviation from the images, where none were given, and say what they are."""
@@ -270,7 +285,13 @@ class GraftDataModule(DataModuleWithLoaders):
         return " ".join(f"{name}:{count}:{digest}" for name, count, digest in parts)
 
     def _samples(
-        self, source: Source, transforms: list[A.BasicTransform], skip: OnBadSample, *, endless: bool = False
+        self,
+        source: Source,
+        transforms: list[A.BasicTransform],
+        skip: OnBadSample,
+        *,
+        endless: bool = False,
+        proposals: Proposals | None = None,
     ) -> Samples:
         preparation = self.preparation()
         if isinstance(source, LabelledImages):
@@ -286,4 +307,5 @@ class GraftDataModule(DataModuleWithLoaders):
             weigh_borders=self.weigh_borders and skip == "replace",
             cache=open_cache(self.cache) if isinstance(source, FileSource) else None,
             preparation=compose(preparation, boxes=self.task == "detection") if preparation else None,
+            proposals=proposals,
         )

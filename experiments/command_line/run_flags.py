@@ -96,6 +96,12 @@ class RunConfig:
         "set's own",
         path=True,
     )
+    proposals: str | None = data_flag(
+        None,
+        "boxes that may hold an object, for heads that classify such boxes: selective_search, windows, or an .npz file "
+        "of propose.py; default: selective_search under such a head",
+        path=True,
+    )
     mixup: NonNegativeFloat = data_flag(
         0.0,
         "MixUp alpha: training images are blended in a ratio drawn from Beta(alpha, alpha); 0: off; classification "

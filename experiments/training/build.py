@@ -15,7 +15,8 @@ from datamodules.errors import DataError
 from datamodules.size_rules import Fit
 from experiments.command_line.crf_settings import read_crf_settings
 from experiments.command_line.run_config import RunConfig
-from heads import find_head
+from heads import HEADS, find_head
+from heads.box_head import BoxHead
 from lightning_modules.base import GraftModule
 from lightning_modules.classification import ClassificationModule
 from lightning_modules.detection import DetectionModule
@@ -27,6 +28,7 @@ MODULES: dict[str, type[GraftModule]] = {
     "detection": DetectionModule,
 }
 NO_CLASS = -100
+DEFAULT_PROPOSALS = "selective_search"
 
 
 def prepare(config: RunConfig) -> tuple[GraftDataModule, GraftModule]:
@@ -95,7 +97,23 @@ def build_data(config: RunConfig) -> GraftDataModule:
         fit=size_for(config),
         weigh_borders="unet_border" in config.loss,
         several_labels="binary_cross_entropy" in config.loss,
+        proposals=proposals_of(config),
     )
+
+
+def proposals_of(config: RunConfig) -> str | None:
+    """The method or file of proposals, if the head needs some.
+
+    Raises:
+        ValueError: some are given to a head that needs none.
+    """
+    head = find_head(config.head)
+    if issubclass(head, BoxHead) and head.needs_proposals:
+        return config.proposals or DEFAULT_PROPOSALS
+    if config.proposals is not None:
+        needing = [name for name, one in HEADS.items() if issubclass(one, BoxHead) and one.needs_proposals]
+        raise ValueError(f"--proposals are for {' and '.join(needing)}; {config.head} takes none, leave the flag out")
+    return None
 
 
 def size_for(config: RunConfig) -> Fit | None:
