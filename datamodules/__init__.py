@@ -10,7 +10,7 @@ from datamodules.camvid import CamVid
 from datamodules.camvid32 import CamVid32
 from datamodules.cityscapes import Cityscapes
 from datamodules.coco import Coco
-from datamodules.digits import Digits
+from datamodules.digits import Digits, DigitsTurned
 from datamodules.drive import Drive
 from datamodules.flowers102 import Flowers102
 from datamodules.folders import Folders
@@ -23,6 +23,7 @@ from datamodules.voc_boxes import Voc07, Voc0712
 
 DATAMODULES: dict[str, type[GraftDataModule]] = {
     "digits": Digits,
+    "digits_turned": DigitsTurned,
     "folders": Folders,
     "shards": Shards,
     "coco": Coco,

@@ -329,7 +329,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
 
 def make_fake(name: str, task: str, root: Path) -> str | None:
     """A tiny copy of data set `name` under `root`, for `--data-dir`; None where the set brings its own."""
-    if name == "digits":
+    if name in ("digits", "digits_turned"):
         return None
     if name in ("folders", "shards"):
         (make_folders if name == "folders" else make_shards)(root, task)
