@@ -15,6 +15,8 @@ tasks; those that change colours need RGB images. Other pipelines can be written
 - deeplab: Chen et al. 2014 and its successors. Scale by 0.5 to 2, crop, flip.
 - unet_elastic: Ronneberger et al. 2015. Random displacements of a 3x3 grid, interpolated by a spline, after the
   deeplab crop.
+- yolo: Redmon et al. 2015, arXiv:1506.02640. Scale and translation by up to a fifth of the image, flip, brightness and
+  saturation by up to 1.5.
 - none: resize to `image_size`.
 """
 
@@ -108,6 +110,16 @@ def unet_elastic(image_size: Size, mean: Sequence[float]) -> list[A.BasicTransfo
     return [*scale_crop_flip(image_size, mean), spline]
 
 
+def yolo(image_size: Size, mean: Sequence[float]) -> list[A.BasicTransform]:
+    moved = A.Affine(
+        scale={"x": (0.8, 1.2), "y": (0.8, 1.2)}, translate_percent=(-0.2, 0.2), fill=fill(mean),
+        fill_mask=IGNORE_INDEX, p=1.0,
+    )  # fmt: skip
+    strengths = (1 / 1.5, 1.5)
+    colours = A.ColorJitter(brightness=strengths, contrast=(1.0, 1.0), saturation=strengths, hue=(0.0, 0.0), p=1.0)
+    return [*resize(image_size, mean), moved, A.HorizontalFlip(p=0.5), colours]
+
+
 def resize(image_size: Size, mean: Sequence[float]) -> list[A.BasicTransform]:
     return [A.Resize(*image_size, area_for_downscale="image")]
 
@@ -119,9 +131,10 @@ AUGMENTATIONS: dict[str, Builder] = {
     "randaugment": randaugment,
     "deeplab": scale_crop_flip,
     "unet_elastic": unet_elastic,
+    "yolo": yolo,
     "none": resize,
 }
-RGB_ONLY = ("alexnet", "vgg", "inception", "randaugment")
+RGB_ONLY = ("alexnet", "vgg", "inception", "randaugment", "yolo")
 """Presets that change colours."""
 MOST_WARPED = 4
 """Bands that albumentations can fill with a colour of their own where it warps."""
