@@ -51,7 +51,8 @@ class GraftModule(pl.LightningModule):
         bias_lr_mult: rate of the biases of linear layers and convolutions, as a multiple of that of the weights.
         freeze_backbone: its parameters get no gradient, and it stays in evaluation mode, so its batch norms keep their
             statistics.
-        freeze_norms: the backbone's batch norms keep their statistics; their scales and shifts are learned.
+        freeze_norms: the backbone's batch norms keep their statistics, also those that a detector applies to regions;
+            their scales and shifts are learned.
         layer_decay: layer-wise learning-rate decay in the backbone: the learning rate of each layer is this factor
             times that of the layer after it.
         checkpoint_activations: see `blocks.recompute_activations`.
@@ -158,9 +159,10 @@ class GraftModule(pl.LightningModule):
         if self.hparams["freeze_backbone"]:
             self.network.backbone.eval()
         if self.hparams["freeze_norms"]:
-            for part in self.network.backbone.modules():
-                if isinstance(part, _BatchNorm):  # of any kind, SyncBatchNorm too
-                    part.eval()
+            for published in filter(None, (self.network.backbone, self.network.published_classifier())):
+                for part in published.modules():
+                    if isinstance(part, _BatchNorm):  # of any kind, SyncBatchNorm too
+                        part.eval()
         return self
 
     def forward(self, x: Tensor) -> Tensor:

@@ -27,7 +27,14 @@ from lightning_modules.detection_scores import DetectionScores
 from lightning_modules.network import Network
 
 DETECTORS = [name for name, head in HEADS.items() if head.task == "detection"]
-NARROW = {"retinanet": "{width: 64}", "fcos": "{width: 64}", "fasterrcnn": "{width: 64, hidden: 128}"}
+NARROW = {
+    "retinanet": "{width: 64}",
+    "fcos": "{width: 64}",
+    "ssd": "{width: 128, side: 64}",
+    "fasterrcnn": "{width: 64, hidden: 128}",
+    "fasterrcnn_c4": "{anchor_scales: [1, 2, 4]}",
+    "fasterrcnn_dc5": "{anchor_scales: [1, 2, 4], hidden: 128}",
+}
 
 
 def digits(monkeypatch: pytest.MonkeyPatch, task: str = "detection", **more: object) -> Digits:
@@ -194,7 +201,14 @@ def test_one_image_can_be_learned(name: str, monkeypatch: pytest.MonkeyPatch) ->
     assert scores.scores(data.class_names)["map50"] == pytest.approx(1)
 
 
-LEARNING_STEPS = {"retinanet": 50, "fcos": 30, "fasterrcnn": 20}
+LEARNING_STEPS = {
+    "retinanet": 50,
+    "fcos": 30,
+    "ssd": 50,
+    "fasterrcnn": 20,
+    "fasterrcnn_c4": 40,
+    "fasterrcnn_dc5": 40,
+}
 
 
 @pytest.mark.parametrize(
