@@ -76,6 +76,9 @@ class Backbone(nn.Module):
     """Upper bound on the image pixels that unpadded layers crop along one axis (both ends together): a map's height is
     between (H - cropped_pixels) // reduction and H // reduction, and likewise its width."""
 
+    first_stages: ClassVar[dict[str, str]] = {}
+    """Variants that their paper starts from a smaller trained network, and that network; `run.py --staged` does so."""
+
     changed_options: str = ""
     """Options under which the published weights do not fit, with their values; see `changes`."""
 
@@ -85,6 +88,19 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         raise NotImplementedError
+
+    def pixels_between(self, level: int, finer: int, side: int) -> float:
+        """Image pixels from the centre of the first value of map `finer` to that of map `level`.
+
+        Args:
+            finer: a map before `level`; -1 is the image.
+            side: pixels of that map along the axis; only padding that depends on sizes needs it.
+
+        Raises:
+            ValueError: the backbone does not know.
+        """
+        centres = self.first_centres or (0.0,) * len(self.reductions)  # odd kernels, padded on both sides
+        return centres[level] - (centres[finer] if finer >= 0 else 0.0)
 
     def forward_with_aux(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the maps of `forward` and a list of the auxiliary classifiers' logits `(B, num_classes)`.

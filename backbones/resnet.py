@@ -20,6 +20,8 @@ then keep their initial values:
 - `groups` and `group_width`: the cardinality and the channels per group of a bottleneck's 3x3 convolution in the first
   stage, which the later stages double. ResNeXt's table 4 compares 32x4d with a ResNet-101 that is wider, 1x100d:
   `--backbone resnet101 --backbone-options '{group_width: 100}'`.
+- `stem`: "3x3" puts three 3x3 convolutions in the place of the first 7x7 (ResNet-C), with which PSPNet's authors and
+  MMSegmentation train. torchvision publishes no weights for it; `--weights FILE` takes timm's, such as resnet50c's.
 - `multi_grid`: a further dilation rate for each block of the last stage, such as (1, 2, 4) (DeepLabv3,
   arXiv:1706.05587, section 3.2.1). It has no parameters, but the published weights were trained without it. The rates
   multiply those of exact dilation, where the block that gives up its stride keeps the rate of the stage before: at
@@ -183,8 +185,11 @@ class ResNet(Backbone):
         group_width: int | None = None,
         multi_grid: Sequence[int] = (),
         c4: bool = False,
+        stem: Literal["7x7", "3x3"] = "7x7",
     ) -> None:
         super().__init__(variant)
+        if stem not in ("7x7", "3x3"):
+            raise ValueError(f"stem is {stem!r}; give 7x7, or 3x3 for three convolutions in its place")
         check_deformable(deformable, deformable_version)
         check_shortcut(shortcut)
         row = VARIANTS[variant]
@@ -196,12 +201,19 @@ class ResNet(Backbone):
                 "block of its last stage"
             )
         self.changed_options = changes(
-            shortcut=(shortcut, "B"), groups=(groups, row.groups), group_width=(group_width, row.group_width)
+            shortcut=(shortcut, "B"),
+            groups=(groups, row.groups),
+            group_width=(group_width, row.group_width),
+            stem=(stem, "7x7"),
         )
         plain = Style(groups, group_width, reduction_of(se, se_reduction), shortcut)
         styles = (4 - deformable) * [plain] + deformable * [plain._replace(deformable=deformable_version)]
-        stem, pool, *stages = atrous_steps((2, 2, 1, 2, 2, 2), output_stride)
-        self.conv1 = nn.Conv2d(in_channels, 64, 7, stem.stride, padding=3, bias=False)
+        first, pool, *stages = atrous_steps((2, 2, 1, 2, 2, 2), output_stride)
+        self.conv1: nn.Module = (
+            nn.Conv2d(in_channels, 64, 7, first.stride, padding=3, bias=False)
+            if stem == "7x7"
+            else three_convolutions(in_channels, 32, 64, first.stride)
+        )
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, pool.stride, padding=1)
@@ -218,7 +230,7 @@ class ResNet(Backbone):
         maps = 4 if c4 else 5
         self.features = widths[3] * c
         self.channels = (64, *(width * c for width in widths))[:maps]
-        self.reductions = (stem.reduction, *(step.reduction for step in stages))[:maps]
+        self.reductions = (first.reduction, *(step.reduction for step in stages))[:maps]
         self.initialise(self)
         self.load(weights)
 
@@ -250,6 +262,19 @@ class ResNet(Backbone):
         stage = self.last_stage()
         self.initialise(stage)
         return LastStage(stage, self.features, num_classes)
+
+
+def three_convolutions(in_channels: int, width: int, channels: int, stride: int) -> nn.Sequential:
+    """ResNet-C's stem (He et al. 2018, arXiv:1812.01187); its last norm and ReLU are the network's own."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(width, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(width, channels, 3, padding=1, bias=False),
+    )
 
 
 def groups_of(variant: str, groups: int | None, group_width: int | None) -> tuple[int, int]:

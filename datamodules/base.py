@@ -25,7 +25,7 @@ from datamodules.notes import note
 from datamodules.palette import Colour, distinct_colours
 from datamodules.sample_cache import Cache, open_cache
 from datamodules.samples import OnBadSample, Samples
-from datamodules.size_rules import SizeRule
+from datamodules.size_rules import Fit, SizeRule
 from datamodules.source import FileSource, Source
 
 Task = Literal["classification", "segmentation", "detection"]
@@ -57,6 +57,8 @@ class GraftDataModule(DataModuleWithLoaders):
     """Whether the names of masks are the user's choice."""
     takes_in_channels: ClassVar[bool] = False
     """Whether images may have another number of bands than three."""
+    ap_rule: ClassVar[str] = "coco"
+    """How its detections are scored unless the user says otherwise; see `lightning_modules/detection_scores.py`."""
     class_names: tuple[str, ...]
     palette: tuple[Colour, ...] | None = None
     """The data set's own colours of its classes, RGB in 0..255."""
@@ -78,6 +80,7 @@ class GraftDataModule(DataModuleWithLoaders):
         augmentation: str | None = None,
         mask_suffix: str | None = None,
         in_channels: int = RGB,
+        fit: Fit | None = None,
         weigh_borders: bool = False,
     ) -> None:
         """`image_size` is (H, W), or None for the data set's default; `batch_size` and `workers` are per rank.
@@ -88,9 +91,9 @@ class GraftDataModule(DataModuleWithLoaders):
         `datamodules/augmentation.py`; with None the data set's own augmentation is used. A `~` in `data_dir` is the
         user's home directory.
         `mask_suffix` is what the names of masks add to those of their images, and `in_channels` the number of bands of
-        the images, both for data sets of plain folders. With `weigh_borders`, training batches have `border_weights`
-        for the loss unet_border. With `mean` or `std` None, `setup()` measures it on the
-        training images.
+        the images, both for data sets of plain folders. `fit` brings the images of a detector to a size before all
+        else; None keeps theirs. With `weigh_borders`, training batches have `border_weights` for the loss unet_border.
+        With `mean` or `std` None, `setup()` measures it on the training images.
 
         Raises:
             ValueError: the data set has no such task, or a number is out of range.
@@ -113,6 +116,9 @@ class GraftDataModule(DataModuleWithLoaders):
         if in_channels != RGB and not self.takes_in_channels:
             raise DataError(f"--in-channels is for --data folders; the images of {name} are read as RGB")
         self.in_channels = in_channels
+        if fit is not None and task != "detection":
+            raise DataError(f"--fit is for heads that detect; leave it out for {task}")
+        self.fit: Fit = fit or "own"
         self.weigh_borders = weigh_borders
         self.mean = tuple(mean or ())
         self.std = tuple(std or ())
@@ -150,6 +156,8 @@ class GraftDataModule(DataModuleWithLoaders):
 
     def size_rule(self) -> SizeRule:
         """How an image of the user's own gets the size at which this data set is evaluated."""
+        if self.task == "detection":
+            return SizeRule(self.fit, self.image_size)
         return SizeRule("centre_crop" if self.task == "classification" else "own", self.image_size)
 
     def preprocessing(self) -> dict[str, Any]:
@@ -171,10 +179,15 @@ class GraftDataModule(DataModuleWithLoaders):
 
         Their result can be cached, so they run once instead of once per epoch.
         """
-        return []
+        return self.size_rule().transforms() if self.task == "detection" else []
 
     def augmentation(self) -> list[A.BasicTransform]:
-        """Training transforms after `preparation`, ending at `image_size`: by default, the usual random crops."""
+        """Training transforms after `preparation`, ending at `image_size`: by default, the usual random crops.
+
+        Images that a detector sees within bounds are only flipped: their size is what the bounds make it.
+        """
+        if self.task == "detection" and self.fit == "within":
+            return [A.HorizontalFlip(p=0.5)]
         if self.task == "classification":
             return random_crop_flip(self.image_size)
         return scale_crop_flip(self.image_size, self.mean)

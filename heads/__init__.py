@@ -22,6 +22,7 @@ from heads.retinanet import RetinaNet
 from heads.spp import SPP
 from heads.ssd import SSD
 from heads.unet import UNet
+from heads.yolov1 import YOLOv1
 
 HEADS: dict[str, type[Head]] = {
     "classifier": Classifier,
@@ -47,6 +48,7 @@ HEADS: dict[str, type[Head]] = {
     "fasterrcnn": FasterRCNN,
     "fasterrcnn_c4": FasterRCNNC4,
     "fasterrcnn_dc5": FasterRCNNDC5,
+    "yolov1": YOLOv1,
 }
 
 

@@ -50,6 +50,8 @@ class BoxHead(Head):
 
     task = "detection"
     needs_padded_maps = True
+    one_stage: ClassVar[bool] = True
+    """Whether it scores a fixed set of boxes, which `every_box` gives; others propose boxes first."""
     loss_terms: ClassVar[tuple[str, ...]]
     """Names of the terms that `losses` returns; the loss is their sum."""
 
@@ -69,6 +71,14 @@ class BoxHead(Head):
 
     def detections(self, outputs: Any, sizes: Sequence[Size]) -> list[Detections]:
         """What is found in each image. Takes what `losses` takes."""
+        raise NotImplementedError
+
+    def every_box(self, outputs: Any, size: Size) -> tuple[Tensor, Tensor]:
+        """All boxes `(B, N, 4)` and scores `(B, N, C)` of a one-stage head, before any is dropped or clipped.
+
+        Args:
+            size: H and W of the batch.
+        """
         raise NotImplementedError
 
 

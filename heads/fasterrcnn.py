@@ -55,6 +55,7 @@ class FasterRCNN(BoxHead):
         most: detections per image at most.
     """
 
+    one_stage = False
     loss_terms = ("objectness", "proposals", "classification", "boxes")
     SAMPLED, POSITIVE = 512, 0.25
     """Proposals of an image that the loss is computed from, and the part of them that has an object at most."""

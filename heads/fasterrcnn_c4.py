@@ -52,6 +52,7 @@ class FasterRCNNC4(BoxHead):
         most: detections per image at most.
     """
 
+    one_stage = False
     loss_terms = ("objectness", "proposals", "classification", "boxes")
     output_stride = 16
     backbone_options = {"c4": True, "before_pools": True}

@@ -153,6 +153,10 @@ class SSD(BoxHead):
         count = torch.tensor(float(sum(found)), device=truth.device)
         return {"classification": (crossed[learned].sum(), count), "boxes": (torch.stack(errors).sum(), count)}
 
+    def every_box(self, outputs: Outputs, size: Size) -> tuple[Tensor, Tensor]:
+        boxes = decode(exact(outputs.codes), outputs.anchors, BOX_WEIGHTS)
+        return boxes, exact(outputs.logits).softmax(2)[..., 1:]
+
     def detections(self, outputs: Outputs, sizes: Sequence[Size]) -> list[Detections]:
         scores, codes = exact(outputs.logits).softmax(2)[..., 1:], exact(outputs.codes)
         found = []

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from heads import find_head
 from heads.head import Task
+from heads.placing import Placement
 from lightning_modules.blocks import recompute_activations
 from lightning_modules.calibration import TemperatureFit
 from lightning_modules.detection_scores import DetectionScores
@@ -37,7 +38,7 @@ class GraftModule(pl.LightningModule):
         backbone, head: names; see `backbones.BACKBONES` and `heads.HEADS`.
         class_names: one name per class, in the order of the labels; two or more.
         weights: what the backbone starts from. Not kept in checkpoints, which hold the weights themselves.
-        output_stride, in_channels, backbone_options, head_options: see `Network`.
+        output_stride, in_channels, backbone_options, head_options, placement: see `Network`.
         crf: settings of a fully connected CRF that is learned with the network; see `heads.crf.CRFSettings`.
         loss: a name or a weighted sum of names, such as "cross_entropy+0.5*dice"; see `losses.LOSSES`.
         class_weights: one number per class, for the losses; None for equal ones.
@@ -53,6 +54,7 @@ class GraftModule(pl.LightningModule):
             statistics.
         freeze_norms: the backbone's batch norms keep their statistics, also those that a detector applies to regions;
             their scales and shifts are learned.
+        norm_momentum: share of each batch in the running statistics of batch norms; None: 0.1 or the network's own.
         layer_decay: layer-wise learning-rate decay in the backbone: the learning rate of each layer is this factor
             times that of the layer after it.
         checkpoint_activations: see `blocks.recompute_activations`.
@@ -60,6 +62,7 @@ class GraftModule(pl.LightningModule):
         weight_decay: see `parameter_groups.decayed_parameters`.
         schedule: a name in `schedules.SCHEDULES`.
         warmup: fraction of all optimiser steps over which the learning rate rises linearly.
+        ap_rule: of detection; see `detection_scores.RULES`.
         preprocessing: size rule, mean, std and colours of the data, which checkpoints keep for prediction; see
             `GraftDataModule.preprocessing`.
 
@@ -83,6 +86,7 @@ class GraftModule(pl.LightningModule):
         in_channels: int = 3,
         backbone_options: dict[str, Any] | None = None,
         head_options: dict[str, Any] | None = None,
+        placement: Placement = "placed",
         crf: dict[str, Any] | None = None,
         loss: str = "cross_entropy",
         class_weights: Sequence[float] | None = None,
@@ -95,12 +99,14 @@ class GraftModule(pl.LightningModule):
         bias_lr_mult: float = 1.0,
         freeze_backbone: bool = False,
         freeze_norms: bool = False,
+        norm_momentum: float | None = None,
         layer_decay: float = 1.0,
         checkpoint_activations: bool = False,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         schedule: str = "poly",
         warmup: float = 0.05,
+        ap_rule: str = "coco",
         preprocessing: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -117,9 +123,14 @@ class GraftModule(pl.LightningModule):
             backbone_options=backbone_options,
             head_options=head_options,
             aux=None if aux_weight is None else aux_weight != 0,
+            placement=placement,
         )
         if freeze_backbone:
             self.network.backbone.requires_grad_(False)
+        if norm_momentum is not None:
+            for part in self.network.modules():
+                if isinstance(part, _BatchNorm):
+                    part.momentum = norm_momentum
         if checkpoint_activations:
             recompute_activations(self.network.backbone)
         self.compiled_with_aux: Callable[[Tensor], tuple[Tensor, list[Tensor]]] | None = None

@@ -17,7 +17,7 @@ OF_OTHERS = {"loss": "cross_entropy", "class_weights": None, "label_smoothing": 
 
 
 class DetectionModule(GraftModule):
-    """Trains a box head by the head's own loss; scores mAP by COCO's rules, mAP at IoU 0.5 and each class's AP there.
+    """Trains a box head by its own loss; scores mAP by the rule `ap_rule`, mAP at IoU 0.5 and each class's AP there.
 
     Batches hold, as "target", a list of the objects of each image, and as "sizes" H and W of each image if the batch
     pads them.
@@ -42,7 +42,7 @@ class DetectionModule(GraftModule):
         return [1.0] * len(head.loss_terms)
 
     def new_scores(self) -> DetectionScores:
-        return DetectionScores()
+        return DetectionScores(self.hparams["ap_rule"])
 
     def compile_network(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile what depends on weights only; decoding and suppression have as many boxes as there are."""

@@ -8,6 +8,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "poly": lambda progress: (1 - progress) ** 0.9,  # DeepLab v2
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),  # Loshchilov and Hutter 2017
     "step": lambda progress: 0.1 ** math.floor(progress * 3),  # a tenth at one third and at two thirds
+    "exponential": lambda progress: 0.97 ** math.floor(progress * 350 / 2.4),  # EfficientNet: of 350 epochs, each 2.4
     "constant": lambda progress: 1.0,
 }
 

@@ -25,6 +25,7 @@ NARROW = {
     "fasterrcnn_c4": {"hidden": 64, "anchor_scales": [1, 2, 4]},
     "fasterrcnn_dc5": {"hidden": 64, "anchor_scales": [1, 2, 4]},
     "maskrcnn": {"width": 32, "hidden": 64},
+    "yolov1": {"width": 32, "hidden": 64},
 }
 """Options under which a head is the same network, only narrower."""
 NORMS_OF_RESNET50 = 53_120

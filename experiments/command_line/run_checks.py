@@ -58,6 +58,8 @@ def numbers(config: RunConfig) -> Problems:
         yield f"--warmup is {config.warmup:g}; it is a fraction of all steps, give a number below 1"
     if config.ema >= 1:
         yield f"--ema is {config.ema:g}; it is a decay, give a number below 1, such as 0.999"
+    if config.norm_momentum is not None and config.norm_momentum > 1:
+        yield f"--norm-momentum is {config.norm_momentum:g}; it is a share, give a number of at most 1, such as 0.01"
     if config.layer_decay > 1:
         yield f"--layer-decay is {config.layer_decay:g}; give a number of at most 1, such as 0.75"
 

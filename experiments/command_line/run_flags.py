@@ -47,6 +47,11 @@ class RunConfig:
     head_options: dict[str, Any] | None = network_flag(
         None, "further options of the head in YAML, such as '{up: interpolate}'"
     )
+    placement: Literal["placed", "stretched", "centred"] = network_flag(
+        "placed",
+        "segmentation: how maps join finer ones and scores reach the image: placed (on the pixels they stand for), "
+        "stretched (resized, as in most libraries) or centred (at the centres of their receptive fields)",
+    )
     crf: Literal["none", "test", "train"] = network_flag(
         "none",
         "fully connected CRF, for segmentation: test reports scores without and with it; train learns it together with "
@@ -54,8 +59,8 @@ class RunConfig:
     )
     crf_settings: str | None = network_flag(
         None,
-        "settings of the CRF of --crf: a preset of heads/crf.py, or a YAML file such as tune_crf.py writes; default: "
-        "deeplabv2_resnet101",
+        "settings of the CRF of --crf: a preset of heads/crf.py, a YAML file such as tune_crf.py writes, or YAML "
+        "such as '{iterations: 5}'; default: deeplabv2_resnet101",
         path=True,
     )
 
@@ -69,6 +74,17 @@ class RunConfig:
         3,
         "bands of the images: 3 reads all images as RGB; others need files of so many bands, such as TIFF, in --data "
         "folders",
+    )
+    fit: Literal["own", "stretch", "within"] | None = data_flag(
+        None,
+        "size of whole images for heads that detect: own keeps it; stretch resizes to --image-size; within resizes in "
+        "proportion, shorter and longer side at most the two numbers of --image-size; default: own, stretch for heads "
+        "that see the whole image",
+    )
+    ap_rule: Literal["coco", "voc07", "voc10"] | None = data_flag(
+        None,
+        "rule of average precision: coco (mean over IoU 0.5 to 0.95), voc07 (11 points, IoU 0.5) or voc10 (area under "
+        "the curve, IoU 0.5); default: the data set's",
     )
     download: bool = data_flag(False, "download the data set if it is missing and can be downloaded automatically")
     image_size: list[PositiveInt] | None = data_flag(
@@ -118,7 +134,7 @@ class RunConfig:
         1e-4, "weight decay; never applied to normalisation layers and biases"
     )
     schedule: str = training_flag(
-        "poly", "learning-rate schedule after warm-up: poly, cosine, step or constant", variable=SCHEDULES
+        "poly", "learning-rate schedule after warm-up: poly, cosine, step, exponential or constant", variable=SCHEDULES
     )
     warmup: NonNegativeFloat = training_flag(
         0.05, "learning-rate warm-up: fraction of all steps over which the rate first rises linearly"
@@ -135,6 +151,11 @@ class RunConfig:
     )
     freeze_norms: bool = training_flag(
         False, "freeze the running statistics of the backbone's batch norms; all parameters are still trained"
+    )
+    norm_momentum: PositiveFloat | None = training_flag(
+        None,
+        "batch norms: share of each batch in the running statistics, such as 0.0003 in DeepLab; default: 0.1 or the "
+        "network's own",
     )
     loss: str = training_flag(
         "cross_entropy",
@@ -162,7 +183,8 @@ class RunConfig:
         "decay of an exponential moving average (EMA) of the weights, which is then evaluated and saved; 0: no EMA",
     )
     staged: bool = training_flag(
-        False, "train in the stages of the head's paper, such as fcn32s and fcn16s before fcn8s"
+        False,
+        "train in the stages of the paper, such as fcn32s and fcn16s before fcn8s, or vgg11 before vgg16 (classifier)",
     )
     seed: NonNegativeInt = training_flag(
         0, "random seed of weight initialisation, sample order, augmentation and dropout"

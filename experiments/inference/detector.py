@@ -1,6 +1,7 @@
 """A trained network that detects objects: loading it, and what evaluate.py and predict.py do with it.
 
-Pictures keep their own size, and each is predicted once and whole.
+Each picture is predicted once and whole, at the size that the rule of the data set gives it; boxes are in its own
+pixels.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ def detects(run: str) -> bool:
 
 
 def load_detector(flags: ProtocolFlags, **others: tuple[Any, Any]) -> TrainedNetwork:
-    """The network of a run, for pictures at their own size.
+    """The network of a run, for whole pictures.
 
     Args:
         others: further flags that detection does not have: their value and the one that they must keep.
@@ -53,10 +54,14 @@ def load_detector(flags: ProtocolFlags, **others: tuple[Any, Any]) -> TrainedNet
 @torch.inference_mode()
 def detect(network: TrainedNetwork, image: np.ndarray) -> Detections:
     """The objects of an image uint8 `(H, W, C)`, on the CPU."""
-    batch = Normalise(network.mean, network.std)(torch.from_numpy(np.ascontiguousarray(image))[None])
+    seen = np.ascontiguousarray(network.size_rule.apply(image))
+    batch = Normalise(network.mean, network.std)(torch.from_numpy(seen)[None])
     parameter = next(network.module.parameters())
     (found,) = network.module.network.detect(batch.to(parameter.device, parameter.dtype))
-    return on_cpu(found)  # type: ignore[return-value]
+    found = on_cpu(found)
+    (height, width), (own_height, own_width) = seen.shape[:2], image.shape[:2]
+    factors = torch.tensor([own_width / width, own_height / height]).repeat(2)
+    return found | {"boxes": found["boxes"] * factors}  # type: ignore[return-value]
 
 
 def rows_of(found: Detections) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from datamodules import DATAMODULES
 from datamodules.base import GraftDataModule
 from datamodules.class_weights import class_weights
 from datamodules.errors import DataError
+from datamodules.size_rules import Fit
 from experiments.command_line.crf_settings import read_crf_settings
 from experiments.command_line.run_config import RunConfig
 from heads import find_head
@@ -91,8 +92,22 @@ def build_data(config: RunConfig) -> GraftDataModule:
         augmentation=config.augmentation,
         mask_suffix=config.mask_suffix,
         in_channels=config.in_channels,
+        fit=size_for(config),
         weigh_borders="unet_border" in config.loss,
     )
+
+
+def size_for(config: RunConfig) -> Fit | None:
+    """The size rule of a detector's images: the user's, or what the head needs.
+
+    Raises:
+        ValueError: the head sees whole images, which the user's rule leaves in several sizes.
+    """
+    if not find_head(config.head).sees_whole_image:
+        return config.fit
+    if config.fit not in (None, "stretch"):
+        raise ValueError(f"--fit {config.fit}: {config.head} sees whole images of one size; use stretch, its default")
+    return "stretch"
 
 
 def pixel_scale(std: tuple[float, ...], in_channels: int) -> tuple[float, ...] | None:
@@ -101,6 +116,13 @@ def pixel_scale(std: tuple[float, ...], in_channels: int) -> tuple[float, ...] |
     The constants of AlexNet's response normalisation belong to that scale.
     """
     return (1 / 255,) * in_channels if set(std) == {1 / 255} else None
+
+
+def ap_rule_of(config: RunConfig, data: GraftDataModule) -> str:
+    """How detections are scored. Raises ValueError if `--ap-rule` is given and nothing is detected."""
+    if config.ap_rule is not None and data.task != "detection":
+        raise ValueError(f"--ap-rule {config.ap_rule} is for heads that detect; leave it out for {config.head}")
+    return config.ap_rule or data.ap_rule
 
 
 def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] | None = None) -> GraftModule:
@@ -114,6 +136,7 @@ def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] |
         in_channels=config.in_channels,
         backbone_options=config.backbone_options,
         head_options=config.head_options,
+        placement=config.placement,
         crf=crf,
         loss=config.loss,
         class_weights=class_weights(config.class_weights, data),
@@ -127,11 +150,13 @@ def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] |
         bias_lr_mult=config.bias_lr_mult,
         freeze_backbone=config.freeze_backbone,
         freeze_norms=config.freeze_norms,
+        norm_momentum=config.norm_momentum,
         layer_decay=config.layer_decay,
         checkpoint_activations=config.checkpoint_activations,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         schedule=config.schedule,
         warmup=config.warmup,
+        ap_rule=ap_rule_of(config, data),
         preprocessing=data.preprocessing(),
     )
