@@ -55,7 +55,8 @@ class GraftModule(pl.LightningModule):
             statistics.
         freeze_stages: all parameters that the first so many maps of the backbone depend on get no gradient, and their
             batch norms keep their statistics.
-        freeze_norms: the backbone's batch norms keep their statistics; their scales and shifts are learned.
+        freeze_norms: the backbone's batch norms keep their statistics, also those that a detector applies to regions;
+            their scales and shifts are learned.
         norm_momentum: share of each batch in the running statistics of batch norms; None: 0.1 or the network's own.
         layer_decay: layer-wise learning-rate decay in the backbone: the learning rate of each layer is this factor
             times that of the layer after it.
@@ -176,11 +177,12 @@ class GraftModule(pl.LightningModule):
         super().train(mode)
         if self.hparams["freeze_backbone"]:
             self.network.backbone.eval()
-        for part in self.network.backbone.modules():
-            if isinstance(part, _BatchNorm):  # of any kind, SyncBatchNorm too
-                frozen = self.hparams["freeze_stages"] and part.affine and not part.weight.requires_grad
-                if frozen or self.hparams["freeze_norms"]:
-                    part.eval()
+        for published in filter(None, (self.network.backbone, self.network.published_classifier())):
+            for part in published.modules():
+                if isinstance(part, _BatchNorm):  # of any kind, SyncBatchNorm too
+                    frozen = self.hparams["freeze_stages"] and part.affine and not part.weight.requires_grad
+                    if frozen or self.hparams["freeze_norms"]:
+                        part.eval()
         return self
 
     def forward(self, x: Tensor) -> Tensor:

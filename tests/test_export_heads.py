@@ -37,6 +37,7 @@ CHEAPER = {
     "dilatednet": {"layers": 7},
     "retinanet": {"width": 32},
     "fcos": {"width": 64},
+    "ssd": {"width": 16, "side": 64},
     "yolov1": {"width": 8, "hidden": 16},
 }
 """Options under which a head is the same network, only narrower."""
