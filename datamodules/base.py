@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import albumentations as A
 
 from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
-from datamodules.augmentation import compose, find_augmentation, scale_crop_flip
+from datamodules.augmentation import FROM_WHOLE_IMAGES, compose, find_augmentation, scale_crop_flip
 from datamodules.bands import RGB, describe, mean_and_std
 from datamodules.checking import check
 from datamodules.collate import IGNORE_INDEX
@@ -293,7 +293,8 @@ class GraftDataModule(DataModuleWithLoaders):
         endless: bool = False,
         proposals: Proposals | None = None,
     ) -> Samples:
-        preparation = self.preparation()
+        whole = skip == "replace" and self.augmentation_name in FROM_WHOLE_IMAGES
+        preparation = [] if whole and self.task == "detection" else self.preparation()
         if isinstance(source, LabelledImages):
             source.min_side = MIN_DECODED_SIZE_FACTOR * max(self.image_size)
         return Samples(

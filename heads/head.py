@@ -37,6 +37,8 @@ class Head(nn.Module):
     """Whether it detects by layers over the whole image, so that all images must have one size."""
     takes_classifier: ClassVar[bool] = False
     """Whether it is given the backbone's published classifier as `classifier=`."""
+    takes_region_layers: ClassVar[bool] = False
+    """Whether it is given `Backbone.region_layers()`, which may be None, as `classifier=`."""
     stages: ClassVar[tuple[dict[str, Any], ...]] = ()
     """Staged training as in the papers: for each stage, the settings of run.py that it changes. The last stage trains
     this head itself."""

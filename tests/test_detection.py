@@ -35,7 +35,10 @@ DETECTORS = [name for name, head in HEADS.items() if head.task == "detection"]
 NARROW = {
     "retinanet": "{width: 64}",
     "fcos": "{width: 64}",
+    "ssd": "{width: 128, side: 64}",
     "fasterrcnn": "{width: 64, hidden: 128}",
+    "fasterrcnn_c4": "{anchor_scales: [1, 2, 4]}",
+    "fasterrcnn_dc5": "{anchor_scales: [1, 2, 4], hidden: 128}",
     "yolov1": "{width: 32, hidden: 64, grid: 4, stride: 1, dropout: 0.0}",
 }
 
@@ -204,7 +207,15 @@ def test_one_image_can_be_learned(name: str, monkeypatch: pytest.MonkeyPatch) ->
     assert scores.scores(data.class_names)["map50"] == pytest.approx(1)
 
 
-LEARNING_STEPS = {"retinanet": 50, "fcos": 30, "fasterrcnn": 20, "yolov1": 60}
+LEARNING_STEPS = {
+    "retinanet": 50,
+    "fcos": 30,
+    "ssd": 50,
+    "fasterrcnn": 20,
+    "fasterrcnn_c4": 40,
+    "fasterrcnn_dc5": 40,
+    "yolov1": 60,
+}
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,11 @@ class RunConfig:
     schedule: str = training_flag(
         "poly", "learning-rate schedule after warm-up: poly, cosine, step, exponential or constant", variable=SCHEDULES
     )
+    milestones: list[PositiveFloat] | None = training_flag(
+        None,
+        "fractions of all steps after which --schedule step divides the rate by ten; default: at one third and two "
+        "thirds of the steps after warm-up",
+    )
     warmup: NonNegativeFloat = training_flag(
         0.05, "learning-rate warm-up: fraction of all steps over which the rate first rises linearly"
     )
@@ -154,6 +159,11 @@ class RunConfig:
     )
     freeze_backbone: bool = training_flag(
         False, "train the head only; the backbone's weights and batch-norm statistics stay as they are"
+    )
+    freeze_stages: NonNegativeInt = training_flag(
+        0,
+        "freeze the layers that the first N maps of the backbone depend on, with the statistics of their batch norms; "
+        "0: none",
     )
     freeze_norms: bool = training_flag(
         False, "freeze the running statistics of the backbone's batch norms; all parameters are still trained"
