@@ -29,12 +29,13 @@ HOTTEST = 0.92
 
 def enlarged(image: np.ndarray, least: int = PANEL) -> np.ndarray:
     """A small picture, enlarged by a whole number; one that is too large for a panel, reduced."""
-    factor = math.ceil(least / image.shape[0])
+    longest = max(image.shape[:2])
+    factor = min(math.ceil(least / image.shape[0]), LARGEST // longest)
     if factor > 1:
         return image.repeat(factor, 0).repeat(factor, 1)
-    if max(image.shape[:2]) > LARGEST:
-        scale = LARGEST / max(image.shape[:2])
-        return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    if longest > LARGEST:
+        size = [max(1, round(side * LARGEST / longest)) for side in image.shape[1::-1]]
+        return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     return image
 
 

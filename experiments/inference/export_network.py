@@ -19,7 +19,6 @@ from experiments.inference.trained import TrainedNetwork
 
 Format = Literal["torch_export", "onnx", "openvino"]
 Output = Literal["probabilities", "labels"]
-SUFFIXES = {"torch_export": ".pt2", "onnx": ".onnx", "openvino": ".xml"}
 METADATA = "graft"
 """The key of the metadata, a JSON text."""
 TRACED_BATCH, TRACED_SIZE = 2, (65, 97)
