@@ -42,8 +42,8 @@ def run_program(program: str, work: Callable[[], int | None], stopped: str) -> i
     """Run `work`, which imports torch itself, and return its exit code, or 0 if it returns None.
 
     Errors that this project raises for its users, and those of full or unwritable disks, become one line. Other errors
-    are bugs and keep their traceback; GRAFT_TRACEBACK=1 in the environment shows that of every error of this project. `stopped` is what to say about resuming
-    after a signal.
+    are bugs and keep their traceback; GRAFT_TRACEBACK=1 in the environment shows that of every error of this project.
+    `stopped` is what to say about resuming after a signal.
     """
     if importlib.util.find_spec("fcntl") is None:
         print(f"{program}: error: Graft runs on Linux and macOS; on Windows, use it within WSL", file=sys.stderr)

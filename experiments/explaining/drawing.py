@@ -60,6 +60,16 @@ def panel(image: np.ndarray, caption: str, target: Target | None = None, least: 
     return canvas
 
 
+def outlined(image: np.ndarray, box: dict[str, int]) -> np.ndarray:
+    """A picture uint8 `(H, W, C)` with the outline of a box, whose last row and column belong to it; shown as RGB."""
+    drawn = np.ascontiguousarray(as_rgb(image).copy())
+    corners = (box["left"], box["top"]), (box["right"], box["bottom"])
+    width = max(1, max(image.shape[:2]) // 300)
+    cv2.rectangle(drawn, *corners, (255, 255, 255), 3 * width)
+    cv2.rectangle(drawn, *corners, (220, 0, 120), width)
+    return drawn
+
+
 def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """The text, or its end after three dots, if it is wider than `width` pixels."""
     if font.getlength(text) <= width:

@@ -30,7 +30,8 @@ def score_and_report(
 ) -> None:
     """Score the best checkpoint, write results.json, draw predictions.png and print the table.
 
-    Without epochs, the network is scored as it is, and becomes the best checkpoint. The pictures come last, so that an error while drawing loses no score.
+    Without epochs, the network is scored as it is, and becomes the best checkpoint. The pictures come last, so that an
+    error while drawing loses no score.
 
     Args:
         crf: settings of the CRF of `--crf`, or None.
