@@ -28,18 +28,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from backbones import BACKBONES
+from experiments.command_line.export_formats import SUFFIXES
 from experiments.command_line.known_names import ROOT, catalogue
 from experiments.command_line.run_config import RunConfig, to_yaml
 from experiments.evaluate import main as evaluate
 from experiments.inference.check_export import MAIN_SCORE, compare
 from experiments.inference.evaluate_all import data_of
-from experiments.inference.export_network import (
-    SUFFIXES,
-    metadata_of,
-    runner,
-    trace,
-    write_program,
-)
+from experiments.inference.export_network import metadata_of, runner, trace, write_program
 from experiments.inference.trained import load
 from experiments.predict import main as predict
 from experiments.run_files.atomic_file import write_atomically
@@ -196,7 +191,7 @@ def main() -> int:
         data_root = make_data(Path(scratch) / "data")
         for number, (backbone, head) in enumerate(pairs, 1):
             name = f"{backbone}+{head}"
-            if name not in results:
+            if name not in results or not fine(results[name]):
                 with tempfile.TemporaryDirectory(dir=scratch) as folder:
                     try:
                         results[name] = measure(backbone, head, data_root, Path(folder))

@@ -22,7 +22,6 @@ from heads.box_head import BoxHead
 
 Format = Literal["torch_export", "onnx", "openvino"]
 Output = Literal["probabilities", "labels", "boxes"]
-SUFFIXES = {"torch_export": ".pt2", "onnx": ".onnx", "openvino": ".xml"}
 METADATA = "graft"
 """The key of the metadata, a JSON text."""
 TRACED_BATCH, TRACED_SIZE, TRACED_SIZE_OF_BOXES = 2, (65, 97), (289, 353)
