@@ -24,7 +24,7 @@ Format = Literal["torch_export", "onnx", "openvino"]
 Output = Literal["probabilities", "labels", "boxes"]
 METADATA = "graft"
 """The key of the metadata, a JSON text."""
-TRACED_BATCH, TRACED_SIZE, TRACED_SIZE_OF_BOXES = 2, (65, 97), (289, 353)
+TRACED_BATCH, TRACED_SIZE, TRACED_SIZE_OF_BOXES = 2, (65, 97), (353, 449)
 """Batch, height and width of the traced example. The sides are odd, so that no layer fits them by chance. Maps of
 detectors have strides up to 128, and the coarsest one needs several rows too."""
 
