@@ -42,6 +42,7 @@ NARROW = {
     "fasterrcnn": "{width: 64, hidden: 128}",
     "fasterrcnn_c4": "{anchor_scales: [1, 2, 4]}",
     "fasterrcnn_dc5": "{anchor_scales: [1, 2, 4], hidden: 128}",
+    "fastrcnn": "{hidden: 128}",
     "yolov1": "{width: 32, hidden: 64, grid: 4, stride: 1, dropout: 0.0}",
 }
 
@@ -215,6 +216,7 @@ LEARNING_STEPS = {
     "fcos": 30,
     "ssd": 50,
     "fasterrcnn": 20,
+    "fastrcnn": 20,
     "fasterrcnn_c4": 40,
     "fasterrcnn_dc5": 40,
     "yolov1": 60,
