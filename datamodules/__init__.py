@@ -19,6 +19,7 @@ from datamodules.pet import Pet
 from datamodules.shards import Shards
 from datamodules.small_images import Cifar10, Cifar100, FashionMnist, Mnist
 from datamodules.voc import Voc
+from datamodules.voc_boxes import Voc07, Voc0712
 
 DATAMODULES: dict[str, type[GraftDataModule]] = {
     "digits": Digits,
@@ -30,6 +31,8 @@ DATAMODULES: dict[str, type[GraftDataModule]] = {
     "camvid32": CamVid32,
     "cityscapes": Cityscapes,
     "voc": Voc,
+    "voc07": Voc07,
+    "voc0712": Voc0712,
     "ade20k": Ade20k,
     "drive": Drive,
     "pet": Pet,

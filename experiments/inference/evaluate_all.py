@@ -55,8 +55,14 @@ def data_of(run: str, data: str | None, data_dir: str | None, network: TrainedNe
     """The data set of a run, or another one, ready to evaluate.
 
     Raises:
-        ValueError: the run's settings are missing, or the data set has other classes than the network.
+        ValueError: the run's settings are missing, the data set has other classes than the network, or its images have
+            several labels.
     """
+    if network.module.hparams["several_labels"]:
+        raise ValueError(
+            f"{run} gives images several labels, which this program does not support; run.py with --epochs 0 and "
+            "--start-from scores such networks, predict.py predicts"
+        )
     values = run_settings(checkpoint_of(Path(run)))
     if data is None and "data" not in values:
         raise ValueError(f"{run} has no config.yaml beside it; name the data set with --data and --data-dir")

@@ -10,7 +10,7 @@ from torch import Tensor
 from experiments.command_line.crf_settings import read_crf_settings
 from experiments.command_line.protocol_flags import ProtocolFlags
 from experiments.inference.dense import densely_applied
-from experiments.inference.trained import TrainedNetwork, load, probabilities_of
+from experiments.inference.trained import TrainedNetwork, load
 from experiments.inference.views import MARGIN, views_of
 from experiments.inference.windows import reach_of, windowed_logits
 from heads.crf import CRFSettings, DenseCRF
@@ -104,9 +104,9 @@ class Predictor:
             logits = self._logits(view.image)
             if view.mirrored and network.task == "segmentation":
                 logits = logits.flip(3)
-            total = plus(total, probabilities_of(logits, image.shape[:2]))
+            total = plus(total, network.probabilities_of(logits, image.shape[:2]))
             if wanted:
-                raw = plus(raw, probabilities_of(logits * network.temperature, image.shape[:2]))
+                raw = plus(raw, network.probabilities_of(logits * network.temperature, image.shape[:2]))
             count += 1
         assert total is not None
         mean = total / count

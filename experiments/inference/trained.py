@@ -83,7 +83,14 @@ class TrainedNetwork:
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """Class probabilities, float32: `(C, H, W)` at the size of the image uint8 `(H, W, 3)`, or `(C,)`."""
-        return probabilities_of(self.logits(self.size_rule.apply(image)), image.shape[:2])[0].numpy()
+        return self.probabilities_of(self.logits(self.size_rule.apply(image)), image.shape[:2])[0].numpy()
+
+    def probabilities_of(self, logits: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Probabilities from logits: `(1, C, h, w)` -> `(1, C, *size)`, or `(1, C)` -> `(1, C)`."""
+        if logits.dim() == 4 and logits.shape[2:] != size:
+            # Resizing logits gives smoother borders, and better scores, than resizing labels.
+            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        return self.module.probabilities(logits)
 
     @torch.inference_mode()
     def logits(self, image: np.ndarray) -> Tensor:
@@ -118,8 +125,8 @@ def load(path: str | Path, device: str | torch.device | None = None) -> TrainedN
     head = hyperparameters(checkpoint_of(Path(path)))["head"]
     if find_head(head).task == "detection":
         raise ValueError(
-            f"{path} detects objects ({head}); of the programs that use trained networks, only evaluate.py and "
-            "predict.py support that"
+            f"{path} detects objects ({head}); of the programs that use trained networks, only evaluate.py, "
+            "predict.py, export.py and demo.py support that"
         )
     return load_any(path, device)
 
@@ -146,14 +153,6 @@ def load_any(path: str | Path, device: str | torch.device | None = None) -> Trai
         preprocessing["least"],
         module.temperature,
     )
-
-
-def probabilities_of(logits: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Probabilities from logits: `(1, C, h, w)` -> `(1, C, *size)`, or `(1, C)` -> `(1, C)`."""
-    if logits.dim() == 4 and logits.shape[2:] != size:
-        # Resizing logits gives smoother borders, and better scores, than resizing labels.
-        logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-    return logits.softmax(1)
 
 
 def checkpoint_of(path: Path) -> Path:
