@@ -116,6 +116,14 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
+    def region_layers(self) -> nn.Module | None:
+        """The layers of `classifier` before its output layer, which detectors apply to each region of the last map.
+
+        Regions `(R, C, side, side)` -> features `(R, D)`; the module's attributes `side` and `channels` say `side` and
+        D. None if the published classifier has only an output layer.
+        """
+        return None
+
     def published_url(self) -> str:
         """Address of the published ImageNet weights.
 
@@ -155,10 +163,11 @@ class Backbone(nn.Module):
         """Load "imagenet" or a local .pth, .safetensors or run checkpoint into this backbone and its classifier.
 
         The backbone is loaded strictly: no tensor may be missing or left over, except those of `optional_modules`.
-        `classifier`, which `self.classifier(num_classes)` built for any number of classes, takes all of the file's
-        classifier; its output layer, the tensors whose shape depends on the number of classes, only if that number is
-        the file's. A classifier stays as initialised if the file has none or one with other hidden layers; if
-        `classifier` is None, the file's is ignored. One line is printed that says what was taken.
+        `classifier`, which `self.classifier(num_classes)` built for any number of classes, or `self.region_layers()`,
+        takes all of the file's classifier that it has; its output layer, the tensors whose shape depends on the number
+        of classes, only if that number is the file's. A classifier stays as initialised if the file has none or one
+        with other hidden layers; if `classifier` is None, the file's is ignored. One line is printed that says what was
+        taken.
 
         Raises:
             ValueError: the file is missing, unreadable or of another architecture.

@@ -26,9 +26,12 @@ then keep their initial values:
   arXiv:1706.05587, section 3.2.1). It has no parameters, but the published weights were trained without it. The rates
   multiply those of exact dilation, where the block that gives up its stride keeps the rate of the stage before: at
   output stride 16, (1, 2, 4) gives rates 1, 4 and 8. The paper dilates that block as well: 2, 4 and 8.
+- `c4`: the maps end with that of stride 16, C4. The last stage belongs to the classifier, and to the layers that a
+  detector applies to each region of C4 (section 4.3 and appendix A); there it keeps its stride.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -116,6 +119,22 @@ def conv3x3(in_channels: int, out_channels: int, stride: int, dilation: int, sty
     )
 
 
+class LastStage(nn.Module):
+    """The last stage, global average pooling and the output layer, if there are classes: `(B, C, H, W)` -> `(B, D)`."""
+
+    side = 14
+    """Values along each side of a region, which the stage halves."""
+
+    def __init__(self, stage: nn.Module, channels: int, num_classes: int = 0) -> None:
+        super().__init__()
+        self.layer4 = stage
+        self.channels = channels
+        self.fc = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.layer4(x).mean((2, 3)))
+
+
 class Variant(NamedTuple):
     """A row of the table of networks."""
 
@@ -165,6 +184,7 @@ class ResNet(Backbone):
         groups: int | None = None,
         group_width: int | None = None,
         multi_grid: Sequence[int] = (),
+        c4: bool = False,
         stem: Literal["7x7", "3x3"] = "7x7",
     ) -> None:
         super().__init__(variant)
@@ -202,19 +222,25 @@ class ResNet(Backbone):
         self.layer1 = make_stage(block, 64, widths[0], depths[0], stages[0], styles[0])
         self.layer2 = make_stage(block, widths[0] * c, widths[1], depths[1], stages[1], styles[1])
         self.layer3 = make_stage(block, widths[1] * c, widths[2], depths[2], stages[2], styles[2])
-        self.layer4 = make_stage(block, widths[2] * c, widths[3], depths[3], stages[3], styles[3], multi_grid)
-        self.channels = (64, *(width * c for width in widths))
-        self.reductions = (first.reduction, *(step.reduction for step in stages))
-        self.initialise(zero_init and shortcut != "none")
+        self.c4, self.zero_init = c4, zero_init and shortcut != "none"
+        last = stages[3]._replace(stride=2, dilation=1, dilation_after=1) if c4 else stages[3]
+        self.last_stage = partial(make_stage, block, widths[2] * c, widths[3], depths[3], last, styles[3], multi_grid)
+        if not c4:
+            self.layer4 = self.last_stage()
+        maps = 4 if c4 else 5
+        self.features = widths[3] * c
+        self.channels = (64, *(width * c for width in widths))[:maps]
+        self.reductions = (first.reduction, *(step.reduction for step in stages))[:maps]
+        self.initialise(self)
         self.load(weights)
 
-    def initialise(self, zero_init: bool) -> None:
-        """Initialise all weights for training from scratch."""
-        self.init_weights()
-        for module in self.modules():
+    def initialise(self, part: nn.Module) -> None:
+        """Initialise all weights of a part for training from scratch."""
+        self.init_weights(part.modules())
+        for module in part.modules():
             if isinstance(module, Offsets):
                 module.initialise()
-            elif zero_init and isinstance(module, (BasicBlock, Bottleneck)):
+            elif self.zero_init and isinstance(module, (BasicBlock, Bottleneck)):
                 nn.init.zeros_((module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -222,11 +248,20 @@ class ResNet(Backbone):
         c2 = self.layer1(self.maxpool(c1))
         c3 = self.layer2(c2)
         c4 = self.layer3(c3)
-        c5 = self.layer4(c4)
-        return [c1, c2, c3, c4, c5]
+        return [c1, c2, c3, c4] if self.c4 else [c1, c2, c3, c4, self.layer4(c4)]
 
     def classifier(self, num_classes: int) -> nn.Module:
+        if self.c4:
+            return self._classifier_with_stage(num_classes)
         return PooledClassifier("fc", nn.Linear(self.channels[-1], num_classes))
+
+    def region_layers(self) -> nn.Module | None:
+        return self._classifier_with_stage(0) if self.c4 else None
+
+    def _classifier_with_stage(self, num_classes: int) -> LastStage:
+        stage = self.last_stage()
+        self.initialise(stage)
+        return LastStage(stage, self.features, num_classes)
 
 
 def three_convolutions(in_channels: int, width: int, channels: int, stride: int) -> nn.Sequential:

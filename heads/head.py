@@ -33,8 +33,12 @@ class Head(nn.Module):
     """Options that are passed to backbones whose constructor accepts them, such as `fully_convolutional`."""
     needs_padded_maps: ClassVar[bool] = False
     """Whether it is refused on backbones whose unpadded layers crop the image (see `Backbone.cropped_pixels`)."""
+    sees_whole_image: ClassVar[bool] = False
+    """Whether it detects by layers over the whole image, so that all images must have one size."""
     takes_classifier: ClassVar[bool] = False
     """Whether it is given the backbone's published classifier as `classifier=`."""
+    takes_region_layers: ClassVar[bool] = False
+    """Whether it is given `Backbone.region_layers()`, which may be None, as `classifier=`."""
     stages: ClassVar[tuple[dict[str, Any], ...]] = ()
     """Staged training as in the papers: for each stage, the settings of run.py that it changes. The last stage trains
     this head itself."""

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from heads import find_head
 from heads.head import Task
 from heads.placing import Placement
+from lightning_modules import freezing
 from lightning_modules.blocks import recompute_activations
 from lightning_modules.calibration import TemperatureFit
 from lightning_modules.detection_scores import DetectionScores
@@ -54,7 +55,10 @@ class GraftModule(pl.LightningModule):
         bias_lr_mult: rate of the biases of linear layers and convolutions, as a multiple of that of the weights.
         freeze_backbone: its parameters get no gradient, and it stays in evaluation mode, so its batch norms keep their
             statistics.
-        freeze_norms: the backbone's batch norms keep their statistics; their scales and shifts are learned.
+        freeze_stages: all parameters that the first so many maps of the backbone depend on get no gradient, and their
+            batch norms keep their statistics.
+        freeze_norms: the backbone's batch norms keep their statistics, also those that a detector applies to regions;
+            their scales and shifts are learned.
         norm_momentum: share of each batch in the running statistics of batch norms; None: 0.1 or the network's own.
         layer_decay: layer-wise learning-rate decay in the backbone: the learning rate of each layer is this factor
             times that of the layer after it.
@@ -62,7 +66,9 @@ class GraftModule(pl.LightningModule):
         momentum: of SGD.
         weight_decay: see `parameter_groups.decayed_parameters`.
         schedule: a name in `schedules.SCHEDULES`.
+        milestones: of the schedule step; see `schedules.learning_rate_factor`.
         warmup: fraction of all optimiser steps over which the learning rate rises linearly.
+        ap_rule: of detection; see `detection_scores.RULES`.
         preprocessing: size rule, mean, std and colours of the data, which checkpoints keep for prediction; see
             `GraftDataModule.preprocessing`.
 
@@ -99,6 +105,7 @@ class GraftModule(pl.LightningModule):
         backbone_lr_mult: float = 1.0,
         bias_lr_mult: float = 1.0,
         freeze_backbone: bool = False,
+        freeze_stages: int = 0,
         freeze_norms: bool = False,
         norm_momentum: float | None = None,
         layer_decay: float = 1.0,
@@ -106,7 +113,9 @@ class GraftModule(pl.LightningModule):
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         schedule: str = "poly",
+        milestones: Sequence[float] | None = None,
         warmup: float = 0.05,
+        ap_rule: str = "coco",
         preprocessing: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -127,6 +136,8 @@ class GraftModule(pl.LightningModule):
         )
         if freeze_backbone:
             self.network.backbone.requires_grad_(False)
+        if freeze_stages:
+            freezing.freeze_stages(self.network.backbone, freeze_stages, in_channels)
         if norm_momentum is not None:
             for part in self.network.modules():
                 if isinstance(part, _BatchNorm):
@@ -157,7 +168,7 @@ class GraftModule(pl.LightningModule):
             raise ValueError(f"there are {what}; a loss needs {self.least_classes} or more")
         if hparams["optimizer"] not in OPTIMIZERS:
             raise ValueError(f"no optimizer '{hparams['optimizer']}'; there are {', '.join(OPTIMIZERS)}")
-        learning_rate_factor(hparams["schedule"], 0, 1, 0)  # rejects an unknown schedule
+        learning_rate_factor(hparams["schedule"], 0, 1, 0, hparams["milestones"])  # rejects what it does not know
         if hparams["several_labels"] and (task != "classification" or hparams["loss"] != "binary_cross_entropy"):
             raise ValueError(
                 f"images with several labels need a classification head and --loss binary_cross_entropy alone; these "
@@ -174,10 +185,12 @@ class GraftModule(pl.LightningModule):
         super().train(mode)
         if self.hparams["freeze_backbone"]:
             self.network.backbone.eval()
-        if self.hparams["freeze_norms"]:
-            for part in self.network.backbone.modules():
+        for published in filter(None, (self.network.backbone, self.network.published_classifier())):
+            for part in published.modules():
                 if isinstance(part, _BatchNorm):  # of any kind, SyncBatchNorm too
-                    part.eval()
+                    frozen = self.hparams["freeze_stages"] and part.affine and not part.weight.requires_grad
+                    if frozen or self.hparams["freeze_norms"]:
+                        part.eval()
         return self
 
     def forward(self, x: Tensor) -> Tensor:
@@ -343,7 +356,7 @@ class GraftModule(pl.LightningModule):
         warmup = round(total * hparams["warmup"])
 
         def factor(step: int) -> float:
-            return learning_rate_factor(hparams["schedule"], step, total, warmup)
+            return learning_rate_factor(hparams["schedule"], step, total, warmup, hparams["milestones"])
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -13,7 +13,6 @@ from backbones import BACKBONES, find_backbone
 from backbones.backbone import Backbone
 from heads import HEADS, find_head
 from heads.box_head import BoxHead, Detections, Objects, Size, Sums
-from heads.classifier import Classifier
 from heads.deeplabv1 import DeepLabV1
 from heads.fcn_head import FCNHead
 from heads.head import Head, index_of_stride, missing_strides
@@ -69,9 +68,14 @@ class Network(nn.Module):
         self.set_placement(placement)
         self.backbone.keep_levels([*self.head.levels, *([] if self.aux_head is None else [self.aux_level])])
         sampled = self._classifier_to_sample(backbone, weights) if isinstance(self.head, DeepLabV1) else None
-        self.backbone.load(weights, self.head.classifier if isinstance(self.head, Classifier) else sampled)
+        self.backbone.load(weights, sampled or self.published_classifier())
         if sampled is not None:
             cast("DeepLabV1", self.head).take_samples(*fully_connected_layers(sampled))
+
+    def published_classifier(self) -> nn.Module | None:
+        """The layers of the backbone's published classifier that the head works with."""
+        head = type(self.head)
+        return getattr(self.head, "classifier", None) if head.takes_classifier or head.takes_region_layers else None
 
     def _head(self, backbone: str, head: str, num_classes: int, given: Mapping[str, Any]) -> Head:
         """Build the head on the maps that the backbone has."""
@@ -81,6 +85,8 @@ class Network(nn.Module):
         options = accepted_options(head, head_class, given)
         if head_class.takes_classifier:
             options["classifier"] = self.backbone.classifier(num_classes)
+        if head_class.takes_region_layers:
+            options["classifier"] = self.backbone.region_layers()
         built = head_class(self.backbone.channels, reductions, num_classes, **options)
         if built.cropped_pixels not in (0, self.backbone.cropped_pixels):
             raise ValueError(
@@ -159,14 +165,20 @@ class Network(nn.Module):
         head = cast("BoxHead", self.head)
         return head.losses(head(self.backbone(x)), targets, sizes)
 
-    def detect(self, x: Tensor, sizes: Sequence[Size] | None = None) -> list[Detections]:
+    def detect(
+        self, x: Tensor, sizes: Sequence[Size] | None = None, proposals: Sequence[Tensor] | None = None
+    ) -> list[Detections]:
         """What a box head finds in each image.
 
         Args:
             sizes: H and W of each image within the batch; None: all of it.
+            proposals: boxes `(P_i, 4)` of each image, for a head that needs some; None: it makes its own.
         """
         head = cast("BoxHead", self.head)
-        return head.detections(head(self.backbone(x)), sizes or [(x.shape[2], x.shape[3])] * len(x))
+        outputs = head(self.backbone(x))
+        if proposals is not None:
+            outputs = head.with_proposals(outputs, proposals)
+        return head.detections(outputs, sizes or [(x.shape[2], x.shape[3])] * len(x))
 
     def _with_mirrored_border(self, x: Tensor) -> Tensor:
         """The image, mirrored outwards if the head asks for it."""

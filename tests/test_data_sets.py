@@ -11,7 +11,7 @@ import torch
 import torchvision
 from scipy.io import savemat
 
-from datamodules import DATAMODULES, cityscapes, download, flowers102, pet, small_images, voc
+from datamodules import DATAMODULES, cityscapes, download, flowers102, pet, small_images, voc_boxes
 from datamodules.digits import Digits
 from datamodules.download import Archive, ensure_files
 from experiments.command_line.run_config import RunConfig
@@ -132,7 +132,7 @@ def test_cityscapes_and_addresses_are_those_of_torchvision() -> None:
     for train_id, (name, (label_id, colour)) in enumerate(cityscapes.CLASSES.items()):
         one = published[train_id]
         assert (name, label_id, colour) == (one.name, one.id, one.color)
-    ours = {archive[:2] for archive in (voc.ARCHIVE, *pet.ARCHIVES, *flowers102.ARCHIVES)}
+    ours = {archive[:2] for archive in (*voc_boxes.Voc0712.ARCHIVES, *pet.ARCHIVES, *flowers102.ARCHIVES)}
     theirs = torchvision.datasets.voc.DATASET_YEAR_DICT["2012"]
     flowers = torchvision.datasets.Flowers102
     assert ours == {

@@ -17,7 +17,7 @@ from backbones.backbone import Backbone
 from backbones.classifiers import PooledClassifier
 from backbones.fully_connected import DenseScores, pool_to
 from datamodules.size_rules import SizeRule
-from experiments.inference.check_export import MAIN_SCORE
+from experiments.inference.check_boxes import distance
 from experiments.inference.export_network import PixelsToOutput, runner, trace, write_program
 from experiments.inference.trained import TrainedNetwork
 from experiments.training.build import MODULES
@@ -27,19 +27,25 @@ from tests.conftest import randomise
 
 SIZES = ((65, 97), (31, 39))
 """Heights and widths in pixels. At the second, the coarsest map is a single row."""
+SIZES_OF_BOXES = ((150, 97), (65, 290))
+"""On both sides of the stride of 128 that detectors have."""
 CHEAPER = {
     "spp": {"hidden": 16},
     "deeplabv1": {"hidden": 16},
     "pspnet": {"width": 16},
     "fpn": {"pyramid_width": 32, "width": 32},
     "dilatednet": {"layers": 7},
+    "retinanet": {"width": 32},
+    "fcos": {"width": 64},
+    "ssd": {"width": 16, "side": 64},
+    "yolov1": {"width": 8, "hidden": 16},
 }
 """Options under which a head is the same network, only narrower."""
 CASES = [
     *(
         (head, CHEAPER.get(head, {}))
         for head, build in HEADS.items()
-        if build.task in MAIN_SCORE and (build is not DeepLabV3Plus or head == "deeplab")
+        if getattr(build, "one_stage", True) and (build is not DeepLabV3Plus or head == "deeplab")
     ),
     ("dilatednet", {"layers": 7, "padding": "reflect"}),
 ]
@@ -80,12 +86,14 @@ def network_of(head: str, options: dict[str, object]) -> TrainedNetwork:
 
 
 def export_differences(network: TrainedNetwork, folder: Path, sizes: tuple[tuple[int, int], ...]) -> dict[str, float]:
-    """The largest difference of a probability in a batch of two and of one, by file format and size."""
-    reference = PixelsToOutput(network, "probabilities").eval()
+    """The largest difference of a probability, or of a box, in a batch of two and of one, by file format and size."""
+    boxes = network.task == "detection"
+    output = "boxes" if boxes else "probabilities"
+    reference = PixelsToOutput(network, output).eval()
     found = {}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # of the exporters, about themselves
-        program = trace(network, "probabilities")
+        program = trace(network, output)
         for form, name in (("torch_export", "file.pt2"), ("onnx", "file.onnx")):
             write_program(program, form, folder / name, {})  # type: ignore[arg-type]
             compute = runner(form, folder / name)  # type: ignore[arg-type]
@@ -96,7 +104,8 @@ def export_differences(network: TrainedNetwork, folder: Path, sizes: tuple[tuple
                 assert expected.std() > 1e-4, "constant probabilities prove nothing"
                 exported = compute(images)
                 assert exported.shape == expected.shape
-                found[f"{form} {size}"] = float(np.abs(exported - expected).max())
+                apart = distance(exported, expected, size) if boxes else float(np.abs(exported - expected).max())
+                found[f"{form} {size}"] = apart
     return found
 
 
@@ -106,7 +115,8 @@ def test_every_head_is_exported_for_all_sizes(
 ) -> None:
     monkeypatch.setitem(BACKBONES, "tiny", partial(Tiny, "tiny"))
     network = network_of(head, options)
-    differences = export_differences(network, tmp_path, SIZES)
+    sizes = SIZES_OF_BOXES if network.task == "detection" else SIZES
+    differences = export_differences(network, tmp_path, sizes)
     assert max(differences.values()) <= 1e-4, differences
 
 

@@ -18,14 +18,17 @@ from lightning_modules.network import Network, mirrored
 from lightning_modules.shapes_only import ShapesOnly
 from tests.oracles import KNOBS
 
-pytestmark = pytest.mark.usefixtures("quick_weights")
+pytestmark = pytest.mark.usefixtures("quick_weights", "few_regions")
 
 CLASSES = 5
 CHEAPER = {
     "spp": {"hidden": 64},
     "retinanet": {"width": 32},
     "fcos": {"width": 64},
+    "ssd": {"width": 64, "side": 96},
     "fasterrcnn": {"width": 32, "hidden": 64},
+    "fasterrcnn_c4": {"hidden": 64},
+    "fasterrcnn_dc5": {"hidden": 64},
 }
 """Options under which a head is the same network, only narrower."""
 

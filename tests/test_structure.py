@@ -25,6 +25,8 @@ MAY_IMPORT = {
     "explaining": {"command_line", "run_files", "callbacks", "training", "analysis", "inference"},
     "comparing": {"command_line", "run_files"},
     "many_runs": {"command_line", "run_files"},
+    # claiming also runs run.py, in forked processes
+    "claiming": {"command_line", "run_files", "analysis", "comparing", "many_runs", "run"},
     # benchmarks also run these programs as a user does
     "benchmarks": {
         "command_line",

@@ -75,7 +75,7 @@ PAIRS = {
     "resnet50+deeplab": Pair("resnet50", "deeplab", smp_deeplab("resnet50")),
     "resnet101+deeplab": Pair("resnet101", "deeplab", smp_deeplab("resnet101")),
     "mobilenet_v2+deeplab": Pair("mobilenet_v2", "deeplab", smp_deeplab("mobilenet_v2")),
-    "resnet50+fcn_head": Pair("resnet50", "fcn_head", of_torchvision("fcn_resnet50"), 8),
+    "resnet50+fcn": Pair("resnet50", "fcn", of_torchvision("fcn_resnet50"), 8),
     "resnet50+deeplabv3": Pair("resnet50", "deeplabv3", of_torchvision("deeplabv3_resnet50"), 8),
 }
 

@@ -100,6 +100,7 @@ def describe(protocol: Mapping[str, Any]) -> dict[str, str]:
         "classes": ", ".join(map(str, protocol["classes"])),
         "ignored label": str(protocol["ignore_index"]),
         "crf": str(protocol["crf"]),
+        **{name: str(protocol[name]) for name in ("ap_rule", "fit") if name in protocol},
     }
     if protocol["skipped"]:
         words["unreadable samples"] = ", ".join(f"{count} {split}" for split, count in protocol["skipped"].items())

@@ -125,8 +125,8 @@ def load(path: str | Path, device: str | torch.device | None = None) -> TrainedN
     head = hyperparameters(checkpoint_of(Path(path)))["head"]
     if find_head(head).task == "detection":
         raise ValueError(
-            f"{path} detects objects ({head}); of the programs that use trained networks, only evaluate.py and "
-            "predict.py support that"
+            f"{path} detects objects ({head}); of the programs that use trained networks, only evaluate.py, "
+            "predict.py, export.py and demo.py support that"
         )
     return load_any(path, device)
 

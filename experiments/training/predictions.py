@@ -72,7 +72,7 @@ def samples_by_index(module: GraftModule, data: GraftDataModule) -> dict[int, Sa
     items = {index: item for index in indices if (item := data.val[index]) is not None}
     module.eval()
     with torch.inference_mode():  # one by one: images may differ in size
-        outputs = [module(item["image"][None].to(module.device)) for item in items.values()]
+        outputs = [output_of(module, item) for item in items.values()]
     images = [as_rgb(data.to_pixels(item["image"]).permute(1, 2, 0).numpy()) for item in items.values()]
     if data.task == "detection":
         truths, predictions = [item["target"] for item in items.values()], [on_cpu(found) for (found,) in outputs]
@@ -92,6 +92,14 @@ def label_names(labels: np.ndarray, class_names: Sequence[str]) -> str:
     if labels.ndim == 0:
         return class_names[int(labels)]
     return ", ".join(class_names[i] for i in np.flatnonzero(labels)) or "none"
+
+
+def output_of(module: GraftModule, item: Mapping[str, Any]) -> Any:
+    """The logits or detections of one sample, among its proposals if it has some."""
+    image = item["image"][None].to(module.device)
+    if isinstance(item["target"], dict) and "proposals" in item["target"]:
+        return module(image, [item["target"]["proposals"].to(module.device)])
+    return module(image)
 
 
 def coloured(labels: np.ndarray, data: GraftDataModule) -> np.ndarray:

@@ -58,6 +58,7 @@ def write_results(config: RunConfig, folder: RunFolder, data: GraftDataModule, f
             "image_size": list(data.image_size),
             "classes": list(data.class_names),
             "ignore_index": data.ignore_index,
+            **({"ap_rule": config.ap_rule or data.ap_rule, "fit": data.fit} if data.task == "detection" else {}),
             "seed": config.seed,
             "skipped": {split: len(samples) for split, samples in found.skipped.items()},
             **({"several_labels": True} if data.several_labels else {}),
