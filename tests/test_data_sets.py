@@ -205,6 +205,7 @@ ABSENT = {
     "pet": "oxford-iiit-pet/images is missing; add --download, or fetch .*images.tar.gz and .* (811.1 MB)",
     "drive": "training/images is missing; fetch DRIVE (30 MB)",
     "imagenet": "train is missing; fetch ILSVRC2012_img_train.tar (148 GB)",
+    "imagenet21k": "holds 0 class folders, but at least 2 are needed; --data-dir must name a folder with train/WNID/",
     "flowers102": "flowers-102/jpg is missing; add --download",
     "cifar10": "batches.meta is missing; add --download, or fetch https://.*cifar-10-python.tar.gz (170.5 MB)",
     "cifar100": "meta is missing; add --download",
