@@ -1,4 +1,4 @@
-"""Residual Networks Behave Like Ensembles of Relatively Shallow Networks. Veit, Wilber, Belongie 2016, arXiv:1605.06431."""
+"""Residual networks are sums over paths. Veit, Wilber, Belongie 2016, arXiv:1605.06431."""
 
 from itertools import combinations
 
