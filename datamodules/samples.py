@@ -162,6 +162,8 @@ class Samples(Dataset[dict[str, Any] | None]):
     def _readable(self, index: int, offset: int) -> Sample | None:
         count = len(self.source)
         for candidate in ((index + step) % count for step in range(count if self.on_bad_sample == "replace" else 1)):
+            if self.on_bad_sample == "replace" and self.bad[candidate]:
+                continue  # read once: a row of many bad samples would be read again for each of them
             try:
                 return self.load(candidate + offset)
             except DataError:
