@@ -25,6 +25,7 @@ CHEAPER = {
     "spp": {"hidden": 64},
     "retinanet": {"width": 32},
     "fcos": {"width": 64},
+    "yolov1": {"width": 16, "hidden": 16},
     "ssd": {"width": 64, "side": 96},
     "fasterrcnn": {"width": 32, "hidden": 64},
     "fastrcnn": {"hidden": 64},
