@@ -103,8 +103,9 @@ class Samples(Dataset[dict[str, Any] | None]):
                 objects = np.where(out["mask"] == IGNORE_INDEX, 0, out["mask"])
                 found["border_weights"] = torch.from_numpy(border_weights(objects))
             return found
-        several = isinstance(self.source, SourceOfSeveralLabels)
-        labels = torch.from_numpy(self.source.labels_of(target)) if several else torch.tensor(target)
+        labels = torch.tensor(target)
+        if isinstance(self.source, SourceOfSeveralLabels):
+            labels = torch.from_numpy(self.source.labels_of(target))
         return {"image": tensor(self.pipeline(image=image)["image"]), "target": labels, "name": name}
 
     def load(self, index: int) -> Sample:
@@ -161,6 +162,8 @@ class Samples(Dataset[dict[str, Any] | None]):
     def _readable(self, index: int, offset: int) -> Sample | None:
         count = len(self.source)
         for candidate in ((index + step) % count for step in range(count if self.on_bad_sample == "replace" else 1)):
+            if self.on_bad_sample == "replace" and self.bad[candidate]:
+                continue  # read once: a row of many bad samples would be read again for each of them
             try:
                 return self.load(candidate + offset)
             except DataError:

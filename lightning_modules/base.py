@@ -214,7 +214,7 @@ class GraftModule(pl.LightningModule):
 
     def start_from(self, checkpoint: str) -> list[str]:
         """Initialise the network from another run's checkpoint; see `start_from.load_matching_weights`."""
-        return load_matching_weights(self.network, checkpoint)
+        return load_matching_weights(self.network, checkpoint, self.hparams["class_names"])
 
     def compile_network(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile the network with torch.compile, both for evaluation and for training with auxiliary losses.

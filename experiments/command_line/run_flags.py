@@ -35,7 +35,8 @@ class RunConfig:
     )
     start_from: str | None = network_flag(
         None,
-        "checkpoint of another run to initialise the network from; tensors of the same name and shape are copied",
+        "checkpoint of another run to initialise the network from; tensors of the same name and shape are copied, and "
+        "of the output layer the rows of classes of the same name",
         path=True,
     )
     output_stride: Literal[8, 16, 32] | None = network_flag(

@@ -14,6 +14,7 @@ import torch
 from datamodules.loader import Normalise
 from datamodules.proposals import METHODS, Method
 from experiments.command_line.protocol_flags import ProtocolFlags
+from experiments.inference.protocol import device_of
 from experiments.inference.trained import TrainedNetwork, checkpoint_of, hyperparameters, load_any
 from experiments.training.build import DEFAULT_PROPOSALS
 from heads import find_head
@@ -50,7 +51,7 @@ def load_detector(flags: ProtocolFlags, **others: tuple[Any, Any]) -> TrainedNet
     for name, (value, default) in given.items():
         if (list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value) != default:
             raise ValueError(f"--{name.replace('_', '-')} is not supported for networks that detect; leave it out")
-    return load_any(flags.run, None if flags.device == "auto" else flags.device)
+    return load_any(flags.run, device_of(flags.device))
 
 
 @torch.inference_mode()

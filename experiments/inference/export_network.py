@@ -22,10 +22,9 @@ from heads.box_head import BoxHead
 
 Format = Literal["torch_export", "onnx", "openvino"]
 Output = Literal["probabilities", "labels", "boxes"]
-SUFFIXES = {"torch_export": ".pt2", "onnx": ".onnx", "openvino": ".xml"}
 METADATA = "graft"
 """The key of the metadata, a JSON text."""
-TRACED_BATCH, TRACED_SIZE, TRACED_SIZE_OF_BOXES = 2, (65, 97), (289, 353)
+TRACED_BATCH, TRACED_SIZE, TRACED_SIZE_OF_BOXES = 2, (65, 97), (353, 449)
 """Batch, height and width of the traced example. The sides are odd, so that no layer fits them by chance. Maps of
 detectors have strides up to 128, and the coarsest one needs several rows too."""
 

@@ -92,6 +92,15 @@ class TrainedNetwork:
             logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         return self.module.probabilities(logits)
 
+    def check_size(self, image: np.ndarray) -> None:
+        """Raise a ValueError if an image that has passed the size rule is smaller than the network takes."""
+        least = self.module.network.backbone.min_size
+        if min(image.shape[:2]) < least:
+            raise ValueError(
+                f"{image.shape[1]}x{image.shape[0]} pixels are too few: {self.module.hparams['backbone']} needs sides "
+                f"of {least} or more; enlarge the picture"
+            )
+
     @torch.inference_mode()
     def logits(self, image: np.ndarray) -> Tensor:
         """Calibrated logits float32 `(1, C, H, W)` or `(1, C)`, on the CPU, of an image uint8 `(H, W, 3)`.
@@ -101,12 +110,7 @@ class TrainedNetwork:
         Raises:
             ValueError: it is smaller than the network takes.
         """
-        least = self.module.network.backbone.min_size
-        if min(image.shape[:2]) < least:
-            raise ValueError(
-                f"{image.shape[1]}x{image.shape[0]} pixels are too few: {self.module.hparams['backbone']} needs sides "
-                f"of {least} or more; enlarge the picture"
-            )
+        self.check_size(image)
         batch = Normalise(self.mean, self.std)(torch.from_numpy(np.ascontiguousarray(image))[None])
         parameter = next(self.module.parameters())
         return self.module(batch.to(parameter.device, parameter.dtype)).float().cpu() / self.temperature
@@ -186,11 +190,19 @@ def hyperparameters(checkpoint: Path) -> dict[str, Any]:
 
 
 def module_of(checkpoint: Path, hparams: dict[str, Any]) -> GraftModule:
-    """The module in a file whose `hyperparameters` are these, on the CPU."""
+    """The module in a file whose `hyperparameters` are these, on the CPU.
+
+    Raises:
+        ValueError: the file is of another version, whose networks have other tensors.
+    """
     if checkpoint.suffix == ".safetensors":
         return build_shared(checkpoint, hparams)
     kind = MODULES[find_head(hparams["head"]).task]
-    return kind.load_from_checkpoint(checkpoint, weights_only=True, map_location="cpu")
+    try:
+        return kind.load_from_checkpoint(checkpoint, weights_only=True, map_location="cpu")
+    except (RuntimeError, TypeError, KeyError) as error:  # of PyTorch, about tensors or arguments that do not fit
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{checkpoint} does not fit this version of Graft: {reason[:200]}; train again") from error
 
 
 def preprocessing_of_older(checkpoint: Path) -> dict[str, Any]:
@@ -216,7 +228,12 @@ def run_settings(checkpoint: Path) -> dict[str, Any]:
     if not file.is_file() or checkpoint.suffix == ".safetensors":
         return {}
     known = {one.name for one in dataclasses.fields(RunConfig)}
-    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        values = None
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} is damaged; write it again, or give the checkpoint a place of its own")
     return {name: value for name, value in values.items() if name in known}
 
 
