@@ -55,6 +55,7 @@ def pytest_collection_finish() -> None:
     """Leave what is imported by now out of collecting garbage, which would look at a million objects every time."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(5_000)
 
 
 @pytest.fixture(autouse=True)
