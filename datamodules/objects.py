@@ -1,6 +1,6 @@
 """The objects of an image: boxes with classes, on their way from annotations to batches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import albumentations as A
@@ -11,6 +11,8 @@ LEAST_VISIBLE = 0.25
 """Fraction of a box's area that must be inside a crop; boxes with less are left out."""
 LEAST_SIDE = 1.0
 """Pixels of the shorter side of a box that is kept."""
+PROPOSED = -1
+"""The label of proposals while they move with the objects."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,17 @@ class Objects:
     """int64 `(N,)`."""
     crowd: np.ndarray
     """bool `(N,)`: regions of many objects, or difficult ones, which neither train nor count in scores."""
+    proposals: np.ndarray | None = None
+    """float32 `(P, 4)`: boxes that may hold an object, if they are found beforehand; see `datamodules/proposals.py`."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What batches hold."""
-        return {
+        found = {
             "boxes": torch.from_numpy(self.boxes),
             "labels": torch.from_numpy(self.labels),
             "iscrowd": torch.from_numpy(self.crowd).long(),
         }
+        return found if self.proposals is None else found | {"proposals": torch.from_numpy(self.proposals)}
 
 
 def objects_of(boxes: Any, labels: Any, crowd: Any = None) -> Objects:
@@ -60,5 +65,20 @@ def transformed(pipeline: A.Compose, image: np.ndarray, objects: Objects) -> tup
     """Image and objects after a pipeline that was composed for boxes; objects stay if it changes images only."""
     if not pipeline.processors:
         return pipeline(image=image)["image"], objects
-    out = pipeline(image=image, bboxes=objects.boxes, labels=objects.labels, crowd=objects.crowd)
-    return out["image"], objects_of(out["bboxes"], out["labels"], out["crowd"])
+    moving = objects if objects.proposals is None else with_proposals(objects, objects.proposals)
+    out = pipeline(image=image, bboxes=moving.boxes, labels=moving.labels, crowd=moving.crowd)
+    moved = objects_of(out["bboxes"], out["labels"], out["crowd"])
+    if objects.proposals is None:
+        return out["image"], moved
+    proposed = moved.labels == PROPOSED
+    alone = objects_of(moved.boxes[~proposed], moved.labels[~proposed], moved.crowd[~proposed])
+    return out["image"], replace(alone, proposals=moved.boxes[proposed])
+
+
+def with_proposals(objects: Objects, proposals: np.ndarray) -> Objects:
+    """Objects and proposals in one list, so that they move together."""
+    return objects_of(
+        np.concatenate([objects.boxes, proposals]),
+        np.concatenate([objects.labels, np.full(len(proposals), PROPOSED)]),
+        np.concatenate([objects.crowd, np.zeros(len(proposals), bool)]),
+    )

@@ -99,6 +99,14 @@ def is_constant(x: torch.Tensor) -> bool:
     return bool((first == first[0]).all()) and bool((x == first[0]).all())
 
 
+@pytest.fixture
+def few_regions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last stage of a ResNet costs much for each region that the loss draws."""
+    from heads.fasterrcnn_c4 import FasterRCNNC4
+
+    monkeypatch.setattr(FasterRCNNC4, "SAMPLED", 8)
+
+
 @pytest.fixture(scope="session")
 def crf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight training and five validation images of a bright square on a dark ground, with masks of two classes."""
