@@ -83,7 +83,8 @@ def test_the_network_of_a_recipe_can_be_built(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_trains(name: str, small: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_pictures", "quick_weights", "small")
+def test_a_recipe_trains(name: str, tmp_path: Path) -> None:
     """Two steps of a thin or shallow copy of its network, with all its other settings."""
     settings = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     data_dir = make_fake(settings["data"], find_head(settings["head"]).task, tmp_path / "data")
