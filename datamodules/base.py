@@ -59,6 +59,8 @@ class GraftDataModule(DataModuleWithLoaders):
     """Whether images may have another number of bands than three."""
     ap_rule: ClassVar[str] = "coco"
     """How its detections are scored unless the user says otherwise; see `lightning_modules/detection_scores.py`."""
+    has_object_masks: ClassVar[bool] = False
+    """Whether a head can learn the mask of each object from it."""
     class_names: tuple[str, ...]
     palette: tuple[Colour, ...] | None = None
     """The data set's own colours of its classes, RGB in 0..255."""
@@ -82,6 +84,7 @@ class GraftDataModule(DataModuleWithLoaders):
         in_channels: int = RGB,
         fit: Fit | None = None,
         weigh_borders: bool = False,
+        object_masks: bool = False,
     ) -> None:
         """`image_size` is (H, W), or None for the data set's default; `batch_size` and `workers` are per rank.
 
@@ -93,6 +96,7 @@ class GraftDataModule(DataModuleWithLoaders):
         `mask_suffix` is what the names of masks add to those of their images, and `in_channels` the number of bands of
         the images, both for data sets of plain folders. `fit` brings the images of a detector to a size before all
         else; None keeps theirs. With `weigh_borders`, training batches have `border_weights` for the loss unet_border.
+        With `object_masks`, the objects of a detector have masks.
         With `mean` or `std` None, `setup()` measures it on the training images.
 
         Raises:
@@ -120,6 +124,12 @@ class GraftDataModule(DataModuleWithLoaders):
             raise DataError(f"--fit is for heads that detect; leave it out for {task}")
         self.fit: Fit = fit or "own"
         self.weigh_borders = weigh_borders
+        if object_masks and not self.has_object_masks:
+            raise DataError(
+                f"the head learns the masks of objects, and --data {name} gives boxes only; use --head fasterrcnn "
+                "or --data digits"
+            )
+        self.object_masks = object_masks
         self.mean = tuple(mean or ())
         self.std = tuple(std or ())
         self.normalise = Normalise(self.mean, self.std)

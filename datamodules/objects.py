@@ -1,6 +1,6 @@
 """The objects of an image: boxes with classes, on their way from annotations to batches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import albumentations as A
@@ -27,14 +27,17 @@ class Objects:
     """int64 `(N,)`."""
     crowd: np.ndarray
     """bool `(N,)`: regions of many objects, or difficult ones, which neither train nor count in scores."""
+    masks: np.ndarray | None = None
+    """bool `(N, H, W)` where the data have a mask of each object, and the head learns them."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What batches hold."""
-        return {
+        tensors = {
             "boxes": torch.from_numpy(self.boxes),
             "labels": torch.from_numpy(self.labels),
             "iscrowd": torch.from_numpy(self.crowd).long(),
         }
+        return tensors if self.masks is None else tensors | {"masks": torch.from_numpy(self.masks)}
 
 
 def objects_of(boxes: Any, labels: Any, crowd: Any = None) -> Objects:
@@ -60,5 +63,20 @@ def transformed(pipeline: A.Compose, image: np.ndarray, objects: Objects) -> tup
     """Image and objects after a pipeline that was composed for boxes; objects stay if it changes images only."""
     if not pipeline.processors:
         return pipeline(image=image)["image"], objects
+    if objects.masks is not None:
+        return transformed_with_masks(pipeline, image, objects, objects.masks)
     out = pipeline(image=image, bboxes=objects.boxes, labels=objects.labels, crowd=objects.crowd)
     return out["image"], objects_of(out["bboxes"], out["labels"], out["crowd"])
+
+
+def transformed_with_masks(
+    pipeline: A.Compose, image: np.ndarray, objects: Objects, masks: np.ndarray
+) -> tuple[np.ndarray, Objects]:
+    """The same for objects with masks; those of boxes that are left out are left out too."""
+    rows = np.arange(len(masks))
+    given = {"masks": masks.astype(np.uint8)} if len(masks) else {}  # albumentations takes no empty stack
+    out = pipeline(image=image, bboxes=objects.boxes, labels=rows, crowd=objects.crowd, **given)
+    kept = np.asarray(out["labels"], np.int64).reshape(-1)
+    moved = np.stack(list(out["masks"])) if len(masks) else np.zeros((0, *out["image"].shape[:2]))
+    found = objects_of(out["bboxes"], objects.labels[kept], out["crowd"])
+    return out["image"], replace(found, masks=moved[kept].astype(bool))

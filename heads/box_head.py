@@ -8,7 +8,7 @@ a head has a class for background, that is its own matter. A head neither resize
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ class Objects(TypedDict):
     """float32 `(N, 4)`; N may be 0."""
     labels: Tensor
     """int64 `(N,)`."""
+    masks: NotRequired[Tensor]
+    """bool `(N, H, W)`, for heads that learn them."""
 
 
 class Detections(TypedDict):
@@ -39,6 +41,8 @@ class Detections(TypedDict):
     """float32 `(N,)` in [0, 1]."""
     labels: Tensor
     """int64 `(N,)`."""
+    masks: NotRequired[Tensor]
+    """float32 `(N, 28, 28)` in [0, 1] within the box, from heads that find them."""
 
 
 class BoxHead(Head):
@@ -50,6 +54,8 @@ class BoxHead(Head):
 
     task = "detection"
     needs_padded_maps = True
+    needs_masks: ClassVar[bool] = False
+    """Whether it learns the mask of each object too."""
     one_stage: ClassVar[bool] = True
     """Whether it scores a fixed set of boxes, which `every_box` gives; others propose boxes first."""
     loss_terms: ClassVar[tuple[str, ...]]

@@ -86,7 +86,7 @@ def without_crowds(objects: Mapping[str, Tensor]) -> Objects:
     if "iscrowd" not in objects:
         return cast("Objects", objects)
     single = objects["iscrowd"] == 0
-    return {"boxes": objects["boxes"][single], "labels": objects["labels"][single]}
+    return cast("Objects", {name: values[single] for name, values in objects.items() if name != "iscrowd"})
 
 
 def stacked(terms: dict[str, Sums]) -> Sums:

@@ -29,6 +29,7 @@ CHEAPER = {
     "fasterrcnn": {"width": 32, "hidden": 64},
     "fasterrcnn_c4": {"hidden": 64},
     "fasterrcnn_dc5": {"hidden": 64},
+    "maskrcnn": {"width": 32, "hidden": 64},
 }
 """Options under which a head is the same network, only narrower."""
 
@@ -154,7 +155,8 @@ def test_every_backbone_trains_under_two_heads(name: str) -> None:
 def check_gradients(network: Network) -> None:
     images = torch.randn(2, 3, 65, 97)
     if network.task == "detection":
-        objects = {"boxes": torch.tensor([[10.0, 5, 60, 60]]), "labels": torch.tensor([1])}
+        masks = torch.ones(1, 65, 97, dtype=torch.bool)
+        objects = {"boxes": torch.tensor([[10.0, 5, 60, 60]]), "labels": torch.tensor([1]), "masks": masks}
         losses = network.losses(images, [objects, objects], [(65, 97)] * 2)
         sum(total for total, _ in losses.values()).backward()
     else:

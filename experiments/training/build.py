@@ -16,6 +16,7 @@ from datamodules.size_rules import Fit
 from experiments.command_line.crf_settings import read_crf_settings
 from experiments.command_line.run_config import RunConfig
 from heads import find_head
+from heads.box_head import BoxHead
 from lightning_modules.base import GraftModule
 from lightning_modules.classification import ClassificationModule
 from lightning_modules.detection import DetectionModule
@@ -94,6 +95,7 @@ def build_data(config: RunConfig) -> GraftDataModule:
         in_channels=config.in_channels,
         fit=size_for(config),
         weigh_borders="unet_border" in config.loss,
+        object_masks=issubclass(head, BoxHead) and head.needs_masks,
     )
 
 
