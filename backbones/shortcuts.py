@@ -38,8 +38,12 @@ def make_shortcut(in_channels: int, out_channels: int, step: Step, shortcut: Sho
 
 
 def add_shortcut(residual: Tensor, x: Tensor, shortcut: nn.Module | None) -> Tensor:
-    """The residual plus the shortcut of the block's input, if there is one."""
-    return residual if shortcut is None else residual + shortcut(x)
+    """The residual, to which the shortcut of the block's input is added in place, if there is one."""
+    if shortcut is None:
+        return residual
+    other = shortcut(x)
+    # No layer needs a residual for its gradient, and another map would cost time and memory.
+    return residual.add_(other) if residual.dtype == other.dtype else residual + other
 
 
 class ZeroPaddedIdentity(nn.Module):

@@ -15,6 +15,7 @@ from datamodules.drive import Drive
 from datamodules.flowers102 import Flowers102
 from datamodules.folders import Folders
 from datamodules.imagenet import ImageNet
+from datamodules.imagenet21k import ImageNet21k
 from datamodules.pet import Pet
 from datamodules.shards import Shards
 from datamodules.small_images import Cifar10, Cifar100, FashionMnist, Mnist
@@ -37,6 +38,7 @@ DATAMODULES: dict[str, type[GraftDataModule]] = {
     "drive": Drive,
     "pet": Pet,
     "imagenet": ImageNet,
+    "imagenet21k": ImageNet21k,
     "flowers102": Flowers102,
     "cifar10": Cifar10,
     "cifar100": Cifar100,

@@ -8,12 +8,14 @@ images, a fifth of the training images is held out.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from datamodules.boxed_files import Annotation, BoxedFiles, Tally, read_all
+from datamodules.boxed_files import BoxedFiles, Tally, read_all
+from datamodules.boxed_names import NAME_FILES, class_names, numbered_names
 from datamodules.class_folders import is_output
 from datamodules.errors import DataError
 from datamodules.notes import note
@@ -25,8 +27,6 @@ from datamodules.yolo_txt import read_txt
 KINDS = ("images", "image", "imgs", "img", "jpegimages", "photos", "labels", "label", "annotations", "annotation",
          "xml", "xmls", "txt")  # fmt: skip
 """Folders, in any case, that tell what kind of files they hold."""
-NAME_FILES = ("classes.txt", "obj.names", "class_names.txt", "predefined_classes.txt")
-"""Names of classes, a line each, in the order of their numbers."""
 MASKS = ("segmentationclass", "segmentationobject", "segmentationclassaug")
 """Folders, in any case, whose images are masks."""
 LISTS = "ImageSets/Main"
@@ -61,12 +61,7 @@ def boxed_folders(root: Path, others: Counter[str]) -> tuple[tuple[str, ...], di
         meant = f"; it holds {coco[0].name}: is --data coco meant?" if coco else f"; {LAYOUT}"
         raise DataError(f"{root} holds images but no boxes{meant}")
     found = by_key(root, xml, "annotation") if xml else labels
-    strays = [path for key, path in found.items() if key not in images]
-    if strays:
-        raise DataError(
-            f"{len(strays)} of {len(found)} annotation files in {root} have no image (first: {strays[0]}); add the "
-            "images or remove the files"
-        )
+    refuse_strays(found, images, root)
     for kind in (".xml", ".txt", ".yaml", ".yml", ".names"):
         others.pop(kind, None)
     splits = splits_of(images, settings, root)
@@ -90,6 +85,16 @@ def boxed_folders(root: Path, others: Counter[str]) -> tuple[tuple[str, ...], di
             raise DataError(f"the {split} images in {root} have no box to learn or to score; annotate some objects")
         source.say_without(split)
     return names, sources
+
+
+def refuse_strays(found: Images, images: Images, root: Path) -> None:
+    """Raises ValueError if there are annotation files without an image."""
+    strays = [path for key, path in found.items() if key not in images]
+    if strays:
+        raise DataError(
+            f"{len(strays)} of {len(found)} annotation files in {root} have no image (first: {strays[0]}); add the "
+            "images or remove the files"
+        )
 
 
 def belongs(path: Path, root: Path, passed: Sequence[Path]) -> bool:
@@ -154,6 +159,10 @@ def splits_of(images: Images, settings: tuple[Path, dict[str, Any]] | None, root
         raise DataError(f"{root} holds images of {', '.join(found) or 'no split'} but none of train; add train/")
     if not found.get("val"):
         found["train"], found["val"] = hold_out(found["train"], found["train"], root)
+    for first, second in combinations(found, 2):
+        shared = set(found[first]) & set(found[second])
+        if shared:
+            note(f"{len(shared)} images in {root} are in both {first} and {second} (first: {images[min(shared)]})")
     left = set(images).difference(*found.values())
     if left:
         note(f"{len(left)} images in {root} are of no split and are passed over (first: {images[min(left)]})")
@@ -241,54 +250,3 @@ def folder_splits(images: Images, root: Path) -> dict[str, list[str]]:
         return {"train": found[""]}
     found.pop("", None)
     return dict(found)
-
-
-def class_names(annotations: Iterable[Annotation]) -> tuple[str, ...]:
-    """The names that occur, sorted."""
-    return tuple(sorted({one.kind for annotation in annotations for one in annotation.found}))
-
-
-def numbered_names(
-    settings: tuple[Path, dict[str, Any]] | None,
-    files: Iterable[Path],
-    annotations: Mapping[str, Iterable[Annotation]],
-    root: Path,
-) -> tuple[str, ...]:
-    """The names of the classes by number: of the settings, of a list of names, or the numbers that occur.
-
-    Raises:
-        ValueError: the settings name no classes, or another number of them than they state, or one twice.
-    """
-    if settings:
-        return names_in(*settings)
-    path = next((path for path in files if path.name.lower() in NAME_FILES), None)
-    if path is not None:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-        return unique(names, path)
-    kinds = {int(one.kind) for each in annotations.values() for annotation in each for one in annotation.found}
-    count = 1 + max(kinds, default=0)
-    note(f"{root} has neither data.yaml nor classes.txt: the classes are called 0 to {count - 1}")
-    return tuple(map(str, range(count)))
-
-
-def names_in(path: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
-    names, count = content.get("names"), content.get("nc")
-    if names is None and isinstance(count, int) and count > 0:
-        return tuple(map(str, range(count)))
-    if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
-            raise DataError(f"{path}: names must be numbered 0, 1, 2 and so on, not {', '.join(map(str, names))}")
-        names = [names[number] for number in sorted(names)]
-    if not isinstance(names, list) or not names:
-        raise DataError(f"{path} has no names of classes; write names: [NAME, ...]")
-    if count is not None and count != len(names):
-        raise DataError(f"{path} states nc: {count} but names {len(names)} classes; make both the same")
-    return unique(list(map(str, names)), path)
-
-
-def unique(names: list[str], path: Path) -> tuple[str, ...]:
-    """Raises ValueError if there are no names, or one twice."""
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice or not names:
-        raise DataError(f"{path} names {f'the class {twice[0]} twice' if twice else 'no class'}; name each class once")
-    return tuple(names)

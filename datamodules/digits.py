@@ -3,9 +3,9 @@
 Classification: the 1,797 digits of 8x8 pixels bundled with scikit-learn (Alpaydin and Kaynak 1998, UCI Optical
 Recognition of Handwritten Digits). Segmentation: scenes that paste those digits, at varied size, tilt and colour, onto
 crops of the two photographs bundled there, with exact masks. Detection: the same scenes, with a box around each digit.
-Training, validation and test scenes share neither a
-digit nor a pixel of a photograph. A scene is generated each time it is asked for, in about half a millisecond.
-digits_turned has the same scenes with digits turned by up to 60 degrees instead of 10.
+Training, validation and test scenes share neither a digit nor a pixel of a photograph. A scene is generated each time
+it is asked for, in about half a millisecond. In those of digits_turned, digits are turned by up to 60 degrees instead
+of 10.
 """
 
 from dataclasses import replace

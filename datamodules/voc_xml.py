@@ -24,6 +24,8 @@ def read_xml(path: Path) -> Annotation:
     except expat.ExpatError as error:
         reason = expat.ErrorString(error.code)
         return Annotation(path, wrong=[f"{error.lineno}: it is no whole XML file ({reason}); export it again"])
+    except (LookupError, ValueError) as error:
+        return Annotation(path, wrong=[f"1: its encoding cannot be read ({error}); save it in UTF-8"])
     if root.tag != "annotation":
         return Annotation(path, wrong=[f"1: its root is <{root.tag}>, not <annotation> as in PASCAL VOC"])
     found: list[Found] = []

@@ -74,10 +74,10 @@ def demo(config: DemoConfig) -> int:
     from experiments.command_line.crf_settings import read_crf_settings
     from experiments.inference.demo_boxes import BoxAnswers
     from experiments.inference.demo_page import Answers, serve
-    from experiments.inference.protocol import Predictor, Protocol
+    from experiments.inference.protocol import Predictor, Protocol, device_of
     from experiments.inference.trained import load_any
 
-    network = load_any(config.run, None if config.device == "auto" else config.device)
+    network = load_any(config.run, device_of(config.device))
     refined = None
     if network.task == "segmentation" and network.in_channels == 3:
         refined = Predictor(network, Protocol(crf=read_crf_settings(config.crf_settings)))

@@ -14,13 +14,11 @@ from typing import Literal
 if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from experiments.command_line.export_formats import NEEDS, SUFFIXES
 from experiments.command_line.kinds import NonNegativeFloat, PositiveInt
 from experiments.command_line.parser import Parser, flag, positional, settings_from
 from experiments.command_line.process import run_program
-from experiments.command_line.protocol_flags import run_problem
-
-NEEDS = {"torch_export": (), "onnx": ("onnx", "onnxscript", "onnxruntime")}
-NEEDS["openvino"] = (*NEEDS["onnx"], "openvino")
+from experiments.command_line.protocol_flags import out_problem, run_problem
 
 COMPARED = {
     "probabilities": "largest difference of a probability",
@@ -76,9 +74,13 @@ def usage_problem(config: ExportConfig) -> str | None:
         return "--int8 is for --to onnx only"
     if config.out is None and not Path(config.run).is_dir():
         return "--out: name the file to write; a checkpoint file has no run folder"
-    if config.out is not None and not Path(config.out).absolute().parent.is_dir():
-        return f"--out {config.out}: there is no folder {Path(config.out).absolute().parent}"
-    return None
+    if config.out is not None:
+        suffix = SUFFIXES[config.to]
+        if Path(config.out).suffix != suffix or Path(config.out).is_dir():
+            return f"--out {config.out}: name a file that ends in {suffix}, as --to {config.to} writes"
+        if not Path(config.out).absolute().parent.is_dir():
+            return f"--out {config.out}: there is no folder {Path(config.out).absolute().parent}"
+    return out_problem(Path(config.out).parent if config.out else config.run)
 
 
 def export(config: ExportConfig) -> int:
@@ -87,7 +89,7 @@ def export(config: ExportConfig) -> int:
     from experiments.inference.check_boxes import compare_boxes
     from experiments.inference.check_export import MAIN_SCORE, compare
     from experiments.inference.evaluate_all import data_of
-    from experiments.inference.export_network import SUFFIXES, Output, runner, write_export
+    from experiments.inference.export_network import Output, runner, write_export
     from experiments.inference.quantise import quantise
     from experiments.inference.trained import load_any
 

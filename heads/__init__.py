@@ -10,6 +10,7 @@ from heads.deeplabv3 import DeepLabV3
 from heads.dilatednet import DilatedNet
 from heads.fasterrcnn import FasterRCNN
 from heads.fasterrcnn_c4 import FasterRCNNC4, FasterRCNNDC5
+from heads.fastrcnn import FastRCNN
 from heads.fcn import FCN8s, FCN16s, FCN32s
 from heads.fcn_head import FCNHead
 from heads.fcos import FCOS
@@ -50,6 +51,7 @@ HEADS: dict[str, type[Head]] = {
     "fasterrcnn_c4": FasterRCNNC4,
     "fasterrcnn_dc5": FasterRCNNDC5,
     "maskrcnn": MaskRCNN,
+    "fastrcnn": FastRCNN,
     "yolov1": YOLOv1,
 }
 

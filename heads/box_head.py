@@ -30,6 +30,8 @@ class Objects(TypedDict):
     """int64 `(N,)`."""
     masks: NotRequired[Tensor]
     """bool `(N, H, W)`, for heads that learn them."""
+    proposals: NotRequired[Tensor]
+    """float32 `(P, 4)`: boxes that may hold an object, if they come with the data."""
 
 
 class Detections(TypedDict):
@@ -60,6 +62,8 @@ class BoxHead(Head):
     """Whether it scores a fixed set of boxes, which `every_box` gives; others propose boxes first."""
     loss_terms: ClassVar[tuple[str, ...]]
     """Names of the terms that `losses` returns; the loss is their sum."""
+    needs_proposals: ClassVar[bool] = False
+    """Whether it classifies boxes that come with the data."""
 
     def forward(self, features: list[Tensor]) -> Any:
         """A tuple of tensors that `losses` and `detections` take."""
@@ -77,6 +81,13 @@ class BoxHead(Head):
 
     def detections(self, outputs: Any, sizes: Sequence[Size]) -> list[Detections]:
         """What is found in each image. Takes what `losses` takes."""
+        raise NotImplementedError
+
+    def with_proposals(self, outputs: Any, proposals: Sequence[Tensor]) -> Any:
+        """What `forward` returned, with the boxes `(P_i, 4)` that `detections` is to classify in each image.
+
+        Only for heads that need proposals.
+        """
         raise NotImplementedError
 
     def every_box(self, outputs: Any, size: Size) -> tuple[Tensor, Tensor]:

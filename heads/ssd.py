@@ -124,7 +124,7 @@ class SSD(BoxHead):
             for base, x, step, offset in zip(self.base, maps, self.steps, offsets, strict=True)
         ]
         found = self.head(maps)
-        levels = tuple(len(boxes) for boxes in placed)
+        levels = tuple(boxes.shape[0] for boxes in placed)
         return Outputs(found["cls_logits"], found["bbox_regression"], torch.cat(placed), levels)
 
     def assign(self, anchors: Tensor, boxes: Tensor) -> Tensor:

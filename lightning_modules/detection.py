@@ -1,6 +1,6 @@
 """Object detection: boxes with a class."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -49,8 +49,10 @@ class DetectionModule(GraftModule):
         self.network.backbone.compile(backend=backend)
         self.network.head.compile(backend=backend)
 
-    def forward(self, x: Tensor) -> list[Detections]:  # type: ignore[override]
-        return self.network.detect(x)
+    def forward(  # type: ignore[override]
+        self, x: Tensor, proposals: Sequence[Tensor] | None = None
+    ) -> list[Detections]:
+        return self.network.detect(x, proposals=proposals)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         targets = [without_crowds(objects) for objects in batch["target"]]
@@ -72,7 +74,10 @@ class DetectionModule(GraftModule):
         alone = [without_crowds(objects) for objects in targets]
         self.split_loss(split).update(*stacked(head.losses(outputs, alone, sizes)))
         scores = cast("DetectionScores", self.split_scores(split))
-        scores.update(batch["name"], head.detections(outputs, sizes), targets)
+        if head.needs_proposals and all("proposals" in one for one in targets):
+            outputs = head.with_proposals(outputs, [one["proposals"] for one in targets])
+        truth = [{name: value for name, value in one.items() if name != "proposals"} for one in targets]
+        scores.update(batch["name"], head.detections(outputs, sizes), cast("list[Objects]", truth))
 
 
 def sizes_of(batch: Batch) -> list[tuple[int, int]]:
@@ -86,7 +91,8 @@ def without_crowds(objects: Mapping[str, Tensor]) -> Objects:
     if "iscrowd" not in objects:
         return cast("Objects", objects)
     single = objects["iscrowd"] == 0
-    return cast("Objects", {name: values[single] for name, values in objects.items() if name != "iscrowd"})
+    kept = {name: objects[name][single] for name in ("boxes", "labels", "masks") if name in objects}
+    return cast("Objects", kept | {name: objects[name] for name in ("proposals",) if name in objects})
 
 
 def stacked(terms: dict[str, Sums]) -> Sums:

@@ -165,14 +165,20 @@ class Network(nn.Module):
         head = cast("BoxHead", self.head)
         return head.losses(head(self.backbone(x)), targets, sizes)
 
-    def detect(self, x: Tensor, sizes: Sequence[Size] | None = None) -> list[Detections]:
+    def detect(
+        self, x: Tensor, sizes: Sequence[Size] | None = None, proposals: Sequence[Tensor] | None = None
+    ) -> list[Detections]:
         """What a box head finds in each image.
 
         Args:
             sizes: H and W of each image within the batch; None: all of it.
+            proposals: boxes `(P_i, 4)` of each image, for a head that needs some; None: it makes its own.
         """
         head = cast("BoxHead", self.head)
-        return head.detections(head(self.backbone(x)), sizes or [(x.shape[2], x.shape[3])] * len(x))
+        outputs = head(self.backbone(x))
+        if proposals is not None:
+            outputs = head.with_proposals(outputs, proposals)
+        return head.detections(outputs, sizes or [(x.shape[2], x.shape[3])] * len(x))
 
     def _with_mirrored_border(self, x: Tensor) -> Tensor:
         """The image, mirrored outwards if the head asks for it."""

@@ -232,6 +232,12 @@ def make_imagenet(root: Path) -> None:
             save(root / "val" / wnid / f"ILSVRC2012_val_{index:08d}.JPEG", photo(index))
 
 
+def make_imagenet21k(root: Path) -> None:
+    for wnid in ("n01440764", "n02012849", "n02084071", "n03126707"):  # tench, crane, dog, crane
+        for index in range(TRAIN // 2):
+            save(root / wnid / f"{wnid}_{index}.JPEG", photo(index))
+
+
 def make_flowers(root: Path) -> None:
     folder, count = root / "flowers-102", TRAIN + VAL + TEST
     for index in range(count):
@@ -319,6 +325,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "pet": make_pet,
     "drive": make_drive,
     "imagenet": make_imagenet,
+    "imagenet21k": make_imagenet21k,
     "flowers102": make_flowers,
     "cifar10": make_cifar10,
     "cifar100": make_cifar100,

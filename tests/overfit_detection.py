@@ -26,6 +26,7 @@ NARROW: dict[str, dict[str, Any]] = {
     "fcos": {"width": 64},
     "ssd": {"width": 128, "side": 64},
     "fasterrcnn": {"width": 64, "hidden": 128},
+    "fastrcnn": {"hidden": 128},
     "fasterrcnn_c4": {"anchor_scales": [1, 2, 4], "hidden": 128},
     "fasterrcnn_dc5": {"anchor_scales": [1, 2, 4], "hidden": 128},
     "maskrcnn": {"width": 64, "hidden": 128},

@@ -179,6 +179,8 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "malformed": (lambda root: (root / "Annotations/1.xml").write_text("<annotation>\n<object>\n"),
                   "1.xml:3: it is no whole XML file (no element found)"),
     "empty": (lambda root: (root / "Annotations/1.xml").write_text(""), "1.xml:1: it is no whole XML file"),
+    "encoding": (lambda root: (root / "Annotations/1.xml").write_text('<?xml version="1.0" encoding="klingon"?><a/>'),
+                 "1.xml:1: "),
     "other": (lambda root: (root / "Annotations/1.xml").write_text("<kml/>"), "its root is <kml>, not <annotation>"),
     "no image": (lambda root: (root / "JPEGImages/1.png").unlink(), "1 of 5 annotation files in"),
     "two images": (lambda root: save(root / "JPEGImages/1.jpg", photo(1)), "would be one image"),
@@ -216,6 +218,24 @@ def test_wrong_settings_are_one_line(text: str, message: str, tmp_path: Path) ->
     with pytest.raises(ValueError, match=message) as caught:
         read(tmp_path)
     assert f"{tmp_path}/data.yaml" in str(caught.value)
+
+
+def test_odd_lists_and_names_are_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    voc(tmp_path / "a", [("Dog", (1, 1, 9, 9), 0), ("dog", (1, 1, 9, 9), 0)])
+    write_list(tmp_path / "a", "train", ["0", "1", "2"])
+    write_list(tmp_path / "a", "val", ["2", "3"])
+    data, _ = read(tmp_path / "a")
+    assert data.class_names == ("Dog", "dog")
+    said = capsys.readouterr().out
+    assert "the classes Dog, dog differ in case only" in said
+    assert "1 images in" in said
+    assert "are in both train and val" in said
+    assert "are of no split and are passed over" in said
+    yolo(tmp_path / "b", {"a": "0 0.5 0.5 0.1 0.1\n"}, None)
+    for split, text in (("train", "a\nb\n"), ("val", "b\na\n")):
+        (tmp_path / "b" / "labels" / split / "classes.txt").write_text(text)
+    with pytest.raises(ValueError, match="list other classes; keep one of them"):
+        read(tmp_path / "b")
 
 
 def test_sizes_that_differ_and_boxes_outside_are_said_when_the_image_is_read(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 import json
 import multiprocessing
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +33,7 @@ from lightning_modules.detection import DetectionModule, without_crowds
 from lightning_modules.detection_scores import DetectionScores
 from tests.overfit_detection import mask_overlap, overfit, scene
 
+PROJECT = Path(__file__).resolve().parent.parent
 DETECTORS = [name for name, head in HEADS.items() if head.task == "detection"]
 
 
@@ -325,6 +328,27 @@ def test_an_exported_file_finds_the_same(
     assert labels.tolist() == found["labels"].tolist()
     assert scores == pytest.approx(found["scores"].numpy(), abs=1e-5)
     assert boxes == pytest.approx(found["boxes"].numpy(), abs=1e-3)
+
+    text = (PROJECT / "experiments" / "README.md").read_text(encoding="utf-8")
+    program = text.split("A detector's file gives all boxes")[1].split("```python\n")[1].split("```")[0]
+    Image.fromarray(image).save(tmp_path / "street.png")
+    program = program.replace("street.jpg", str(tmp_path / "street.png"))
+    about = export_network.metadata_of(network, "boxes") | {"most": 0}
+    session = SimpleNamespace(
+        get_modelmeta=lambda: SimpleNamespace(custom_metadata_map={"graft": json.dumps(about)}),
+        get_inputs=lambda: [SimpleNamespace(name="images")],
+        run=lambda _, given: [run(np.ascontiguousarray(given["images"]))],
+    )
+    stand_in = SimpleNamespace(InferenceSession=lambda path: session)
+    monkeypatch.setitem(sys.modules, "onnxruntime", stand_in)
+    capsys.readouterr()
+    exec(program, {})
+    monkeypatch.undo()
+    monkeypatch.setattr(Digits, "SCENES", {"train": 8, "val": 7, "test": 3})
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    best = sorted(printed, key=lambda row: -float(row[1]))[: len(labels)]
+    assert [int(row[0]) for row in best] == labels.tolist()
+    (tmp_path / "street.png").unlink()
 
     def damaged(form: str, path: Path) -> Callable:
         """Boxes one pixel to the right."""

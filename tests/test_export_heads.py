@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config as symbolic_shapes
 
 from backbones import BACKBONES
 from backbones.atrous import atrous_steps
 from backbones.backbone import Backbone
 from backbones.classifiers import PooledClassifier
 from backbones.fully_connected import DenseScores, pool_to
+from backbones.swin import WindowAttention
 from datamodules.size_rules import SizeRule
 from experiments.inference.check_boxes import distance
 from experiments.inference.export_network import PixelsToOutput, runner, trace, write_program
@@ -27,6 +29,8 @@ from tests.conftest import randomise
 
 SIZES = ((65, 97), (31, 39))
 """Heights and widths in pixels. At the second, the coarsest map is a single row."""
+SIZES_OF_BOXES = ((150, 97), (65, 290))
+"""On both sides of the stride of 128 that detectors have."""
 CHEAPER = {
     "spp": {"hidden": 16},
     "deeplabv1": {"hidden": 16},
@@ -113,7 +117,8 @@ def test_every_head_is_exported_for_all_sizes(
 ) -> None:
     monkeypatch.setitem(BACKBONES, "tiny", partial(Tiny, "tiny"))
     network = network_of(head, options)
-    differences = export_differences(network, tmp_path, SIZES)
+    sizes = SIZES_OF_BOXES if network.task == "detection" else SIZES
+    differences = export_differences(network, tmp_path, sizes)
     assert max(differences.values()) <= 1e-4, differences
 
 
@@ -143,4 +148,17 @@ def test_dense_scores_are_exported_for_all_sizes() -> None:
     )
     for size in ((6, 9), (2, 3), (7, 2)):
         x = torch.randn(1, 4096, *size)
+        torch.testing.assert_close(exported(x), layer(x))
+
+
+def test_shifted_windows_are_exported_for_one_window_and_for_several() -> None:
+    """A map of one window is not shifted, whatever the traced map was."""
+    layer = randomise(WindowAttention(8, 2, 4, 2)).eval()
+    free = torch.export.Dim.DYNAMIC
+    with torch.no_grad(), symbolic_shapes.patch(backed_size_oblivious=True):
+        exported = torch.export.export(
+            layer, (torch.randn(2, 9, 13, 8),), dynamic_shapes={"x": {1: free, 2: free}}, strict=False
+        ).module(check_guards=False)
+    for size in ((9, 13), (4, 4), (3, 11), (12, 2)):
+        x = torch.randn(2, *size, 8)
         torch.testing.assert_close(exported(x), layer(x))

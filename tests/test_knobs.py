@@ -54,6 +54,25 @@ def test_layers_of_known_networks() -> None:
     assert [of_parameter[f"encoder.layers.encoder_layer_{i}.mlp.0.weight"] for i in range(12)] == list(range(1, 13))
 
 
+FIRST_STAGES = {
+    "resnet18": ("conv1", "bn1", "layer1"),
+    "vgg11_bn": ("features.0", "features.1", "features.4", "features.5"),
+}
+
+
+@pytest.mark.parametrize(("name", "frozen"), FIRST_STAGES.items())
+def test_the_first_stages_are_frozen(name: str, frozen: tuple[str, ...]) -> None:
+    module = build(name, "fcn32s", freeze_stages=2).train()
+    for key, parameter in module.network.named_parameters():
+        part = key.removeprefix("backbone.")
+        assert parameter.requires_grad != any(part.startswith(f"{one}.") for one in frozen), key
+    for key, part in module.network.named_modules():
+        if isinstance(part, nn.BatchNorm2d):
+            assert part.training != any(f"{key}.".startswith(f"backbone.{one}.") for one in frozen), key
+    with pytest.raises(ValueError, match="--freeze-stages is 6; resnet18 has 5 maps, so give at most that"):
+        build("resnet18", "fcn32s", freeze_stages=6)
+
+
 def test_frozen_norms_keep_their_statistics_and_learn_their_scales() -> None:
     module = build(freeze_norms=True).train()
     norm, head_norm = module.network.backbone.bn1, module.network.head

@@ -23,6 +23,12 @@ def test_schedules_warm_up_and_end_where_they_should() -> None:
     assert learning_rate_factor("cosine", 55, 100, 10) == pytest.approx(0.5)
     assert learning_rate_factor("step", 99, 100, 0) == pytest.approx(0.01)
     assert learning_rate_factor("poly", 100, 100, 10) == 0
+    rates = [learning_rate_factor("step", step, 100, 10, [0.5, 0.9]) for step in (9, 10, 49, 50, 89, 90)]
+    assert rates == pytest.approx([10 / 11, 1, 1, 0.1, 0.1, 0.01])
+    with pytest.raises(ValueError, match="--milestones are of --schedule step; leave them out with poly"):
+        learning_rate_factor("poly", 0, 1, 0, [0.5])
+    with pytest.raises(ValueError, match="--milestones 0.5, 60000: give fractions of all steps, above 0 and below 1"):
+        learning_rate_factor("step", 0, 1, 0, [0.5, 60000])
     with pytest.raises(ValueError, match="no schedule 'polly'"):
         learning_rate_factor("polly", 0, 1, 0)
 

@@ -27,6 +27,7 @@ CHEAPER = {
     "fcos": {"width": 64},
     "ssd": {"width": 64, "side": 96},
     "fasterrcnn": {"width": 32, "hidden": 64},
+    "fastrcnn": {"hidden": 64},
     "fasterrcnn_c4": {"hidden": 64},
     "fasterrcnn_dc5": {"hidden": 64},
     "maskrcnn": {"width": 32, "hidden": 64},

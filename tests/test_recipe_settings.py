@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import yaml
 from torch import nn
 
 from backbones import BACKBONES, fully_connected
+from experiments.command_line.run_config import RunConfig
 from lightning_modules.network import Network
 from lightning_modules.parameter_groups import parameter_groups
 from lightning_modules.schedules import learning_rate_factor
@@ -15,6 +17,7 @@ from lightning_modules.segmentation import SegmentationModule
 
 pytestmark = pytest.mark.usefixtures("quick_weights")
 NAMES = ("sky", "road", "car")
+RECIPES = Path(__file__).resolve().parent.parent / "experiments" / "recipes"
 
 
 @pytest.fixture
@@ -69,6 +72,14 @@ def test_a_stem_of_three_convolutions_is_timms(tmp_path: Path) -> None:
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="no ImageNet weights are published for resnet50 with stem=3x3"):
         BACKBONES["resnet50"](stem="3x3", weights="imagenet")
+
+
+def test_dilatednets_recipe_has_the_papers_numbers() -> None:
+    """Section 4: SGD with batches of 14, a rate of 1e-3, momentum 0.9, 60,000 steps; biases at twice the rate."""
+    config = RunConfig(**yaml.safe_load((RECIPES / "voc_dilatednet_vgg16.yaml").read_text()))
+    batch = config.batch_size * int(config.devices) * config.accumulate
+    assert (config.optimizer, batch, config.lr, config.momentum, config.max_steps) == ("sgd", 14, 1e-3, 0.9, 60_000)
+    assert (config.bias_lr_mult, config.staged, config.head) == (2, True, "dilatednet")
 
 
 def test_the_momentum_of_all_norms_is_the_flags() -> None:

@@ -9,12 +9,13 @@ import pytest
 import torch
 import yaml
 
-from backbones import fully_connected, resnet, unet_encoder, xception_aligned
+from backbones import fully_connected, resnet, unet_encoder, xception_aligned, yolo
 from datamodules import DATAMODULES
 from experiments.command_line.run_config import RunConfig, parse
 from experiments.run import main
 from experiments.training.stages import stages
 from heads import dilatednet, find_head
+from heads.yolov1 import YOLOv1
 from lightning_modules.network import Network
 from tests import fake_data
 from tests.fake_data import make_fake
@@ -98,6 +99,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fake_data, "VAL", 2)
     monkeypatch.setattr(fully_connected, "HIDDEN", 8)
     monkeypatch.setattr(dilatednet, "MARGIN", 32)
+    thin = tuple(tuple((channels // 16, side) for channels, side in stage) for stage in yolo.STAGES)
+    monkeypatch.setattr(yolo, "STAGES", thin)
+    for option in ("width", "hidden"):
+        monkeypatch.setitem(YOLOv1.__init__.__kwdefaults__, option, 16)
     monkeypatch.setattr(dilatednet, "FORMS", {layers: form[-2:] for layers, form in dilatednet.FORMS.items()})
     monkeypatch.setattr(unet_encoder, "CHANNELS", (4, 8, 16, 32, 64))
     for name in ("resnet50", "resnet101"):

@@ -237,6 +237,13 @@ def test_two_processes_report_what_one_reports(folder: Path, tmp_path: Path) -> 
     assert int(module.split_scores("val").matrix().sum()) == 7 * 32 * 32
 
 
+def test_no_epochs_leave_a_trained_run_as_it_is(finished: Path, folder: Path, capsys) -> None:
+    before = (finished / "results.json").read_bytes()
+    assert main(small(folder, finished.parent, "--name", finished.name, "--resume", "--epochs", "0")) == 2
+    assert f"evaluate.py {finished} scores it" in capsys.readouterr().err
+    assert (finished / "results.json").read_bytes() == before
+
+
 def test_a_run_is_not_mixed_with_another(finished: Path, folder: Path, capsys) -> None:
     arguments = small(folder, finished.parent, "--name", "one")
     assert main(arguments) == 2

@@ -1,13 +1,13 @@
 """The fully connected CRF against pydensecrf: agreement, time and memory.
 
     pip install -e .[bench]
-    python experiments/benchmarks/crf_speed.py --quick      agreement and speed at 500 x 375 x 21, 10 iterations
-    python experiments/benchmarks/crf_speed.py              and growth to 2048 x 1024 x 19, and peak memory
+    python experiments/benchmarks/crf_speed.py --quick --readme     agreement and speed at 500 x 375 x 21, 10 iterations
+    python experiments/benchmarks/crf_speed.py                      and growth to 2048 x 1024 x 19, and peak memory
 
 Run it with nothing else running. Both libraries get the same image and unary and are timed in turns, from arrays in
 memory to probabilities: the lattice is built every time. pydensecrf has one thread, whatever the machine; PyTorch gets
-`--threads`. The default picture is scikit-learn's china.jpg with colour clusters for labels; `--image` and
-`--annotation` (label indices, 255 for none) take others.
+`--threads`. The first picture is scikit-learn's china.jpg with colour clusters for labels; `--image` and `--annotation`
+(label indices, 255 for none) add others to the comparison.
 """
 
 import argparse
@@ -26,19 +26,21 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from experiments.command_line.progress import with_progress
+from experiments.inference.benchmark_files import machine
+from experiments.run_files.generated_part import replace_part
 from heads.crf import CLIP, PRESETS, CRFSettings, DenseCRF
 
 SETTINGS = PRESETS["deeplabv2_resnet101"]
 SIZES = ((256, 192), (500, 375), (1000, 750), (1500, 1000), (2048, 1024))  # width, height
 LABELS = (2, 5, 10, 21, 40)
 ITERATIONS = (1, 5, 10, 20)
+README = Path(__file__).resolve().parents[2] / "heads" / "README.md"
 PLOT = Path(__file__).resolve().parents[1] / "images" / "crf_speed.png"
 
 
-def picture(arguments: argparse.Namespace) -> tuple[Image.Image, Image.Image]:
-    """The image and its label map."""
-    if arguments.image:
-        return Image.open(arguments.image).convert("RGB"), Image.open(arguments.annotation)
+def default_picture() -> tuple[Image.Image, Image.Image]:
+    """An image and a label map."""
     from sklearn.cluster import KMeans
     from sklearn.datasets import load_sample_image
 
@@ -46,6 +48,14 @@ def picture(arguments: argparse.Namespace) -> tuple[Image.Image, Image.Image]:
     small = np.asarray(Image.fromarray(pixels).resize((80, 53), Image.Resampling.BOX)).reshape(-1, 3)
     clusters = KMeans(8, n_init=1, random_state=0).fit_predict(small).reshape(53, 80).astype(np.uint8)
     return Image.fromarray(pixels), Image.fromarray(clusters)
+
+
+def pictures_of(arguments: argparse.Namespace) -> dict[str, tuple[Image.Image, Image.Image]]:
+    """Images and label maps by name."""
+    found = {"scikit-learn's china.jpg": default_picture()}
+    for image, annotation in zip(arguments.image, arguments.annotation, strict=True):
+        found[image.name] = (Image.open(image).convert("RGB"), Image.open(annotation))
+    return found
 
 
 def case(image: Image.Image, annotation: Image.Image, width: int, height: int, labels: int) -> tuple[Tensor, Tensor]:
@@ -90,16 +100,35 @@ def timed(image: Tensor, probabilities: Tensor, settings: CRFSettings, repeats: 
     return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 
-def quick(image: Image.Image, annotation: Image.Image, repeats: int) -> None:
-    """Agreement and speed at 500 x 375, 21 labels, 10 iterations."""
+def compare(name: str, image: Image.Image, annotation: Image.Image, repeats: int) -> str:
+    """Speed and agreement at 500 x 375, 21 labels, 10 iterations, as a row of the README's table."""
     pixels, probabilities = case(image, annotation, 500, 375, 21)
     expected = theirs(pixels, probabilities, SETTINGS)
+    agreement = []
     for spatial in ("exact", "lattice"):
         got = ours(pixels, probabilities, SETTINGS, spatial=spatial)
         same = (got.argmax(0) == expected.argmax(0)).mean()
-        print(f"{spatial:8} argmax agrees {same:.4%}, mean difference {np.abs(got - expected).mean():.1e}")
+        agreement.append(f"{same:.3%}, {np.abs(got - expected).mean():.1e}")
     slow, fast = timed(pixels, probabilities, SETTINGS, repeats)
-    print(f"pydensecrf {slow:.3f} s, ours {fast:.3f} s: {slow / fast:.2f} times as fast, median of {repeats}")
+    return f"| {name} | {slow:.2f} s | {fast:.2f} s | **{slow / fast:.2f}** | {' | '.join(agreement)} |"
+
+
+def comparison(pictures: dict[str, tuple[Image.Image, Image.Image]], repeats: int) -> str:
+    """The table of all pictures, with the machine."""
+    rows = [
+        compare(name, *picture, repeats) for name, picture in with_progress(pictures.items(), len(pictures), "pictures")
+    ]
+    return "\n".join(
+        [
+            f"{machine()['processor']}, {torch.get_num_threads()} threads, torch {torch.__version__}; medians of "
+            f"{repeats}.",
+            "",
+            "| photograph | pydensecrf | this CRF | ratio | same label, mean difference: default | "
+            'with `spatial="lattice"` |',
+            "|---|--:|--:|--:|---|---|",
+            *rows,
+        ]
+    )
 
 
 def growth(image: Image.Image, annotation: Image.Image) -> None:
@@ -170,19 +199,24 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="peak memory alone")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--image", type=Path)
-    parser.add_argument("--annotation", type=Path)
+    parser.add_argument("--image", type=Path, nargs="+", default=[])
+    parser.add_argument("--annotation", type=Path, nargs="+", default=[])
+    parser.add_argument("--readme", action="store_true", help="write the comparison into heads/README.md")
     arguments = parser.parse_args()
-    if bool(arguments.image) != bool(arguments.annotation):
-        sys.exit("--image and --annotation go together")
+    if len(arguments.image) != len(arguments.annotation):
+        sys.exit(f"{len(arguments.image)} of --image and {len(arguments.annotation)} of --annotation; they go together")
     torch.set_num_threads(arguments.threads)
-    pictures = picture(arguments)
+    pictures = pictures_of(arguments)
+    first = next(iter(pictures.values()))
     if not arguments.memory:
-        quick(*pictures, arguments.repeats)
+        text = comparison(pictures, arguments.repeats)
+        print(text)
+        if arguments.readme:
+            replace_part(README, "crf_speed.py", text)
         if not arguments.quick:
-            growth(*pictures)
+            growth(*first)
     if arguments.memory or not arguments.quick:
-        memory(*pictures)
+        memory(*first)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Samples per second out of three loaders, alternated in one run: Graft's, and two that people write themselves.
 
-    python experiments/benchmarks/loader_speed.py --camvid DIR
+    python experiments/benchmarks/loader_speed.py --camvid DIR --readme
 
 All three give batches of the same size, normalised and shuffled, after the same augmentation (scale by 0.5 to 2, random
 crop with padding, mirror), with the same number of workers. Each repetition starts new loaders with nothing cached,
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -34,8 +34,6 @@ import numpy as np
 import torch
 from albumentations.pytorch import ToTensorV2
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -44,10 +42,28 @@ from torchvision.transforms.v2 import functional as F
 from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
 from datamodules import DATAMODULES
 from datamodules.node_folder import NODE_FOLDER, let_go, node_folder
+from experiments.command_line.progress import with_progress
+from experiments.inference.benchmark_files import machine
+from experiments.run_files.generated_part import replace_part
 
 Size = tuple[int, int]
 FILL = tuple(round(255 * value) for value in IMAGENET_MEAN)
 EPOCHS = 3
+README = Path(__file__).resolve().parents[2] / "datamodules" / "README.md"
+
+
+class Data(NamedTuple):
+    """A data set, the size of its crops and the images of a batch."""
+
+    title: str
+    size: Size
+    batch_size: int
+
+
+DATA = {
+    "camvid": Data("CamVid, 360x480", (360, 480), 8),
+    "large": Data("2048x1024 PNG, crops of 512x1024", (512, 1024), 4),
+}
 
 
 class TorchvisionReference(Dataset[Any]):
@@ -135,9 +151,9 @@ def plain(kind: Callable[..., Dataset[Any]], root: Path, size: Size, batch_size:
 
 
 LOADERS: dict[str, Callable[[Path, Size, int, int], Iterable[Any]]] = {
-    "graft": graft,
-    "torchvision reference": lambda *more: plain(TorchvisionReference, *more),
-    "plain albumentations": lambda *more: plain(PlainAlbumentations, *more),
+    "Graft": graft,
+    "torchvision's reference transforms": lambda *more: plain(TorchvisionReference, *more),
+    "plain albumentations Dataset": lambda *more: plain(PlainAlbumentations, *more),
 }
 
 
@@ -184,35 +200,55 @@ def epoch_rates(kind: str, root: Path, size: Size, batch_size: int, workers: int
     return rates
 
 
+def measure(options: argparse.Namespace, kind: str) -> dict[str, list[float]]:
+    """Median samples per second of each loader in the first epochs, by turns."""
+    size, batch_size = DATA[kind].size, DATA[kind].batch_size
+    rates: dict[str, list[list[float]]] = {name: [] for name in LOADERS}
+    with tempfile.TemporaryDirectory() as folder:
+        root = lay_out(options.camvid, Path(folder) / kind, options.large if kind == "large" else None)
+        for _ in with_progress(range(options.repetitions), options.repetitions, kind):
+            for name in LOADERS:
+                with ProcessPoolExecutor(1, get_context("fork")) as process:
+                    one = process.submit(epoch_rates, name, root, size, batch_size, options.workers)
+                    rates[name].append(one.result())
+    return {name: [statistics.median(epoch) for epoch in zip(*runs, strict=True)] for name, runs in rates.items()}
+
+
+def as_markdown(found: dict[str, dict[str, list[float]]], options: argparse.Namespace) -> str:
+    """Samples per second of each epoch, and by what factor Graft is faster."""
+    about = machine()
+    lines = [
+        f"Samples per second, {about['processor']}, {about['cores']} cores, {options.workers} workers, medians of "
+        f"{options.repetitions} alternated repetitions; in brackets, how many times as fast Graft is.",
+        "",
+        "| data | loader | first epoch | second | third |",
+        "|---|---|--:|--:|--:|",
+    ]
+    for kind, medians in found.items():
+        for name, epochs in medians.items():
+            ratios = [ours / its for ours, its in zip(medians["Graft"], epochs, strict=True)]
+            cells = [
+                f"{rate:.0f}" if name == "Graft" else f"{rate:.0f} ({ratio:.1f})"
+                for rate, ratio in zip(epochs, ratios, strict=True)
+            ]
+            lines.append(f"| {DATA[kind].title if name == 'Graft' else ''} | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--camvid", type=Path, required=True, help="folder of CamVid")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--large", type=int, default=24, help="images of 2048x1024")
-    parser.add_argument("--only", choices=["camvid", "large"], help="one of the two data sets")
+    parser.add_argument("--only", choices=list(DATA), help="one of the two data sets")
+    parser.add_argument("--readme", action="store_true", help="write the table into datamodules/README.md")
     options = parser.parse_args()
-    table = Table(title=f"samples per second, median of {options.repetitions}, {options.workers} workers")
-    for column in ("data", "loader", "first epoch", "second", "third", "graft is faster by: first", "second", "third"):
-        table.add_column(column, justify="left" if column in ("data", "loader") else "right")
-    with tempfile.TemporaryDirectory() as folder:
-        for kind, size, batch_size in (("camvid", (360, 480), 8), ("large", (512, 1024), 4)):
-            if options.only not in (None, kind):
-                continue
-            root = lay_out(options.camvid, Path(folder) / kind, options.large if kind == "large" else None)
-            rates: dict[str, list[list[float]]] = {name: [] for name in LOADERS}
-            for _ in range(options.repetitions):
-                for name in LOADERS:
-                    with ProcessPoolExecutor(1, get_context("fork")) as process:
-                        one = process.submit(epoch_rates, name, root, size, batch_size, options.workers)
-                        rates[name].append(one.result())
-            medians = {
-                name: [statistics.median(epoch) for epoch in zip(*runs, strict=True)] for name, runs in rates.items()
-            }
-            for name, epochs in medians.items():
-                ratios = [ours / its for ours, its in zip(medians["graft"], epochs, strict=True)]
-                table.add_row(kind, name, *(f"{rate:.0f}" for rate in epochs), *(f"{ratio:.1f}x" for ratio in ratios))
-    Console(width=130).print(table)
+    found = {kind: measure(options, kind) for kind in DATA if options.only in (None, kind)}
+    text = as_markdown(found, options)
+    print(text)
+    if options.readme:
+        replace_part(README, "loader_speed.py", text)
 
 
 if __name__ == "__main__":

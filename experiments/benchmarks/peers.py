@@ -1,25 +1,30 @@
 """Training and inference beside segmentation_models.pytorch and torchvision: the same structure, alternated in one run.
 
-    python experiments/benchmarks/peers.py
-    python experiments/benchmarks/peers.py --only resnet18+deeplab --autocast
+    python experiments/benchmarks/peers.py --readme
+    python experiments/benchmarks/peers.py --only resnet18+deeplab --compile
 
-For each pair, a training step (forward, cross-entropy, backward, AdamW) and a forward pass without gradient are timed
-by turns, ours and the peer's, on the same batch in the same memory format. A ratio above 1 means that Graft is faster.
-Where the networks differ (smp's U-Net decoder has widths of its own, its DeepLabv3+ decoder one convolution fewer than
-the paper's), the ratio of their operations says how much of the time is the network's.
+For each pair, a training step (forward, cross-entropy, backward, AdamW) and a forward pass without gradient, up to the
+labels, are timed by turns on the same batch, ours and the peer's, in float32 and under bfloat16 autocast. Each side has
+a process of its own, in which it runs as it does for its users: the peer in a plain loop, in the memory format that is
+best for it (channels last); Graft as run.py trains and as evaluate.py and predict.py infer, with batch norms folded
+into the convolutions ("folded"; "inference" is without that). A ratio above 1 means that Graft is faster. Where the
+structures differ (smp's U-Net decoder has widths of its own, its DeepLabv3+ decoder one convolution fewer than the
+paper's), the ratio of their operations is not 1.
 
 The convolution rate is that of one 3x3 convolution of 256 channels, measured in the same run; the fraction is what a
-training step's operations would take at that rate, divided by what the step took.
+training step's operations would take at that rate, divided by what the step took. Memory is what a process needs for
+training in float32, beyond what it has after its imports.
 """
 
 import argparse
+import copy
 import json
-import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,15 +36,25 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 import torchvision
-from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.command_line.console import make_console
 from experiments.inference.benchmark_files import machine
+from experiments.inference.worker import forget_peak, peak_memory
+from experiments.run_files.atomic_file import write_atomically
+from experiments.run_files.generated_part import replace_part
+from lightning_modules.folding import fold_batch_norms
 from lightning_modules.segmentation import SegmentationModule
 
 CLASSES = 11
+README = Path(__file__).resolve().parents[1] / "README.md"
+PRECISIONS = {"float32": False, "bfloat16": True}
+"""Whether autocast is on."""
+TURNS = {"training": ("graft", "peer"), "inference": ("graft", "peer", "folded")}
+"""What is timed by turns; "folded" is Graft's too."""
+SAME = 0.005
+"""Structures coincide if their operations differ by less than this fraction."""
+Row = dict[str, Any]
 
 
 class Pair(NamedTuple):
@@ -80,138 +95,230 @@ PAIRS = {
 }
 
 
+class Job(NamedTuple):
+    """What a process needs to build its side."""
+
+    pair: str
+    side: str
+    batch: int
+    size: int
+    compile: bool = False
+    device: str = "cpu"
+
+
 class Side:
-    """One of the two networks with what it is trained with."""
+    """One of the two networks with what it is trained with, on one batch."""
 
-    def __init__(self, network: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], optimizer: Any) -> None:
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.loss, self.optimizer = loss, optimizer
+    def __init__(self, job: Job) -> None:
+        torch.manual_seed(0)
+        pair = PAIRS[job.pair]
+        self.device = torch.device(job.device)
+        images = torch.randn(job.batch, 3, job.size, job.size, device=self.device)
+        self.images = images.contiguous(memory_format=torch.channels_last)
+        self.labels = torch.randint(0, CLASSES, (job.batch, job.size, job.size), device=self.device)
+        self.loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+        if job.side == "graft":
+            classes = [str(one) for one in range(CLASSES)]
+            module = SegmentationModule(pair.backbone, pair.head, classes, output_stride=pair.output_stride)
+            module = module.to(self.device)
+            network, self.loss, self.optimizer = module.network, module.loss, module.new_optimizer()
+        else:
+            network = pair.peer().to(self.device)
+            self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+        self.network: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.folded: nn.Module | None = None
+        if job.compile:
+            self.network.compile()
 
-    def scores(self, images: Tensor, autocast: bool) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            out = self.network(images)
+    def scores(self, network: nn.Module, autocast: bool) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
+            out = network(self.images)
             return out["out"] if isinstance(out, dict) else out
 
-    def train(self, images: Tensor, labels: Tensor, autocast: bool) -> None:
-        loss = self.loss(self.scores(images, autocast).float(), labels)
+    def training(self, autocast: bool) -> None:
+        self.network.train()
+        loss = self.loss(self.scores(self.network, autocast).float(), self.labels)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
 
-    def infer(self, images: Tensor, labels: Tensor, autocast: bool) -> None:
+    def inference(self, network: nn.Module, autocast: bool) -> None:
         with torch.inference_mode():
-            self.scores(images, autocast).argmax(1)
+            self.scores(network.eval(), autocast).argmax(1)
+
+    def fold(self) -> nn.Module:
+        """A copy with folded batch norms."""
+        if self.folded is None:
+            self.folded = copy.deepcopy(self.network).eval()
+            fold_batch_norms(self.folded, self.images[:1, :, :64, :64])
+        return self.folded
+
+    def operations(self) -> int:
+        """Multiplications and additions of a forward and a backward pass."""
+        ghost = copy.deepcopy(self.network).to("meta").train()
+        with FlopCounterMode(display=False) as counter:
+            out = ghost(self.images.to("meta"))
+            (out["out"] if isinstance(out, dict) else out).sum().backward()
+        return counter.get_total_flops()
 
 
-def ours(pair: Pair) -> Side:
-    """Our network, with the loss and the optimiser that the module trains it with."""
-    classes = [str(one) for one in range(CLASSES)]
-    module = SegmentationModule(pair.backbone, pair.head, classes, output_stride=pair.output_stride)
-    return Side(module.network, module.loss, module.new_optimizer())
+SIDES: list[Side] = []
+"""In a process of one side: that side."""
 
 
-def theirs(pair: Pair) -> Side:
-    network = pair.peer()
-    return Side(network, F.cross_entropy, torch.optim.AdamW(network.parameters(), lr=1e-3))
+def start(job: Job, threads: int) -> None:
+    """Build one side in its own process."""
+    torch.set_num_threads(threads)
+    forget_peak()
+    SIDES.append(Side(job))
 
 
-SIDES = {"graft": ours, "peer": theirs}
-
-
-def seconds(work: Callable[[], object]) -> float:
+def seconds(what: str, precision: str) -> float:
+    """Seconds that this process's side takes for "training", "inference" or "folded"."""
+    side, autocast = SIDES[0], PRECISIONS[precision]
+    network = side.fold() if what == "folded" else side.network
     started = time.perf_counter()
-    work()
+    if what == "training":
+        side.training(autocast)
+    else:
+        side.inference(network, autocast)
+    if side.device.type == "cuda":
+        torch.cuda.synchronize(side.device)
     return time.perf_counter() - started
 
 
-def measure(name: str, batch: int, size: int, repetitions: int, autocast: bool) -> dict[str, Any]:
-    """Ratios peer / graft of a training step and of a forward pass, and our step's fraction of the convolution rate."""
-    torch.manual_seed(0)
-    images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, CLASSES, (batch, size, size))
-    sides = {side: build(PAIRS[name]) for side, build in SIDES.items()}
-    found: dict[str, Any] = {
-        "network": name,
-        "parameters": {side: sum(p.numel() for p in one.network.parameters()) for side, one in sides.items()},
-        "operations": {side: operations(one, images, labels) for side, one in sides.items()},
+def about() -> dict[str, float]:
+    """Parameters and operations of a training step of this process's side."""
+    network = SIDES[0].network
+    return {"parameters": sum(p.numel() for p in network.parameters()), "operations": SIDES[0].operations()}
+
+
+@contextmanager
+def sides(asked: argparse.Namespace, pair: str) -> Iterator[dict[str, ProcessPoolExecutor]]:
+    """A process for each side, which waits without using the processor while the other works."""
+    pools = {
+        side: ProcessPoolExecutor(
+            1,
+            mp_context=get_context("spawn"),
+            initializer=start,
+            initargs=(Job(pair, side, asked.batch, asked.size, asked.compile, asked.device), torch.get_num_threads()),
+        )
+        for side in ("graft", "peer")
     }
-    for what in ("training", "inference"):
-        times: dict[str, list[float]] = {side: [] for side in sides}
-        for one in sides.values():
-            one.network.train(what == "training")
-        for repetition in range(repetitions + 1):  # the first for nothing: memory is allocated, kernels are chosen
-            for side, one in sides.items():
-                work = one.train if what == "training" else one.infer
-                took = seconds(lambda work=work: work(images, labels, autocast))  # type: ignore[misc]
-                if repetition:
-                    times[side].append(took)
-        ratios = [peer / graft for graft, peer in zip(times["graft"], times["peer"], strict=True)]
-        found[what] = {
-            "ratio": statistics.median(ratios),
-            "range": [min(ratios), max(ratios)],
-            "seconds": {side: statistics.median(values) for side, values in times.items()},
-        }
-    at_rate = found["operations"]["graft"] / convolution_rate(batch, size, autocast)
-    found["fraction_of_convolution_rate"] = at_rate / found["training"]["seconds"]["graft"]
+    try:
+        yield pools
+    finally:
+        for pool in pools.values():
+            pool.shutdown()
+
+
+def measure(asked: argparse.Namespace, pair: str) -> Row:
+    """Ratios peer / Graft of training and inference in each precision, operations, memory, share of the rate."""
+    with sides(asked, pair) as pools:
+        before = {side: pool.submit(peak_memory).result() for side, pool in pools.items()}
+        found: Row = {"pair": pair, "peak_memory_mb": {}}
+        for precision in PRECISIONS:
+            found[precision] = {"training": timed(pools, asked.repetitions, "training", precision)}
+            if precision == "float32":
+                for side, pool in pools.items():
+                    found["peak_memory_mb"][side] = pool.submit(peak_memory).result() - before[side]
+        for precision in PRECISIONS:
+            found[precision] |= {"inference": timed(pools, asked.repetitions, "inference", precision)}
+        found |= {side: pool.submit(about).result() for side, pool in pools.items()}
+    for precision, autocast in PRECISIONS.items():
+        at_rate = found["graft"]["operations"] / convolution_rate(asked.batch, asked.size, asked.device, autocast)
+        found[precision]["of_rate"] = at_rate / found[precision]["training"]["graft"]["seconds"]
     return found
 
 
-def operations(side: Side, images: Tensor, labels: Tensor) -> int:
-    """Multiplications and additions of a training step."""
-    with FlopCounterMode(display=False) as counter:
-        side.train(images, labels, False)
-    return counter.get_total_flops()
+def timed(pools: dict[str, ProcessPoolExecutor], repetitions: int, what: str, precision: str) -> Row:
+    """For each way of `TURNS`: median seconds, and the median and range of the peer's time over its own, by turns."""
+    times: dict[str, list[float]] = {way: [] for way in TURNS[what]}
+    for repetition in range(repetitions + 1):  # the first for nothing: memory is allocated, kernels are chosen
+        for way in TURNS[what]:
+            pool = pools["peer" if way == "peer" else "graft"]
+            took = pool.submit(seconds, "folded" if way == "folded" else what, precision).result()
+            if repetition:
+                times[way].append(took)
+    found = {}
+    for way, values in times.items():
+        ratios = [peer / own for peer, own in zip(times["peer"], values, strict=True)]
+        found[way] = {
+            "seconds": statistics.median(values),
+            "ratio": statistics.median(ratios),
+            "range": [min(ratios), max(ratios)],
+        }
+    return found
 
 
-def convolution_rate(batch: int, size: int, autocast: bool) -> float:
+def convolution_rate(batch: int, size: int, device: str, autocast: bool) -> float:
     """Operations per second of a forward pass through a 3x3 convolution of 256 channels on a map of stride 4."""
-    convolution = nn.Conv2d(256, 256, 3, padding=1, bias=False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = torch.randn(batch, 256, size // 4, size // 4).contiguous(memory_format=torch.channels_last)
-
-    def work() -> None:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            convolution(x)
-
-    return 2 * 256 * 256 * 9 * x[:, 0].numel() / min(seconds(work) for _ in range(5))
-
-
-def peak_memory(name: str, side: str, batch: int, size: int) -> int:
-    """MiB by which two training steps raise the peak memory of this process, which must be a fresh one."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, CLASSES, (batch, size, size))
-    one = SIDES[side](PAIRS[name])
-    one.network.train()
-    for _ in range(2):
-        one.train(images, labels, False)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+    convolution = nn.Conv2d(256, 256, 3, padding=1, bias=False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.randn(batch, 256, size // 4, size // 4, device=device).contiguous(memory_format=torch.channels_last)
+    fastest = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        with torch.inference_mode(), torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
+            float(convolution(x)[0, 0, 0, 0])  # waits for a GPU
+        fastest = min(fastest, time.perf_counter() - started)
+    return 2 * 256 * 256 * 9 * x[:, 0].numel() / fastest
 
 
-def in_fresh_process(name: str, side: str, batch: int, size: int) -> int:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(peak_memory, name, side, batch, size).result()
-
-
-def conditions() -> str:
-    """The processor, the number of threads and the versions, on one line."""
+def conditions(asked: argparse.Namespace) -> str:
+    """The processor, the number of threads, the versions and the protocol, in one paragraph."""
+    about = machine()
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, smp {smp.__version__}"
-    return f"{machine()['processor']}, {torch.get_num_threads()} threads; {versions}"
+    card = f"{torch.cuda.get_device_name()}; " if asked.device == "cuda" else ""
+    return (
+        f"{card}{about['processor']} ({', '.join(about['extensions'])}), {torch.get_num_threads()} threads; "
+        f"{versions}; {asked.batch} images of {asked.size}x{asked.size}, "
+        f"{'compiled' if asked.compile else 'eager'}; medians of {asked.repetitions} alternated repetitions, and their "
+        "range."
+    )
 
 
-def print_table(rows: list[dict[str, Any]], title: str, caption: str) -> None:
-    table = Table(title=title, caption=caption)
-    columns = ("network", "operations", "training", "range", "inference", "range", "of conv. rate", "MiB graft / peer")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "network" else "right")
-    for row in rows:
-        cells = [f"{row['operations']['peer'] / row['operations']['graft']:.2f}"]
-        for what in ("training", "inference"):
-            low, high = row[what]["range"]
-            cells += [f"{row[what]['ratio']:.2f}", f"{low:.2f} to {high:.2f}"]
-        memory = row["peak_memory_mib"]
-        share = f"{row['fraction_of_convolution_rate']:.2f}"
-        table.add_row(row["network"], *cells, share, f"{memory['graft']} / {memory['peer']}")
-    make_console(width_of_files=120).print(table)
+COLUMNS = (("training", "graft", "training"), ("inference", "graft", "inference"), ("inference", "folded", "folded"))
+"""What was timed by turns, the way of it, and its title."""
+
+
+def as_markdown(rows: list[Row], asked: argparse.Namespace) -> str:
+    """One table for each precision, with the medians of its columns; the first also has operations and memory."""
+    lines = [conditions(asked)]
+    for precision in PRECISIONS:
+        first = precision == "float32"
+        titles = [f"{title}, {precision}" for *_, title in COLUMNS] + ["of conv. rate"]
+        titles += ["operations", "MB graft / peer"] if first else []
+        lines += ["", f"| network | {' | '.join(titles)} |", f"|---|{'--:|' * len(titles)}"]
+        for row in rows:
+            cells = [ratio_cell(row[precision][what][way]) for what, way, _ in COLUMNS]
+            cells.append(f"{row[precision]['of_rate']:.2f}")
+            if first:
+                memory = row["peak_memory_mb"]
+                cells += [f"{operations(row):.2f}", f"{memory['graft']:.0f} / {memory['peer']:.0f}"]
+            lines.append(f"| {row['pair'].replace('+', ' + ')}{'' if coincide(row) else ' †'} | {' | '.join(cells)} |")
+        for title, chosen in (("median", rows), ("median of same structures", [row for row in rows if coincide(row)])):
+            if chosen:
+                cells = [f"{median(chosen, precision, what, way):.2f}" for what, way, _ in COLUMNS]
+                lines.append(f"| {title} | {' | '.join(cells + [''] * (len(titles) - len(cells)))} |")
+    return "\n".join(lines)
+
+
+def ratio_cell(found: Row) -> str:
+    low, high = found["range"]
+    return f"**{found['ratio']:.2f}** ({low:.2f} to {high:.2f})"
+
+
+def operations(row: Row) -> float:
+    """The peer's operations divided by ours."""
+    return row["peer"]["operations"] / row["graft"]["operations"]
+
+
+def coincide(row: Row) -> bool:
+    return abs(operations(row) - 1) < SAME
+
+
+def median(rows: list[Row], precision: str, what: str, way: str) -> float:
+    return statistics.median(row[precision][what][way]["ratio"] for row in rows)
 
 
 def main() -> None:
@@ -220,22 +327,21 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, default=256, help="height and width of the images")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--autocast", action="store_true", help="bfloat16 autocast on both sides")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--compile", action="store_true", help="torch.compile both networks; takes minutes a pair")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file, after every pair")
+    parser.add_argument("--readme", action="store_true", help="write the tables into experiments/README.md")
     asked = parser.parse_args()
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for name in asked.only:
         print(f"{name} ({len(rows) + 1} of {len(asked.only)})", file=sys.stderr, flush=True)
-        row = measure(name, asked.batch, asked.size, asked.repetitions, asked.autocast)
-        row["peak_memory_mib"] = {side: in_fresh_process(name, side, asked.batch, asked.size) for side in SIDES}
-        rows.append(row)
-    precision = "bfloat16 autocast" if asked.autocast else "float32"
-    title = f"peer's / Graft's, {precision}, {asked.batch} images of {asked.size}x{asked.size}"
-    print_table(rows, title, f"{conditions()}; median of {asked.repetitions} pairs")
-    if asked.json is not None:
-        asked.json.write_text(
-            json.dumps({"machine": conditions(), "precision": precision, "rows": rows}, indent=2) + "\n"
-        )
+        rows.append(measure(asked, name))
+        if asked.json is not None:
+            write_atomically(asked.json, json.dumps({"machine": conditions(asked), "rows": rows}, indent=2) + "\n")
+    text = as_markdown(rows, asked)
+    print(text)
+    if asked.readme:
+        replace_part(README, "peers.py", text)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """What the Trainer with all our callbacks costs a training step, against a loop written by hand.
 
-`python experiments/benchmarks/trainer_overhead.py` trains the same network on the same batches with the same loss,
-optimiser and schedule both ways, by turns, and compares the seconds of so many steps.
+    python experiments/benchmarks/trainer_overhead.py --readme
+
+It trains the same network on the same batches with the same loss, optimiser and schedule both ways, by turns, and
+compares the seconds of so many steps.
 """
 
 import argparse
@@ -24,13 +26,17 @@ from experiments.callbacks.finite_loss import FiniteLoss
 from experiments.callbacks.metrics_csv import MetricsFile
 from experiments.callbacks.progress import ProgressLines
 from experiments.callbacks.run_cost import RunCost
+from experiments.command_line.progress import with_progress
 from experiments.command_line.run_config import RunConfig
+from experiments.inference.benchmark_files import machine
+from experiments.run_files.generated_part import replace_part
 from experiments.run_files.run_folder import RunFolder
 from experiments.training.build import prepare
 from experiments.training.make_trainer import build_trainer
 from lightning_modules.schedules import learning_rate_factor
 
 STEPS = 12
+README = Path(__file__).resolve().parents[1] / "README.md"
 
 
 class Stopwatch(pl.Callback):
@@ -69,9 +75,7 @@ def by_hand(config: RunConfig) -> float:
     data, module = prepare(config)
     module = module.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     loader = data.train_dataloader()
-    weights, others = ([p for p in module.parameters() if (p.ndim > 1) == many] for many in (True, False))
-    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr)
+    optimizer = module.new_optimizer()  # fused, as in the Trainer: only what is around a step differs
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(config.schedule, step, STEPS, round(STEPS * config.warmup))
     )
@@ -88,24 +92,42 @@ def by_hand(config: RunConfig) -> float:
     return seconds
 
 
+def as_markdown(name: str, times: dict[str, list[float]]) -> str:
+    """A table of one row, with the machine and the protocol below it."""
+    ratios = [one / other for one, other in zip(*times.values(), strict=True)]
+    medians = " | ".join(f"{statistics.median(values):.3f} s" for values in times.values())
+    about = machine()
+    return "\n".join(
+        [
+            f"| network | {' | '.join(times)} | ratio | range |",
+            "|---|--:|--:|--:|--:|",
+            f"| {name} | {medians} | {statistics.median(ratios):.3f} | {min(ratios):.3f} to {max(ratios):.3f} |",
+            "",
+            f"{about['processor']}, {torch.get_num_threads()} threads, torch {torch.__version__}, Lightning "
+            f"{pl.__version__}; {STEPS} steps, medians of {len(ratios)} alternated repetitions.",
+        ]
+    )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--head", default="unet")
+    parser.add_argument("--readme", action="store_true", help="write the table into experiments/README.md")
     asked = parser.parse_args()
     config = RunConfig(
         backbone=asked.backbone, head=asked.head, epochs=1, max_steps=STEPS, workers=0, accelerator="cpu"
     )
     by_trainer(config), by_hand(config)  # both once for nothing: memory is allocated, files are read
     times: dict[str, list[float]] = {"Trainer": [], "by hand": []}
-    for _ in range(asked.repetitions):
+    for _ in with_progress(range(asked.repetitions), asked.repetitions, "repetitions"):
         times["Trainer"].append(by_trainer(config))
         times["by hand"].append(by_hand(config))
-    for name, values in times.items():
-        print(f"{name:8}  median {statistics.median(values):.3f} s  of {', '.join(f'{one:.3f}' for one in values)}")
-    ratios = [one / other for one, other in zip(*times.values(), strict=True)]
-    print(f"ratio: median of pairs {statistics.median(ratios):.4f}, from {min(ratios):.4f} to {max(ratios):.4f}")
+    text = as_markdown(f"{asked.backbone} + {asked.head}", times)
+    print(text)
+    if asked.readme:
+        replace_part(README, "trainer_overhead.py", text)
 
 
 if __name__ == "__main__":

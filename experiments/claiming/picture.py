@@ -39,8 +39,9 @@ def draw_values(axes: Any, measure: str, values: Values) -> None:
     numbers = [list(values[arm][measure].values()) for arm in arms]
     if is_counted(measure):
         bars = axes.bar(range(len(arms)), [one[0] for one in numbers], color=INK, width=0.5)
-        axes.bar_label(bars, [f"{one[0]:,.6g}" for one in numbers], fontsize=8)
+        axes.bar_label(bars, [short(one[0]) for one in numbers], fontsize=8)
         axes.margins(y=0.15)
+        axes.yaxis.set_major_formatter(lambda value, _: short(value))
     for place, several in enumerate(numbers if not is_counted(measure) else []):
         if not several:
             continue
@@ -51,6 +52,14 @@ def draw_values(axes: Any, measure: str, values: Values) -> None:
     axes.set_xlim(-0.6, len(arms) - 0.4)
     axes.set_ylabel(measure)
     axes.grid(axis="y", alpha=0.3)
+
+
+def short(number: float) -> str:
+    """Such as 67, 4.23 M or 4.87 G."""
+    for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(number) >= factor:
+            return f"{number / factor:.3g}{unit}"
+    return f"{number:.3g}"
 
 
 def draw_differences(axes: Any, findings: Sequence[Finding]) -> None:
@@ -71,4 +80,4 @@ def draw_differences(axes: Any, findings: Sequence[Finding]) -> None:
         axes.set_xlabel("difference, 95 % interval; above 0 if it holds", fontsize=9)
         axes.margins(x=0.15)
     else:
-        axes.set_xticks([])
+        axes.axis("off")

@@ -30,7 +30,7 @@ class Relation:
     """One comparison by one measure."""
 
     measure: str
-    """ "test/top1", "train/loss", "params" ..."""
+    """Such as "test/top1", "train/loss_epoch" or "params"."""
     text: str
     tree: ast.Compare
 
@@ -104,8 +104,8 @@ def evaluate(node: Any, measure: str, value: Value) -> float:
         case ast.BinOp():
             left, right = (evaluate(side, measure, value) for side in (node.left, node.right))
             return ARITHMETIC[type(node.op)](left, right)
-        case ast.Constant():
-            return float(node.value)
+        case ast.Constant(value=int() | float() as number):
+            return number
         case _:
             return value(*arm_and_measure(node, measure))
 

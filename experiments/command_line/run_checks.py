@@ -119,6 +119,9 @@ def files(config: RunConfig) -> Problems:
         if config.augmentation not in presets:
             known = nearest(config.augmentation, presets)
             yield f"--augmentation {config.augmentation}: no such name or file; nearest: {known}"
+    methods = dict_keys("datamodules/proposals.py", "METHODS")
+    if config.proposals is not None and config.proposals not in methods and not Path(config.proposals).is_file():
+        yield f"--proposals {config.proposals}: no such file (or give {' or '.join(methods)})"
     if config.weights not in ("imagenet", "none") and not Path(config.weights).is_file():
         yield f"--weights {config.weights}: no such file (or give imagenet or none)"
 

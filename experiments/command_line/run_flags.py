@@ -35,7 +35,8 @@ class RunConfig:
     )
     start_from: str | None = network_flag(
         None,
-        "checkpoint of another run to initialise the network from; tensors of the same name and shape are copied",
+        "checkpoint of another run to initialise the network from; tensors of the same name and shape are copied, and "
+        "of the output layer the rows of classes of the same name",
         path=True,
     )
     output_stride: Literal[8, 16, 32] | None = network_flag(
@@ -96,6 +97,12 @@ class RunConfig:
         "set's own",
         path=True,
     )
+    proposals: str | None = data_flag(
+        None,
+        "boxes that may hold an object, for heads that classify such boxes: selective_search, windows, or an .npz file "
+        "of propose.py; default: selective_search under such a head",
+        path=True,
+    )
     mixup: NonNegativeFloat = data_flag(
         0.0,
         "MixUp alpha: training images are blended in a ratio drawn from Beta(alpha, alpha); 0: off; classification "
@@ -136,6 +143,11 @@ class RunConfig:
     schedule: str = training_flag(
         "poly", "learning-rate schedule after warm-up: poly, cosine, step, exponential or constant", variable=SCHEDULES
     )
+    milestones: list[PositiveFloat] | None = training_flag(
+        None,
+        "fractions of all steps after which --schedule step divides the rate by ten; default: at one third and two "
+        "thirds of the steps after warm-up",
+    )
     warmup: NonNegativeFloat = training_flag(
         0.05, "learning-rate warm-up: fraction of all steps over which the rate first rises linearly"
     )
@@ -148,6 +160,11 @@ class RunConfig:
     )
     freeze_backbone: bool = training_flag(
         False, "train the head only; the backbone's weights and batch-norm statistics stay as they are"
+    )
+    freeze_stages: NonNegativeInt = training_flag(
+        0,
+        "freeze the layers that the first N maps of the backbone depend on, with the statistics of their batch norms; "
+        "0: none",
     )
     freeze_norms: bool = training_flag(
         False, "freeze the running statistics of the backbone's batch norms; all parameters are still trained"

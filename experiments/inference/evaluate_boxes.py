@@ -39,7 +39,8 @@ def evaluate_boxes(
             skipped.append(str(one))
             continue
         index, image, truth, name = one
-        found = detect(network, image)
+        proposals = data.found[split].of(name, image) if data.found else None
+        found = detect(network, image, proposals)
         scores.update([name], [found], [truth.tensors()])
         results += [{"file_name": name} | row for row in coco_results(index, rows_of(found), range(data.num_classes))]
     if not scores.images:

@@ -22,11 +22,11 @@ from heads.box_head import BoxHead
 
 Format = Literal["torch_export", "onnx", "openvino"]
 Output = Literal["probabilities", "labels", "boxes"]
-SUFFIXES = {"torch_export": ".pt2", "onnx": ".onnx", "openvino": ".xml"}
 METADATA = "graft"
 """The key of the metadata, a JSON text."""
-TRACED_BATCH, TRACED_SIZE = 2, (65, 97)
-"""Batch, height and width of the traced example. The sides are odd, so that no layer fits them by chance."""
+TRACED_BATCH, TRACED_SIZE, TRACED_SIZE_OF_BOXES = 2, (65, 97), (353, 449)
+"""Batch, height and width of the traced example. The sides are odd, so that no layer fits them by chance. Maps of
+detectors have strides up to 128, and the coarsest one needs several rows too."""
 
 
 class PixelsToOutput(nn.Module):
@@ -142,7 +142,8 @@ def example_shape(network: TrainedNetwork) -> tuple[int, int, int, int]:
     """
     backbone = network.module.network.backbone
     least, stride = backbone.min_size, min(32, backbone.reductions[-1])
-    height, width = max(TRACED_SIZE[0], (least + stride) | 1), max(TRACED_SIZE[1], (least + 2 * stride) | 1)
+    size = TRACED_SIZE_OF_BOXES if network.task == "detection" else TRACED_SIZE
+    height, width = max(size[0], (least + stride) | 1), max(size[1], (least + 2 * stride) | 1)
     return TRACED_BATCH, network.in_channels, height, width
 
 

@@ -15,7 +15,7 @@ from datamodules.errors import DataError
 from datamodules.size_rules import Fit
 from experiments.command_line.crf_settings import read_crf_settings
 from experiments.command_line.run_config import RunConfig
-from heads import find_head
+from heads import HEADS, find_head
 from heads.box_head import BoxHead
 from lightning_modules.base import GraftModule
 from lightning_modules.classification import ClassificationModule
@@ -28,6 +28,7 @@ MODULES: dict[str, type[GraftModule]] = {
     "detection": DetectionModule,
 }
 NO_CLASS = -100
+DEFAULT_PROPOSALS = "selective_search"
 
 
 def prepare(config: RunConfig) -> tuple[GraftDataModule, GraftModule]:
@@ -96,7 +97,24 @@ def build_data(config: RunConfig) -> GraftDataModule:
         fit=size_for(config),
         weigh_borders="unet_border" in config.loss,
         object_masks=issubclass(head, BoxHead) and head.needs_masks,
+        several_labels="binary_cross_entropy" in config.loss,
+        proposals=proposals_of(config),
     )
+
+
+def proposals_of(config: RunConfig) -> str | None:
+    """The method or file of proposals, if the head needs some.
+
+    Raises:
+        ValueError: some are given to a head that needs none.
+    """
+    head = find_head(config.head)
+    if issubclass(head, BoxHead) and head.needs_proposals:
+        return config.proposals or DEFAULT_PROPOSALS
+    if config.proposals is not None:
+        needing = [name for name, one in HEADS.items() if issubclass(one, BoxHead) and one.needs_proposals]
+        raise ValueError(f"--proposals are for {' and '.join(needing)}; {config.head} takes none, leave the flag out")
+    return None
 
 
 def size_for(config: RunConfig) -> Fit | None:
@@ -144,6 +162,7 @@ def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] |
         class_weights=class_weights(config.class_weights, data),
         label_smoothing=config.label_smoothing,
         aux_weight=config.aux_weight,
+        several_labels=data.several_labels,
         # In classification no label is ignored: 255 is a class of ImageNet, so this is an index that never occurs.
         ignore_index=data.ignore_index if data.task == "segmentation" else NO_CLASS,
         optimizer=config.optimizer,
@@ -151,6 +170,7 @@ def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] |
         backbone_lr_mult=config.backbone_lr_mult,
         bias_lr_mult=config.bias_lr_mult,
         freeze_backbone=config.freeze_backbone,
+        freeze_stages=config.freeze_stages,
         freeze_norms=config.freeze_norms,
         norm_momentum=config.norm_momentum,
         layer_decay=config.layer_decay,
@@ -158,6 +178,7 @@ def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] |
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         schedule=config.schedule,
+        milestones=config.milestones,
         warmup=config.warmup,
         ap_rule=ap_rule_of(config, data),
         preprocessing=data.preprocessing(),

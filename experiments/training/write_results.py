@@ -61,6 +61,7 @@ def write_results(config: RunConfig, folder: RunFolder, data: GraftDataModule, f
             **({"ap_rule": config.ap_rule or data.ap_rule, "fit": data.fit} if data.task == "detection" else {}),
             "seed": config.seed,
             "skipped": {split: len(samples) for split, samples in found.skipped.items()},
+            **({"several_labels": True} if data.several_labels else {}),
         },
         "backbone": config.backbone,
         "head": config.head,

@@ -1,0 +1,157 @@
+"""The benchmarks: every part runs on a CPU in small, and what they write says what was measured."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from queue import SimpleQueue
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from experiments.benchmarks import accelerator, all, crf_speed, loader_speed, peers, scale, trainer_overhead
+from experiments.run_files.generated_part import replace_part
+
+pytestmark = pytest.mark.usefixtures("quick_weights")
+ASKED = argparse.Namespace(batch=4, size=256, repetitions=5, compile=False, device="cpu")
+
+
+def test_only_the_part_between_the_comments_is_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "README.md"
+    file.write_text("a\n<!-- begin x.py -->\nold\n<!-- end x.py -->\nb\n<!-- begin y.py -->\n<!-- end y.py -->\n")
+    replace_part(file, "x.py", "new")
+    assert file.read_text() == (
+        "a\n<!-- begin x.py -->\nnew\n<!-- end x.py -->\nb\n<!-- begin y.py -->\n<!-- end y.py -->\n"
+    )
+    with pytest.raises(ValueError, match=r"README\.md lacks the lines <!-- begin z\.py -->"):
+        replace_part(file, "z.py", "new")
+
+
+@pytest.mark.parametrize("module", [accelerator, crf_speed, loader_speed, peers, scale, trainer_overhead])
+def test_the_readme_that_a_benchmark_rewrites_has_its_comments(module: Any) -> None:
+    text = module.README.read_text(encoding="utf-8")
+    name = Path(module.__file__).name
+    assert text.count(f"<!-- begin {name} -->") == text.count(f"<!-- end {name} -->") == 1
+
+
+def peers_row(pair: str, operations: int, ratio: float) -> peers.Row:
+    timed = {"ratio": ratio, "range": [ratio - 0.1, ratio + 0.1], "seconds": 1.0}
+    figures = {"training": {"graft": timed}, "inference": {"graft": timed, "folded": timed}, "of_rate": 0.5}
+    return {
+        "pair": pair,
+        "float32": figures,
+        "bfloat16": figures,
+        "graft": {"operations": 1000},
+        "peer": {"operations": operations},
+        "peak_memory_mb": {"graft": 10.0, "peer": 20.0},
+    }
+
+
+def test_rows_whose_structures_differ_are_marked_and_left_out_of_one_median() -> None:
+    rows = [peers_row("a+unet", 1000, 1.0), peers_row("b+unet", 900, 2.0), peers_row("c+fcn", 1001, 1.2)]
+    lines = peers.as_markdown(rows, ASKED).splitlines()
+    assert sum("†" in line for line in lines) == 2  # one in each table
+    assert "| b + unet † | **2.00** (1.90 to 2.10) |" in "\n".join(lines)
+    assert [line.split("|")[2].strip() for line in lines if line.startswith("| median |")] == ["1.20", "1.20"]
+    assert [line.split("|")[2].strip() for line in lines if line.startswith("| median of same")] == ["1.10", "1.10"]
+
+
+def test_both_sides_train_and_infer_and_folding_changes_no_label() -> None:
+    """Of the same structure, both sides have the same operations."""
+    sides = {side: peers.Side(peers.Job("resnet18+unet", side, 2, 32)) for side in ("graft", "peer")}
+    for side in sides.values():
+        before = next(side.network.parameters()).detach().clone()
+        for autocast in (False, True):
+            side.training(autocast)
+            side.inference(side.network, autocast)
+        assert not before.equal(next(side.network.parameters()))
+    graft = sides["graft"]
+    folded = graft.fold()
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in folded.modules())
+    with torch.inference_mode():
+        plain, other = graft.network.eval()(graft.images), folded(graft.images)
+    torch.testing.assert_close(plain, other, rtol=1e-4, atol=1e-4)
+    assert 0.9 < sides["peer"].operations() / graft.operations() < 1.1
+
+
+def test_exponents_are_slopes_of_logarithms() -> None:
+    points = [(x, {"seconds": 3.0 * x**2, "mb": 5.0}) for x in (1, 2, 4, 8)]
+    assert scale.exponent(points, "seconds") == pytest.approx(2)
+    assert scale.exponent(points, "mb") == pytest.approx(0)
+
+
+def test_a_point_of_the_scaling_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process's part is run here; the metric's memory does not grow with the square of the classes."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(scale, "forget_peak", lambda: None)
+    few, many = (scale.metric_cost(scale.Point(size=64, batch=1, classes=c), 1, threads) for c in (10, 100))
+    assert many["bytes_per_pixel"] < 1.5 * few["bytes_per_pixel"] + 3 * 8 * 100**2 / 64**2
+    found = scale.train(scale.Point(size=32, batch=2, classes=3), 1, threads)
+    assert found["seconds"] > 0
+    results = {"classes": [(2, found), (3, {"seconds": 2 * found["seconds"], "mb": 1.0})]}
+    scale.draw(results, tmp_path / "scale.png")
+    assert (tmp_path / "scale.png").stat().st_size < 2**20
+    assert "| classes | 2 to 3 |" in scale.as_markdown(results, {"10": few})
+
+
+@pytest.mark.parametrize("part", [name for name in accelerator.PARTS if name != "several"])
+def test_every_part_of_the_gpu_benchmark_runs_on_a_cpu(part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--device", "cpu", "--quick", "--backbone", "resnet18", "--batch", "2", "--size", "32"]
+    assert accelerator.main([*flags, "--repetitions", "1", "--only", part]) == 0
+    printed = capsys.readouterr().out
+    assert accelerator.PARTS[part][0] in printed
+    assert "a processor, which shows only that it runs" in printed
+
+
+def test_one_process_of_several() -> None:
+    asked = argparse.Namespace(
+        device="cpu", backbone="resnet18", batch=2, size=32, repetitions=1, layout=torch.channels_last
+    )
+    queue: SimpleQueue[float] = SimpleQueue()
+    accelerator.one_of_several(0, 1, scale.free_port(), asked, queue)
+    assert queue.get() > 0
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_synchronisation_is_what_cuda_says_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loud(accelerator.Training):
+        def step(self, *_: Any) -> torch.Tensor:
+            accelerator.warnings.warn("called a synchronizing CUDA operation", stacklevel=2)
+            return torch.zeros(())
+
+    monkeypatch.setattr(accelerator, "Training", Loud)
+    asked = argparse.Namespace(
+        device="cpu", backbone="resnet18", batch=1, size=32, repetitions=1, layout=torch.channels_last
+    )
+    assert accelerator.synchronisations(asked)[1:] == [["training step", "1"], ["update of the metric", "0"]]
+
+
+def test_all_runs_the_benchmarks_in_turn_and_names_those_that_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.txt").write_text("")
+    started: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> SimpleNamespace:
+        started.append([Path(command[1]).name, *command[2:]])
+        return SimpleNamespace(returncode=int("loader_speed.py" in command[1]))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(all.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(sys, "argv", ["all.py", "--camvid", str(tmp_path), "--peers"])
+    assert all.main() == 1
+    assert [command[0] for command in started] == [
+        "crf_speed.py", "loader_speed.py", "trainer_overhead.py", "peers.py"
+    ]  # fmt: skip
+    assert all_end_with(started, "--readme")
+    assert "failed: loader_speed.py" in capfd.readouterr().err
+    monkeypatch.setattr(all.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        all.main()
+    assert "crf_speed.py needs pydensecrf" in capfd.readouterr().err
+
+
+def all_end_with(commands: list[list[str]], flag: str) -> bool:
+    return not [command for command in commands if command[-1] != flag]
