@@ -362,7 +362,7 @@ LOADERS = {
     "tune_crf": ["EVIL", "--processes", "1"],
 }
 """The programs that load checkpoints, and their arguments; words in capitals are replaced."""
-LOAD_NONE = {"catalogue", "compare", "fidelity", "grid", "report", "show_data", "submit", "tune"}
+LOAD_NONE = {"catalogue", "claims", "compare", "fidelity", "grid", "propose", "report", "show_data", "submit", "tune"}
 
 
 @pytest.mark.parametrize("case", [case for case in LOADERS if case.split()[0] in PROGRAMS])
