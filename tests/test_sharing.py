@@ -354,6 +354,7 @@ LOADERS = {
     "explain": ["EVIL", "PICTURE", "--out", "OUT"],
     "export": ["EVIL", "--to", "torch_export"],
     "predict": ["EVIL", "PICTURE", "--out", "OUT"],
+    "rcnn": ["--run", "EVIL", "--out", "OUT"],
     "run --resume": ["TRAIN", "--epochs", "3", "--out", "EVIL/..", "--name", "one", "--resume", "--crf", "test"],
     "run --start-from": ["TRAIN", "--out", "OUT", "--start-from", "EVIL/checkpoints/best.ckpt"],
     "run --weights": ["TRAIN", "--out", "OUT", "--weights", "EVIL/checkpoints/best.ckpt"],
