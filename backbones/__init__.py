@@ -28,6 +28,7 @@ from backbones.vit import ViT
 from backbones.wide_resnet_cifar import WideResNetCifar
 from backbones.xception import Xception
 from backbones.xception_aligned import XceptionAligned
+from backbones.yolo import YOLO
 from backbones.zfnet import ZFNet
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
@@ -44,6 +45,7 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "vgg16_bn": partial(VGG, "vgg16_bn"),
     "vgg19_bn": partial(VGG, "vgg19_bn"),
     "unet_encoder": partial(UNetEncoder, "unet_encoder"),
+    "yolov1": partial(YOLO, "yolov1"),
     "resnet18": partial(ResNet, "resnet18"),
     "resnet34": partial(ResNet, "resnet34"),
     "resnet50": partial(ResNet, "resnet50"),

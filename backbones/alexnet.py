@@ -8,7 +8,8 @@ dropout before fc6 and fc7, for 224 x 224 images; it loads torchvision's checkpo
 
 Both are initialised as in the 2012 paper: weights from N(0, 0.01), biases 1 in convolutions 2, 4 and 5 and in fc6 and
 fc7, else 0. These values, and the constants of the response normalisation, are for pixels from 0 to 255 minus their
-mean, so `alexnet_2gpu` gets such images (`std` is 1 / 255); `alexnet` gets the scale of torchvision's weights. Pools
+mean, so `alexnet_2gpu` gets such images (`std` is 1 / 255); `alexnet` gets the scale of torchvision's weights.
+`response_norm` adds the normalisation or leaves it out (section 3.3 compares both). Pools
 are 3x3 with stride 2, overlapping and unpadded, so maps are a little smaller than image / stride.
 """
 
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.atrous import atrous_steps
-from backbones.backbone import IMAGENET_STD
+from backbones.backbone import IMAGENET_STD, changes
 from backbones.fully_connected import FullyConnectedBackbone, init_normal
 from backbones.squeeze_excitation import SqueezeExcitation, make_relu
 
@@ -71,9 +72,12 @@ class AlexNet(FullyConnectedBackbone):
         in_channels: int = 3,
         fully_convolutional: bool = False,
         se_reduction: int = 0,
+        response_norm: bool | None = None,
     ) -> None:
         super().__init__(variant)
         row = VARIANTS[variant]
+        norm = row.normalised if response_norm is None else response_norm
+        self.changed_options = changes(response_norm=(norm, row.normalised))
         self.dropout_first, self.input_size, self.min_size = row.dropout_first, row.input_size, row.min_size
         self.std = row.std
         first, pool1, pool2, pool5 = atrous_steps((4, 2, 2, 2), output_stride)
@@ -81,7 +85,7 @@ class AlexNet(FullyConnectedBackbone):
         towers, rate = row.towers, pool2.dilation_after
 
         def normalised() -> list[nn.Module]:
-            return [TowerNorm(towers)] if row.normalised else []
+            return [TowerNorm(towers)] if norm else []
 
         def conv3x3(before: int, after: int, groups: int) -> nn.Conv2d:
             return nn.Conv2d(before, after, 3, padding=rate, dilation=rate, groups=groups)

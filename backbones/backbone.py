@@ -76,6 +76,9 @@ class Backbone(nn.Module):
     """Upper bound on the image pixels that unpadded layers crop along one axis (both ends together): a map's height is
     between (H - cropped_pixels) // reduction and H // reduction, and likewise its width."""
 
+    first_stages: ClassVar[dict[str, str]] = {}
+    """Variants that their paper starts from a smaller trained network, and that network; `run.py --staged` does so."""
+
     changed_options: str = ""
     """Options under which the published weights do not fit, with their values; see `changes`."""
 
@@ -85,6 +88,19 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         raise NotImplementedError
+
+    def pixels_between(self, level: int, finer: int, side: int) -> float:
+        """Image pixels from the centre of the first value of map `finer` to that of map `level`.
+
+        Args:
+            finer: a map before `level`; -1 is the image.
+            side: pixels of that map along the axis; only padding that depends on sizes needs it.
+
+        Raises:
+            ValueError: the backbone does not know.
+        """
+        centres = self.first_centres or (0.0,) * len(self.reductions)  # odd kernels, padded on both sides
+        return centres[level] - (centres[finer] if finer >= 0 else 0.0)
 
     def forward_with_aux(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the maps of `forward` and a list of the auxiliary classifiers' logits `(B, num_classes)`.
@@ -99,6 +115,14 @@ class Backbone(nn.Module):
         Its parameter names are those of the published checkpoint.
         """
         raise NotImplementedError
+
+    def region_layers(self) -> nn.Module | None:
+        """The layers of `classifier` before its output layer, which detectors apply to each region of the last map.
+
+        Regions `(R, C, side, side)` -> features `(R, D)`; the module's attributes `side` and `channels` say `side` and
+        D. None if the published classifier has only an output layer.
+        """
+        return None
 
     def published_url(self) -> str:
         """Address of the published ImageNet weights.
@@ -139,10 +163,11 @@ class Backbone(nn.Module):
         """Load "imagenet" or a local .pth, .safetensors or run checkpoint into this backbone and its classifier.
 
         The backbone is loaded strictly: no tensor may be missing or left over, except those of `optional_modules`.
-        `classifier`, which `self.classifier(num_classes)` built for any number of classes, takes all of the file's
-        classifier; its output layer, the tensors whose shape depends on the number of classes, only if that number is
-        the file's. A classifier stays as initialised if the file has none or one with other hidden layers; if
-        `classifier` is None, the file's is ignored. One line is printed that says what was taken.
+        `classifier`, which `self.classifier(num_classes)` built for any number of classes, or `self.region_layers()`,
+        takes all of the file's classifier that it has; its output layer, the tensors whose shape depends on the number
+        of classes, only if that number is the file's. A classifier stays as initialised if the file has none or one
+        with other hidden layers; if `classifier` is None, the file's is ignored. One line is printed that says what was
+        taken.
 
         Raises:
             ValueError: the file is missing, unreadable or of another architecture.

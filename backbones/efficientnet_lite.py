@@ -145,6 +145,20 @@ class EfficientNetLite(EfficientNet):
         "efficientnet_lite4": scaled(1.4, 1.8, 380, 0.3),
     }
 
+    def pixels_between(self, level: int, finer: int, side: int) -> float:
+        """Each layer of stride 2 begins at its map's first value if the side is odd, and at its second if it is even.
+
+        Dilation keeps the centres of the strided network's map, which is that many times smaller.
+        """
+        native = 2 ** (finer + 1)
+        denser = native // (self.reductions[finer] if finer >= 0 else 1)
+        side, pixels = (side + denser - 1) // denser, 0
+        while native < 2 ** (level + 1):
+            half = (side + 1) // 2
+            pixels = pixels + native * (1 - (2 * half - side))  # without a remainder, which ONNX takes of fixed numbers
+            side, native = half, 2 * native
+        return pixels
+
     def published_url(self) -> str:
         """Path of the file in the installed PyPI package, or the address of timm's file."""
         if self.variant in PACKAGES:

@@ -53,6 +53,12 @@ class FullyConnectedBackbone(Backbone):
     def classifier(self, num_classes: int) -> nn.Module:
         if self.fully_convolutional:
             return DenseScores(num_classes, self.margins)
+        return self._linear_layers(num_classes)
+
+    def region_layers(self) -> nn.Module | None:
+        return None if self.fully_convolutional else self._linear_layers(0)
+
+    def _linear_layers(self, num_classes: int) -> "FullyConnected":
         return FullyConnected(self.channels[-1], self.window, num_classes, self.dropout_first, self.hidden_bias)
 
     def convert_state_dict(self, state: StateDict) -> StateDict:
@@ -86,21 +92,28 @@ def linear_positions(dropout_first: bool) -> tuple[int, int, int]:
 
 
 class FullyConnected(nn.Module):
-    """`(B, C, H, W)` -> `(B, num_classes)`: averaged to the window's size unless it has that size, then linear."""
+    """`(B, C, H, W)` -> `(B, num_classes)`: averaged to the window's size unless it has that size, then linear.
 
-    def __init__(self, channels: int, window: int, num_classes: int, dropout_first: bool, hidden_bias: float) -> None:
+    Without classes, fc7 is the result, `(B, 4096)`.
+    """
+
+    channels = HIDDEN
+
+    def __init__(self, channels: int, side: int, num_classes: int, dropout_first: bool, hidden_bias: float) -> None:
         super().__init__()
-        self.window = window
-        fc6 = init_normal(nn.Linear(channels * window**2, HIDDEN), hidden_bias)
+        self.side = side
+        self.pool: nn.Module = nn.Identity()
+        fc6 = init_normal(nn.Linear(channels * side**2, HIDDEN), hidden_bias)
         fc7 = init_normal(nn.Linear(HIDDEN, HIDDEN), hidden_bias)
         if dropout_first:
             layers = [nn.Dropout(0.5), fc6, nn.ReLU(inplace=True), nn.Dropout(0.5), fc7, nn.ReLU(inplace=True)]
         else:
             layers = [fc6, nn.ReLU(inplace=True), nn.Dropout(0.5), fc7, nn.ReLU(inplace=True), nn.Dropout(0.5)]
-        self.classifier = nn.Sequential(*layers, init_normal(nn.Linear(HIDDEN, num_classes)))
+        output = [init_normal(nn.Linear(HIDDEN, num_classes))] if num_classes else []
+        self.classifier = nn.Sequential(*layers, *output)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(pool_to(x, self.window).flatten(1))
+        return self.classifier(pool_to(self.pool(x), self.side).flatten(1))
 
 
 def pool_to(x: Tensor, side: int) -> Tensor:

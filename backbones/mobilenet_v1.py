@@ -3,6 +3,7 @@
 A depthwise 3x3 and a pointwise 1x1 convolution replace each full convolution. The paper's width multiplier is in the
 name: mobilenet_v1_025 has a quarter of each layer's channels, mobilenet_v1 all, mobilenet_v1_125 a quarter more; the
 option `width` is any other. Its resolution multiplier is the image size: the paper trains at 224, 192, 160 and 128.
+`full` has one full 3x3 convolution in each block, as the Conv MobileNet that table 4 compares with.
 `se_reduction` puts a squeeze-and-excitation gate after each block, which gives the SE-MobileNet of arXiv:1709.01507.
 
 Differences from the paper: ReLU6 for ReLU, as in the authors' TensorFlow code and in the published weights. The paper
@@ -37,6 +38,22 @@ PUBLISHED: dict[str, tuple[str, float]] = {
     "mobilenet_v1_125": ("timm/mobilenetv1_125.ra4_e3600_r224_in1k", 76.920),
 }
 """Name on the Hugging Face hub, and top-1 at 224 pixels from timm's results/results-imagenet.csv."""
+
+
+class FullBlock(nn.Module):
+    """A full 3x3 convolution with batch norm and ReLU6."""
+
+    def __init__(self, in_channels: int, out_channels: int, step: Step, se_reduction: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, 3, step.stride, padding=step.dilation, dilation=step.dilation, bias=False
+        )
+        self.bn = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU6(inplace=True)
+        self.se = make_gate(out_channels, se_reduction)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.se(self.relu(self.bn(self.conv(x))))
 
 
 class SeparableBlock(nn.Module):
@@ -85,10 +102,11 @@ class MobileNetV1(Backbone):
         in_channels: int = 3,
         width: float | None = None,
         se_reduction: int = 0,
+        full: bool = False,
     ) -> None:
         super().__init__(variant)
         width = check_width(VARIANTS[variant] if width is None else width, least=1 / 32)
-        self.changed_options = changes(width=(width, VARIANTS[variant]))
+        self.changed_options = changes(width=(width, VARIANTS[variant]), full=(full, False))
         stem, *steps = atrous_steps((2, *(stride for _, _, stride in STAGES)), output_stride)
         widths = [round(channels * width) for channels in (32, *(channels for channels, _, _ in STAGES))]
         self.conv_stem = nn.Conv2d(in_channels, widths[0], 3, stem.stride, padding=1, bias=False)
@@ -96,7 +114,7 @@ class MobileNetV1(Backbone):
         self.relu = nn.ReLU6(inplace=True)
         self.blocks = nn.Sequential(
             *(
-                make_stage(before, after, depth, step, se_reduction)
+                make_stage(FullBlock if full else SeparableBlock, before, after, depth, step, se_reduction)
                 for (before, after), (_, depth, _), step in zip(pairwise(widths), STAGES, steps, strict=True)
             )
         )
@@ -130,10 +148,17 @@ class MobileNetV1(Backbone):
         return PUBLISHED[self.variant][1] if self.variant in PUBLISHED else None
 
 
-def make_stage(in_channels: int, out_channels: int, depth: int, step: Step, se_reduction: int) -> nn.Sequential:
+def make_stage(
+    block: type[FullBlock | SeparableBlock],
+    in_channels: int,
+    out_channels: int,
+    depth: int,
+    step: Step,
+    se_reduction: int,
+) -> nn.Sequential:
     """`depth` blocks, the first of which has the stage's stride."""
-    blocks = [SeparableBlock(in_channels, out_channels, step, se_reduction)]
-    blocks += [SeparableBlock(out_channels, out_channels, step.rest, se_reduction) for _ in range(depth - 1)]
+    blocks = [block(in_channels, out_channels, step, se_reduction)]
+    blocks += [block(out_channels, out_channels, step.rest, se_reduction) for _ in range(depth - 1)]
     return nn.Sequential(*blocks)
 
 

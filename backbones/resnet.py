@@ -20,15 +20,23 @@ then keep their initial values:
 - `groups` and `group_width`: the cardinality and the channels per group of a bottleneck's 3x3 convolution in the first
   stage, which the later stages double. ResNeXt's table 4 compares 32x4d with a ResNet-101 that is wider, 1x100d:
   `--backbone resnet101 --backbone-options '{group_width: 100}'`.
+- `stem`: "3x3" puts three 3x3 convolutions in the place of the first 7x7 (ResNet-C), with which PSPNet's authors and
+  MMSegmentation train. torchvision publishes no weights for it; `--weights FILE` takes timm's, such as resnet50c's.
+- `removed`: blocks, counted from 0, of which only the shortcut is left. Veit, Wilber, Belongie 2016 (arXiv:1605.06431)
+  remove blocks of trained networks, which are sums over 2^n paths: `--start-from RUN/checkpoints/best.ckpt --epochs 0`.
 - `multi_grid`: a further dilation rate for each block of the last stage, such as (1, 2, 4) (DeepLabv3,
   arXiv:1706.05587, section 3.2.1). It has no parameters, but the published weights were trained without it. The rates
   multiply those of exact dilation, where the block that gives up its stride keeps the rate of the stage before: at
   output stride 16, (1, 2, 4) gives rates 1, 4 and 8. The paper dilates that block as well: 2, 4 and 8.
+- `c4`: the maps end with that of stride 16, C4. The last stage belongs to the classifier, and to the layers that a
+  detector applies to each region of C4 (section 4.3 and appendix A); there it keeps its stride.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.atrous import Step, atrous_steps
@@ -114,6 +122,34 @@ def conv3x3(in_channels: int, out_channels: int, stride: int, dilation: int, sty
     )
 
 
+class OnlyShortcut(nn.Module):
+    """What is left of a block without its residual."""
+
+    def __init__(self, block: BasicBlock | Bottleneck) -> None:
+        super().__init__()
+        self.downsample = block.downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.downsample is not None
+        return F.relu(self.downsample(x))
+
+
+class LastStage(nn.Module):
+    """The last stage, global average pooling and the output layer, if there are classes: `(B, C, H, W)` -> `(B, D)`."""
+
+    side = 14
+    """Values along each side of a region, which the stage halves."""
+
+    def __init__(self, stage: nn.Module, channels: int, num_classes: int = 0) -> None:
+        super().__init__()
+        self.layer4 = stage
+        self.channels = channels
+        self.fc = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.layer4(x).mean((2, 3)))
+
+
 class Variant(NamedTuple):
     """A row of the table of networks."""
 
@@ -163,8 +199,13 @@ class ResNet(Backbone):
         groups: int | None = None,
         group_width: int | None = None,
         multi_grid: Sequence[int] = (),
+        c4: bool = False,
+        stem: Literal["7x7", "3x3"] = "7x7",
+        removed: Sequence[int] = (),
     ) -> None:
         super().__init__(variant)
+        if stem not in ("7x7", "3x3"):
+            raise ValueError(f"stem is {stem!r}; give 7x7, or 3x3 for three convolutions in its place")
         check_deformable(deformable, deformable_version)
         check_shortcut(shortcut)
         row = VARIANTS[variant]
@@ -176,12 +217,20 @@ class ResNet(Backbone):
                 "block of its last stage"
             )
         self.changed_options = changes(
-            shortcut=(shortcut, "B"), groups=(groups, row.groups), group_width=(group_width, row.group_width)
+            shortcut=(shortcut, "B"),
+            groups=(groups, row.groups),
+            group_width=(group_width, row.group_width),
+            stem=(stem, "7x7"),
+            removed=(tuple(removed), ()),
         )
         plain = Style(groups, group_width, reduction_of(se, se_reduction), shortcut)
         styles = (4 - deformable) * [plain] + deformable * [plain._replace(deformable=deformable_version)]
-        stem, pool, *stages = atrous_steps((2, 2, 1, 2, 2, 2), output_stride)
-        self.conv1 = nn.Conv2d(in_channels, 64, 7, stem.stride, padding=3, bias=False)
+        first, pool, *stages = atrous_steps((2, 2, 1, 2, 2, 2), output_stride)
+        self.conv1: nn.Module = (
+            nn.Conv2d(in_channels, 64, 7, first.stride, padding=3, bias=False)
+            if stem == "7x7"
+            else three_convolutions(in_channels, 32, 64, first.stride)
+        )
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, pool.stride, padding=1)
@@ -190,19 +239,44 @@ class ResNet(Backbone):
         self.layer1 = make_stage(block, 64, widths[0], depths[0], stages[0], styles[0])
         self.layer2 = make_stage(block, widths[0] * c, widths[1], depths[1], stages[1], styles[1])
         self.layer3 = make_stage(block, widths[1] * c, widths[2], depths[2], stages[2], styles[2])
-        self.layer4 = make_stage(block, widths[2] * c, widths[3], depths[3], stages[3], styles[3], multi_grid)
-        self.channels = (64, *(width * c for width in widths))
-        self.reductions = (stem.reduction, *(step.reduction for step in stages))
-        self.initialise(zero_init and shortcut != "none")
+        self.c4, self.zero_init = c4, zero_init and shortcut != "none"
+        last = stages[3]._replace(stride=2, dilation=1, dilation_after=1) if c4 else stages[3]
+        self.last_stage = partial(make_stage, block, widths[2] * c, widths[3], depths[3], last, styles[3], multi_grid)
+        if not c4:
+            self.layer4 = self.last_stage()
+        maps = 4 if c4 else 5
+        self.features = widths[3] * c
+        self.channels = (64, *(width * c for width in widths))[:maps]
+        self.reductions = (first.reduction, *(step.reduction for step in stages))[:maps]
+        self.remove(removed)
+        self.initialise(self)
         self.load(weights)
 
-    def initialise(self, zero_init: bool) -> None:
-        """Initialise all weights for training from scratch."""
-        self.init_weights()
-        for module in self.modules():
+    def remove(self, numbers: Sequence[int]) -> None:
+        """Leave only the shortcut of some blocks, which are counted over all stages.
+
+        Raises:
+            ValueError: there are no such blocks, or no shortcuts.
+        """
+        stages = [self.layer1, self.layer2, self.layer3, *([] if self.c4 else [self.layer4])]
+        blocks = [(stage, i) for stage in stages for i in range(len(stage))]
+        for number in numbers:
+            if not 0 <= number < len(blocks):
+                raise ValueError(f"removed has {number}; {self.variant} has the blocks 0 to {len(blocks) - 1} here")
+            stage, i = blocks[number]
+            block = stage[i]
+            if isinstance(block, (BasicBlock, Bottleneck)):
+                if block.downsample is None:
+                    raise ValueError("removed leaves shortcuts, and shortcut none has none; leave one of the two out")
+                stage[i] = OnlyShortcut(block)
+
+    def initialise(self, part: nn.Module) -> None:
+        """Initialise all weights of a part for training from scratch."""
+        self.init_weights(part.modules())
+        for module in part.modules():
             if isinstance(module, Offsets):
                 module.initialise()
-            elif zero_init and isinstance(module, (BasicBlock, Bottleneck)):
+            elif self.zero_init and isinstance(module, (BasicBlock, Bottleneck)):
                 nn.init.zeros_((module.bn3 if isinstance(module, Bottleneck) else module.bn2).weight)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -210,11 +284,33 @@ class ResNet(Backbone):
         c2 = self.layer1(self.maxpool(c1))
         c3 = self.layer2(c2)
         c4 = self.layer3(c3)
-        c5 = self.layer4(c4)
-        return [c1, c2, c3, c4, c5]
+        return [c1, c2, c3, c4] if self.c4 else [c1, c2, c3, c4, self.layer4(c4)]
 
     def classifier(self, num_classes: int) -> nn.Module:
+        if self.c4:
+            return self._classifier_with_stage(num_classes)
         return PooledClassifier("fc", nn.Linear(self.channels[-1], num_classes))
+
+    def region_layers(self) -> nn.Module | None:
+        return self._classifier_with_stage(0) if self.c4 else None
+
+    def _classifier_with_stage(self, num_classes: int) -> LastStage:
+        stage = self.last_stage()
+        self.initialise(stage)
+        return LastStage(stage, self.features, num_classes)
+
+
+def three_convolutions(in_channels: int, width: int, channels: int, stride: int) -> nn.Sequential:
+    """ResNet-C's stem (He et al. 2018, arXiv:1812.01187); its last norm and ReLU are the network's own."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(width, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(width, channels, 3, padding=1, bias=False),
+    )
 
 
 def groups_of(variant: str, groups: int | None, group_width: int | None) -> tuple[int, int]:

@@ -105,13 +105,16 @@ def load_classifier(classifier: nn.Module | None, state: StateDict, output_layer
     if not state:
         return "it has no classifier, so ours stays as initialised"
     own = classifier.state_dict()
-    missing = sorted(own.keys() - state.keys())
+    # Checkpoints older than PyTorch 0.4.1 lack the batch counters, which nothing here reads.
+    missing = sorted(key for key in own.keys() - state.keys() if not key.endswith("num_batches_tracked"))
     if missing:
         raise ValueError(f"its classifier lacks {missing[0]}")
-    other = {key for key in own if own[key].shape != state[key].shape}
+    state = {key: value for key, value in state.items() if key in own}
+    other = {key for key in state if own[key].shape != state[key].shape}
     if other - set(output_layer):
         return f"its classifier is another (first: {min(other)}), so ours stays as initialised"
-    classes = [len(own[key]) for key in output_layer if key in own], [len(state[key]) for key in output_layer]
+    output_layer = [key for key in output_layer if key in own]
+    classes = [len(own[key]) for key in output_layer], [len(state[key]) for key in output_layer]
     classifier.load_state_dict(own | {key: value for key, value in state.items() if key not in other})
     if not other:
         return f"{len(own)} of its classifier"

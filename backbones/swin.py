@@ -225,6 +225,7 @@ class Swin(Backbone):
             blocks = (Block(width, heads * 2**i, window, shift, next(drop_rates), version) for shift in shifts)
             self.features.extend((entry, nn.Sequential(*blocks)))
         self.reductions = (4, 8, 16, 32)
+        self.first_centres = tuple((r - 1) / 2 for r in self.reductions)
         self.min_size = 4
         self.input_size = {1: 224, 2: 256}[version]
         init_truncated_normal(self)

@@ -64,6 +64,9 @@ class TimmBackbone(Backbone):
         """Global average pooling and one linear layer, untrained: timm's classifiers do not follow `features_only`."""
         return PooledClassifier("fc", nn.Linear(self.channels[-1], num_classes))
 
+    def pixels_between(self, level: int, finer: int, side: int) -> float:
+        raise ValueError(f"--placement centred: timm does not say where the maps of {self.variant} begin; use placed")
+
     def published_url(self) -> str:
         config = self.timm_model.pretrained_cfg
         if config.get("hf_hub_id"):

@@ -202,6 +202,7 @@ class ViT(Backbone):
             self.init_weights(self.neck.modules())
         self.channels = (256,) * 4 if pyramid else (self.width,)
         self.reductions = (4, 8, 16, 32) if pyramid else (self.input_size,)
+        self.first_centres = tuple((r - 1) / 2 for r in self.reductions)
         self.load(weights)
 
     def keep_levels(self, levels: Collection[int]) -> None:

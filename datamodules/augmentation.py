@@ -15,6 +15,10 @@ tasks; those that change colours need RGB images. Other pipelines can be written
 - deeplab: Chen et al. 2014 and its successors. Scale by 0.5 to 2, crop, flip.
 - unet_elastic: Ronneberger et al. 2015. Random displacements of a 3x3 grid, interpolated by a spline, after the
   deeplab crop.
+- ssd: Liu et al. 2015, arXiv:1512.02325, as in torchvision. Brightness, contrast, saturation and hue, a canvas up to
+  four times as large, a part around an object, resize, flip.
+- yolo: Redmon et al. 2015, arXiv:1506.02640. Scale and translation by up to a fifth of the image, flip, brightness and
+  saturation by up to 1.5.
 - none: resize to `image_size`.
 """
 
@@ -30,6 +34,7 @@ from datamodules.albumentations_check import refuse_albumentationsx
 from datamodules.collate import IGNORE_INDEX
 from datamodules.colour_noise import ImageNetColourNoise
 from datamodules.errors import DataError
+from datamodules.object_window import ObjectWindow
 from datamodules.objects import box_params
 from datamodules.scale_crop import ResizeToCover, ScaleCrop
 
@@ -108,6 +113,27 @@ def unet_elastic(image_size: Size, mean: Sequence[float]) -> list[A.BasicTransfo
     return [*scale_crop_flip(image_size, mean), spline]
 
 
+def ssd(image_size: Size, mean: Sequence[float]) -> list[A.BasicTransform]:
+    still = {"brightness": (1.0, 1.0), "contrast": (1.0, 1.0), "saturation": (1.0, 1.0), "hue": (0.0, 0.0), "p": 0.5}
+    colours = [
+        A.ColorJitter(**still | {name: span})
+        for name, span in {
+            "brightness": (0.875, 1.125), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": (-0.05, 0.05),
+        }.items()
+    ]  # fmt: skip
+    return [*colours, ObjectWindow(fill(mean)), *resize(image_size, mean), A.HorizontalFlip(p=0.5)]
+
+
+def yolo(image_size: Size, mean: Sequence[float]) -> list[A.BasicTransform]:
+    moved = A.Affine(
+        scale={"x": (0.8, 1.2), "y": (0.8, 1.2)}, translate_percent=(-0.2, 0.2), fill=fill(mean),
+        fill_mask=IGNORE_INDEX, p=1.0,
+    )  # fmt: skip
+    strengths = (1 / 1.5, 1.5)
+    colours = A.ColorJitter(brightness=strengths, contrast=(1.0, 1.0), saturation=strengths, hue=(0.0, 0.0), p=1.0)
+    return [*resize(image_size, mean), moved, A.HorizontalFlip(p=0.5), colours]
+
+
 def resize(image_size: Size, mean: Sequence[float]) -> list[A.BasicTransform]:
     return [A.Resize(*image_size, area_for_downscale="image")]
 
@@ -119,10 +145,14 @@ AUGMENTATIONS: dict[str, Builder] = {
     "randaugment": randaugment,
     "deeplab": scale_crop_flip,
     "unet_elastic": unet_elastic,
+    "ssd": ssd,
+    "yolo": yolo,
     "none": resize,
 }
-RGB_ONLY = ("alexnet", "vgg", "inception", "randaugment")
+RGB_ONLY = ("alexnet", "vgg", "inception", "randaugment", "ssd", "yolo")
 """Presets that change colours."""
+FROM_WHOLE_IMAGES = ("ssd",)
+"""Presets that take parts of images, so these are not made smaller before, whatever `--fit` says."""
 MOST_WARPED = 4
 """Bands that albumentations can fill with a colour of their own where it warps."""
 

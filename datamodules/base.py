@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import albumentations as A
 
 from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
-from datamodules.augmentation import compose, find_augmentation, scale_crop_flip
+from datamodules.augmentation import FROM_WHOLE_IMAGES, compose, find_augmentation, scale_crop_flip
 from datamodules.bands import RGB, describe, mean_and_std
 from datamodules.checking import check
 from datamodules.collate import IGNORE_INDEX
@@ -23,9 +23,10 @@ from datamodules.memory import keep_freed_memory
 from datamodules.node_folder import once_per_node
 from datamodules.notes import note
 from datamodules.palette import Colour, distinct_colours
+from datamodules.proposals import Proposals, proposals_for
 from datamodules.sample_cache import Cache, open_cache
 from datamodules.samples import OnBadSample, Samples
-from datamodules.size_rules import SizeRule
+from datamodules.size_rules import Fit, SizeRule
 from datamodules.source import FileSource, Source
 
 Task = Literal["classification", "segmentation", "detection"]
@@ -55,8 +56,16 @@ class GraftDataModule(DataModuleWithLoaders):
     """Whether the training source generates samples beyond its length, so that each epoch can have new ones."""
     takes_mask_suffix: ClassVar[bool] = False
     """Whether the names of masks are the user's choice."""
+    takes_several_labels: ClassVar[bool] = False
+    """Whether images may have any number of labels."""
     takes_in_channels: ClassVar[bool] = False
     """Whether images may have another number of bands than three."""
+    ap_rule: ClassVar[str] = "coco"
+    """How its detections are scored unless the user says otherwise; see `lightning_modules/detection_scores.py`."""
+    has_object_masks: ClassVar[bool] = False
+    """Whether a head can learn the mask of each object from it."""
+    several_labels: bool = False
+    """Whether images have any number of labels; targets are then 0 or 1 int64 (B, C)."""
     class_names: tuple[str, ...]
     palette: tuple[Colour, ...] | None = None
     """The data set's own colours of its classes, RGB in 0..255."""
@@ -78,7 +87,11 @@ class GraftDataModule(DataModuleWithLoaders):
         augmentation: str | None = None,
         mask_suffix: str | None = None,
         in_channels: int = RGB,
+        fit: Fit | None = None,
         weigh_borders: bool = False,
+        object_masks: bool = False,
+        several_labels: bool = False,
+        proposals: str | None = None,
     ) -> None:
         """`image_size` is (H, W), or None for the data set's default; `batch_size` and `workers` are per rank.
 
@@ -88,9 +101,12 @@ class GraftDataModule(DataModuleWithLoaders):
         `datamodules/augmentation.py`; with None the data set's own augmentation is used. A `~` in `data_dir` is the
         user's home directory.
         `mask_suffix` is what the names of masks add to those of their images, and `in_channels` the number of bands of
-        the images, both for data sets of plain folders. With `weigh_borders`, training batches have `border_weights`
-        for the loss unet_border. With `mean` or `std` None, `setup()` measures it on the
-        training images.
+        the images, both for data sets of plain folders. `fit` brings the images of a detector to a size before all
+        else; None keeps theirs. With `weigh_borders`, training batches have `border_weights` for the loss unet_border.
+        With `object_masks`, the objects of a detector have masks.
+        With `several_labels`, data sets that can hold several labels per image are read so.
+        With `proposals`, a method or a file (see `datamodules/proposals.py`), objects have proposals, and training
+        images are the same in each epoch. With `mean` or `std` None, `setup()` measures it on the training images.
 
         Raises:
             ValueError: the data set has no such task, or a number is out of range.
@@ -113,7 +129,22 @@ class GraftDataModule(DataModuleWithLoaders):
         if in_channels != RGB and not self.takes_in_channels:
             raise DataError(f"--in-channels is for --data folders; the images of {name} are read as RGB")
         self.in_channels = in_channels
+        if fit is not None and task != "detection":
+            raise DataError(f"--fit is for heads that detect; leave it out for {task}")
+        self.fit: Fit = fit or "own"
         self.weigh_borders = weigh_borders
+        if object_masks and not self.has_object_masks:
+            raise DataError(
+                f"the head learns the masks of objects, and --data {name} gives boxes only; use --head fasterrcnn "
+                "or --data digits"
+            )
+        self.object_masks = object_masks
+        self.several_labels = several_labels and self.takes_several_labels and task == "classification"
+        if proposals is not None and task != "detection":
+            raise DataError(f"--proposals are boxes that may hold an object; leave the flag out in {task}")
+        self.proposals = proposals
+        self.found: dict[str, Proposals] = {}
+        """The proposals of each split, after `setup()`."""
         self.mean = tuple(mean or ())
         self.std = tuple(std or ())
         self.normalise = Normalise(self.mean, self.std)
@@ -150,6 +181,8 @@ class GraftDataModule(DataModuleWithLoaders):
 
     def size_rule(self) -> SizeRule:
         """How an image of the user's own gets the size at which this data set is evaluated."""
+        if self.task == "detection":
+            return SizeRule(self.fit, self.image_size)
         return SizeRule("centre_crop" if self.task == "classification" else "own", self.image_size)
 
     def preprocessing(self) -> dict[str, Any]:
@@ -164,6 +197,7 @@ class GraftDataModule(DataModuleWithLoaders):
             "colours": [list(colour) for colour in self.colours],
             "white": next((one.white for one in sources if isinstance(one, (LabelledImages, MaskedImages))), WHITE),
             "least": next((one.min_side for one in sources if isinstance(one, LabelledImages)), None),
+            "proposals": self.proposals,
         }
 
     def preparation(self) -> list[A.BasicTransform]:
@@ -171,10 +205,15 @@ class GraftDataModule(DataModuleWithLoaders):
 
         Their result can be cached, so they run once instead of once per epoch.
         """
-        return []
+        return self.size_rule().transforms() if self.task == "detection" else []
 
     def augmentation(self) -> list[A.BasicTransform]:
-        """Training transforms after `preparation`, ending at `image_size`: by default, the usual random crops."""
+        """Training transforms after `preparation`, ending at `image_size`: by default, the usual random crops.
+
+        Images that a detector sees within bounds are only flipped: their size is what the bounds make it.
+        """
+        if self.task == "detection" and self.fit == "within":
+            return [A.HorizontalFlip(p=0.5)]
         if self.task == "classification":
             return random_crop_flip(self.image_size)
         return scale_crop_flip(self.image_size, self.mean)
@@ -195,12 +234,17 @@ class GraftDataModule(DataModuleWithLoaders):
         sources = self.sources()
         self.splits = tuple(sources)
         self._measure_bands(next(iter(sources.values())))
+        if self.proposals is not None:
+            if self.endless_training:
+                note("with --proposals, the training images are the same in each epoch")
+                self.endless_training = False
+            self.found = proposals_for(self.proposals, sources, self.data_dir, self.workers)
         if "train" in sources:
             self.train = self._training_samples(sources["train"])
         if "val" in sources:
-            self.val = self._samples(sources["val"], self.evaluation(), "drop")
+            self.val = self._samples(sources["val"], self.evaluation(), "drop", proposals=self.found.get("val"))
         if "test" in sources:
-            self.test = self._samples(sources["test"], self.evaluation(), "drop")
+            self.test = self._samples(sources["test"], self.evaluation(), "drop", proposals=self.found.get("test"))
         if self.on_bad_sample == "error":
             self._check_files([samples for samples in (self.train, self.val, self.test) if samples is not None])
 
@@ -208,7 +252,8 @@ class GraftDataModule(DataModuleWithLoaders):
         self._check_batch_size(len(source))
         name = self.augmentation_name
         transforms = find_augmentation(name, self.image_size, self.mean) if name else self.augmentation()
-        return self._samples(source, transforms, "replace", endless=self.endless_training)
+        found = self.found.get("train")
+        return self._samples(source, transforms, "replace", endless=self.endless_training, proposals=found)
 
     def _measure_bands(self, source: Source) -> None:
         """Set mean and standard deviation from the images, where none were given, and say what they are."""
@@ -250,9 +295,16 @@ class GraftDataModule(DataModuleWithLoaders):
         return " ".join(f"{name}:{count}:{digest}" for name, count, digest in parts)
 
     def _samples(
-        self, source: Source, transforms: list[A.BasicTransform], skip: OnBadSample, *, endless: bool = False
+        self,
+        source: Source,
+        transforms: list[A.BasicTransform],
+        skip: OnBadSample,
+        *,
+        endless: bool = False,
+        proposals: Proposals | None = None,
     ) -> Samples:
-        preparation = self.preparation()
+        whole = skip == "replace" and self.augmentation_name in FROM_WHOLE_IMAGES
+        preparation = [] if whole and self.task == "detection" else self.preparation()
         if isinstance(source, LabelledImages):
             source.min_side = MIN_DECODED_SIZE_FACTOR * max(self.image_size)
         return Samples(
@@ -266,4 +318,5 @@ class GraftDataModule(DataModuleWithLoaders):
             weigh_borders=self.weigh_borders and skip == "replace",
             cache=open_cache(self.cache) if isinstance(source, FileSource) else None,
             preparation=compose(preparation, boxes=self.task == "detection") if preparation else None,
+            proposals=proposals,
         )

@@ -5,13 +5,14 @@ What is found and not read is said in one line; what cannot be understood is ref
 
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 from datamodules.errors import DataError
 from datamodules.mask_layout import IMAGE_FOLDERS, MASK_FOLDERS, named
 from datamodules.notes import note
 from datamodules.pairing import folders_in, list_classes, list_images, walk
-from datamodules.split_folders import contents, say_passed_over, split_folders
+from datamodules.split_folders import contents, say_linked, say_passed_over, split_folders
 
 SPLIT_LIKE = re.compile("train|val|test|dev|hold|fold|eval|^(tr|trn|va|vl|te|ts|tst)$", re.IGNORECASE)
 RUN_FILES = ("config.yaml", "results.json", "predictions.png")
@@ -24,11 +25,13 @@ def class_trees(root: Path, passed_over: Counter[str]) -> dict[str, dict[str, li
         ValueError: it is unclear what is a split and what is a class, or a split has no class folders.
     """
     splits = split_folders(root)
+    say_linked(splits)
     if not splits:
         outputs = [folder for folder in folders_in(root) if is_output(folder)]
         classes = [folder for folder in folders_in(root) if folder not in outputs]
         refuse_split_like(root, classes)
         refuse_masks(root, classes)
+        refuse_twice(root, classes)
         say_passed_over(root, outputs, "which hold runs")
         count_beside(root, passed_over)
         say_unusual(root, classes)
@@ -45,6 +48,7 @@ def class_trees(root: Path, passed_over: Counter[str]) -> dict[str, dict[str, li
                 f"{folder} holds {contents(folder)} but no class folders; put the images of each class into a folder, "
                 f"or rename {folder.name}/ if it is itself a class"
             )
+        refuse_twice(folder, folders_in(folder))
         count_beside(folder, passed_over)
         trees[split] = list_classes(folder, passed_over)
         for name in trees[split].keys() - trees["train"].keys():
@@ -84,6 +88,20 @@ def refuse_masks(root: Path, classes: list[Path]) -> None:
         raise DataError(
             f"{root} holds {names}, which are no classes; masks are for a head that segments, such as --head unet"
         )
+
+
+def refuse_twice(tree: Path, classes: list[Path]) -> None:
+    """Raises ValueError if a link makes one folder of images belong to two classes."""
+    if not any(folder.is_symlink() for folder in classes):
+        return
+    real = sorted((folder.resolve(), folder) for folder in classes)  # a folder comes right before what lies in it
+    for (outer, first), (inner, second) in pairwise(real):
+        if inner.is_relative_to(outer):
+            link, other = (second, first) if second.is_symlink() else (first, second)
+            raise DataError(
+                f"{link} is a link to images that the class {other.name} in {tree} has too; remove the link, or make "
+                "it a folder of its own"
+            )
 
 
 def unlabelled(test: Path, train: Path) -> str:

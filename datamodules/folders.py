@@ -8,6 +8,8 @@ labels and colours of the classes may stand; without them, the labels in the mas
 
 Classification: a folder of images per class, around which folders of the splits may lie.
 
+Detection: images with PASCAL VOC's XML files, or with the text files of YOLO's programs; see `boxed_folders.py`.
+
 Splits may have any usual name: train or Training, val, valid or validation, test or testing. Without validation images,
 a fifth of the training images is held out, chosen by a hash of their names: the same on every machine. Test images
 without labels are left out.
@@ -20,6 +22,8 @@ from typing import ClassVar
 import albumentations as A
 
 from datamodules.base import GraftDataModule, Source, Task
+from datamodules.boxed_files import BoxedFiles
+from datamodules.boxed_folders import LAYOUT, boxed_folders
 from datamodules.class_folders import class_trees
 from datamodules.class_table import MOST_CLASSES, ClassTable, read_classes
 from datamodules.decoding import read_mask
@@ -38,21 +42,22 @@ from datamodules.turned import note_turned
 LAYOUTS = {
     "segmentation": "--data-dir must name a folder with images/ and masks/",
     "classification": "--data-dir must name a folder with a folder of images per class",
+    "detection": LAYOUT,
 }
 
 
 class Folders(GraftDataModule):
-    """`images/` + `masks/` or a class-per-folder tree, at `image_size` (256x256 unless told).
+    """`images/` + `masks/` or a class-per-folder tree, at `image_size` (256x256 unless told), or boxes (512x512).
 
     Masks are scored at their own size, whatever `image_size` is.
     """
 
-    tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation")
+    tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation", "detection")
     takes_mask_suffix = True
     takes_in_channels = True
 
     def default_size(self) -> tuple[int, int]:
-        return 256, 256
+        return (512, 512) if self.task == "detection" else (256, 256)
 
     def sources(self) -> dict[str, Source]:
         layout = LAYOUTS[self.task]
@@ -62,7 +67,7 @@ class Folders(GraftDataModule):
         if not root.is_dir() or not any(root.iterdir()):
             raise DataError(f"{root} is {'empty' if root.is_dir() else 'not a folder'}; {layout}")
         passed_over: Counter[str] = Counter()
-        find = self._masked if self.task == "segmentation" else self._labelled
+        find = {"segmentation": self._masked, "classification": self._labelled, "detection": self._boxed}[self.task]
         sources = find(root, passed_over)
         if passed_over:
             note(f"passed over in {root}: {kinds(passed_over)}")
@@ -144,11 +149,15 @@ class Folders(GraftDataModule):
             if split in images
         }
 
+    def _boxed(self, root: Path, passed_over: Counter[str]) -> dict[str, BoxedFiles]:
+        self.class_names, sources = boxed_folders(root, passed_over)
+        return sources
+
     def size_rule(self) -> SizeRule:
         return SizeRule("stretch", self.image_size) if self.task == "segmentation" else super().size_rule()
 
     def preparation(self) -> list[A.BasicTransform]:
-        return self.size_rule().transforms() if self.task == "segmentation" else []
+        return self.size_rule().transforms() if self.task == "segmentation" else super().preparation()
 
 
 def find_table(root: Path) -> ClassTable | None:

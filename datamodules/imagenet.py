@@ -6,7 +6,7 @@ beside the development kit's `ILSVRC2012_devkit_t12/data/`, which holds their cl
 of the WordNet ids, as in all published weights. If only some of the classes are there, they are named by their ids.
 
 Instead of the tree, `images/` and `labels.csv` (columns `file`, `index`: the class from 0 to 999) make a validation
-split without a training split, for `--epochs 0`. ImageNet-21k is a folder of images per class: `--data folders`.
+split without a training split, for `--epochs 0`. ImageNet-21k is another data set, in `datamodules/imagenet21k.py`.
 """
 
 import csv

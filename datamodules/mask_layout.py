@@ -11,7 +11,15 @@ from datamodules.class_table import LABELMAP, LISTS, TABLES
 from datamodules.errors import DataError
 from datamodules.notes import note
 from datamodules.pairing import Pair, folders_in, list_images, pair, read_lines, walk
-from datamodules.split_folders import SPLITS, contents, holds_images, say_passed_over, split_folders, split_of
+from datamodules.split_folders import (
+    SPLITS,
+    contents,
+    holds_images,
+    say_linked,
+    say_passed_over,
+    split_folders,
+    split_of,
+)
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpegimages", "img_dir", "photos", "inputs", "input")
 MASK_FOLDERS = (
@@ -33,6 +41,7 @@ def mask_pairs(root: Path, mask_suffix: str | None, passed_over: Counter[str]) -
         ValueError: no known layout, or an image without a mask; the message names what was found.
     """
     splits = split_folders(root)
+    say_linked(splits)
     if splits:
         found: dict[str, list[Pair]] = {}
         for split, folder in splits.items():

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -16,8 +17,9 @@ from datamodules.collate import IGNORE_INDEX
 from datamodules.errors import DataError
 from datamodules.loader import Normalise
 from datamodules.objects import Objects, transformed
+from datamodules.proposals import Proposals
 from datamodules.sample_cache import SampleCache
-from datamodules.source import FileSource, Sample, Source
+from datamodules.source import FileSource, Sample, Source, SourceOfSeveralLabels
 from lightning_modules.borders import border_weights
 
 OnBadSample = Literal["error", "replace", "drop"]
@@ -52,7 +54,9 @@ class Samples(Dataset[dict[str, Any] | None]):
         preparation: A.Compose | None = None,
         whole_masks: bool = False,
         weigh_borders: bool = False,
+        proposals: Proposals | None = None,
     ) -> None:
+        self.proposals = proposals
         self.on_bad_sample = on_bad_sample
         self.bad = torch.zeros(0 if on_bad_sample == "error" else len(source), dtype=torch.bool).share_memory_()
         self.source = source
@@ -99,14 +103,28 @@ class Samples(Dataset[dict[str, Any] | None]):
                 objects = np.where(out["mask"] == IGNORE_INDEX, 0, out["mask"])
                 found["border_weights"] = torch.from_numpy(border_weights(objects))
             return found
-        return {"image": tensor(self.pipeline(image=image)["image"]), "target": torch.tensor(target), "name": name}
+        labels = torch.tensor(target)
+        if isinstance(self.source, SourceOfSeveralLabels):
+            labels = torch.from_numpy(self.source.labels_of(target))
+        return {"image": tensor(self.pipeline(image=image)["image"]), "target": labels, "name": name}
 
     def load(self, index: int) -> Sample:
-        """The prepared sample, from the cache if it is there, and into it if it is not.
+        """The prepared sample with its proposals, if there are any.
 
         Raises:
-            ValueError: it cannot be read.
+            ValueError: it cannot be read, or it has no proposals although others have.
         """
+        image, target, name = self._stored(index)
+        if self.proposals is None or not isinstance(target, Objects):
+            return image, target, name
+        return (
+            image,
+            replace(target, proposals=self.proposals.of(name, image, resized=self.preparation is not None)),
+            name,
+        )
+
+    def _stored(self, index: int) -> Sample:
+        """The prepared sample, from the cache if it is there, and into it if it is not."""
         source = self.source
         if self.cache is None or not isinstance(source, FileSource):
             return self._prepared(source[index])

@@ -42,6 +42,40 @@ class ResizeToCover(A.DualTransform):
         return bboxes
 
 
+class ResizeWithin(A.DualTransform):
+    """Resize image and mask, in proportion, as far as the sides stay within bounds: Faster R-CNN's sizes.
+
+    Args:
+        shorter: largest number of pixels of the shorter side.
+        longer: that of the longer side.
+    """
+
+    _targets = (Targets.IMAGE, Targets.MASK, Targets.BBOXES)
+
+    def __init__(self, shorter: int, longer: int, p: float = 1.0) -> None:
+        super().__init__(p=p)
+        self.shorter, self.longer = shorter, longer
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """The new (H, W)."""
+        height, width = params["shape"][:2]
+        scale = min(self.shorter / min(height, width), self.longer / max(height, width))
+        shape = tuple(max(1, round(side * scale)) for side in (height, width))
+        return {"shape_after": shape, "enlarges": scale > 1}
+
+    def apply(self, img: np.ndarray, shape_after: tuple[int, int], enlarges: bool, **params: Any) -> np.ndarray:
+        """The image, averaged over areas where it becomes smaller."""
+        return resized(img, shape_after, cv2.INTER_LINEAR if enlarges else cv2.INTER_AREA)
+
+    def apply_to_mask(self, mask: np.ndarray, shape_after: tuple[int, int], **params: Any) -> np.ndarray:
+        """The mask, by its nearest pixels."""
+        return cv2.resize(mask, shape_after[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+
+    def apply_to_bboxes(self, bboxes: np.ndarray, **params: Any) -> np.ndarray:
+        """Boxes `(N, 4 + fields)` are fractions of the image, which resizing does not change."""
+        return bboxes
+
+
 class ScaleCrop(A.DualTransform):
     """Scale image, mask and boxes by a random factor, then crop `size` (H, W) at a random place, padded if too small.
 

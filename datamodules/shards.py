@@ -1,11 +1,12 @@
 """Data sets with too many images for one file each: webdataset's tar files, read in place.
 
 A sample is the files of one name: an image `000123.jpg` (or .jpeg, .webp, .png) and its target. The target is
-`000123.cls`, a class number as text, or `000123.png` (`000123.mask.png` beside a .png image), a mask of class numbers
-in which 255 is ignored. Names end at their first dot, as in webdataset; other files are skipped. `--data-dir` holds
-`train*.tar`, `val*.tar` and, if there is a test split, `test*.tar`, or folders `train/`, `val/`, `test/` of tar files.
-It also holds `classes.txt` with one name per line, which is optional for classification. Without a validation split, a
-fifth of the samples is held out, chosen by a hash of their names.
+`000123.cls`, a class number as text (with `--loss binary_cross_entropy` any number of them, separated by spaces, commas
+or lines), or `000123.png` (`000123.mask.png` beside a .png image), a mask of class numbers in which 255 is ignored.
+Names end at their first dot, as in webdataset; other files are skipped. `--data-dir` holds `train*.tar`, `val*.tar`
+and, if there is a test split, `test*.tar`, or folders `train/`, `val/`, `test/` of tar files. It also holds
+`classes.txt` with one name per line, which is optional for classification. Without a validation split, a fifth of the
+samples is held out, chosen by a hash of their names.
 
 The tar files must be uncompressed, because then the position of each sample in them is known. Their tables of contents
 are read once, in parallel, together with the classes, and cached in `~/.cache/graft`. After that, samples are read in
@@ -35,7 +36,7 @@ from datamodules.errors import DataError
 from datamodules.pairing import hold_out
 from datamodules.size_rules import SizeRule
 
-FORMAT = 2
+FORMAT = 3
 """Part of the name of cached tables of contents; to be raised when their layout changes."""
 SPLITS = ("train", "val", "test")
 IMAGES = ("jpg", "jpeg", "webp", "png")
@@ -50,17 +51,17 @@ class Contents(NamedTuple):
 
     files: dict[str, dict[str, Span]]
     """Sample name -> suffix -> where its file is."""
-    classes: dict[str, int]
-    """Sample name -> the number in its .cls file, `NO_CLASS` if it is none."""
+    classes: dict[str, list[int]]
+    """Sample name -> the numbers in its .cls file; `NO_CLASS` alone if it holds something else."""
 
 
 class Place(NamedTuple):
-    """Where the parts of a sample are in a tar file, and its class (`NO_CLASS` for segmentation)."""
+    """Where the parts of a sample are in a tar file, and its classes (none for segmentation)."""
 
     name: str
     image: Span
     target: Span
-    label: int
+    labels: list[int]
 
 
 class ShardSamples:
@@ -74,7 +75,7 @@ class ShardSamples:
         self.shard = np.array([shard for shard, _ in places], np.int32)
         self.parts = np.array([(*place.image, *place.target) for _, place in places], np.int64).reshape(-1, 4)
         self.names = np.array([place.name.encode() for _, place in places], np.bytes_)
-        self.labels = np.array([place.label for _, place in places], np.int64)
+        self.labels = np.array([only(place.labels) for _, place in places], np.int64)
         self.num_classes = num_classes
         self.task = task
         self.min_side: int | None = None
@@ -106,7 +107,8 @@ class ShardSamples:
         if label == NO_CLASS:
             text = self.read(index, 2)[:20]
             raise DataError(
-                f"{self.described(index)} has the class {text!r}; a .cls file must hold a number of at least 0"
+                f"{self.described(index)} has the class {text!r}; a .cls file must hold a number of at least 0, or "
+                "several for --loss binary_cross_entropy"
             )
         if label >= self.num_classes:
             raise DataError(f"{self.described(index)} is of class {label}; classes.txt ends at {self.num_classes - 1}")
@@ -144,10 +146,46 @@ class ShardSamples:
         return self.labels[self.labels != NO_CLASS] if self.task == "classification" else None
 
 
+class ShardSamplesOfSeveralLabels(ShardSamples):
+    """A split whose samples have any number of classes; see `SourceOfSeveralLabels`."""
+
+    def __init__(self, shards: list[Path], places: list[tuple[int, Place]], num_classes: int, task: Task) -> None:
+        super().__init__(shards, places, num_classes, task)
+        self.labels = np.array([label for _, place in places for label in place.labels], np.int64)
+        self.ends = np.cumsum([len(place.labels) for _, place in places])
+
+    def label(self, index: int) -> int:
+        """The sample's own number, after its classes were checked."""
+        for label in self.classes_of(index):
+            if label == NO_CLASS:
+                text = self.read(index, 2)[:20]
+                raise DataError(
+                    f"{self.described(index)} has the classes {text!r}; a .cls file must hold numbers of at least 0"
+                )
+            if label >= self.num_classes:
+                raise DataError(
+                    f"{self.described(index)} is of class {label}; classes.txt ends at {self.num_classes - 1}"
+                )
+        return index
+
+    def classes_of(self, index: int) -> np.ndarray:
+        return self.labels[self.ends[index - 1] if index else 0 : self.ends[index]]
+
+    def labels_of(self, number: int) -> np.ndarray:
+        labels = np.zeros(self.num_classes, np.uint8)
+        labels[self.classes_of(number)] = 1
+        return labels
+
+    def decoding_key(self, index: int) -> tuple[Any, ...]:
+        """The cached target is the sample's number, so that it belongs to the key."""
+        return index, *super().decoding_key(index)
+
+
 class Shards(GraftDataModule):
     """Tar files of images with a class or a mask; `image_size` is 224x224 or 256x256 by default."""
 
     tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation")
+    takes_several_labels = True
 
     def default_size(self) -> tuple[int, int]:
         return (224, 224) if self.task == "classification" else (256, 256)
@@ -164,7 +202,7 @@ class Shards(GraftDataModule):
         if table:
             self.class_names = tuple(table.names)
         elif self.task == "classification":
-            largest = max(place.label for _, place in places["train"])
+            largest = max((label for _, place in places["train"] for label in place.labels), default=0)
             self.class_names = tuple(map(str, range(max(1, 1 + largest))))
         else:
             raise DataError(f"{root / 'classes.txt'} is missing; write the names of the masks' classes into it")
@@ -173,8 +211,9 @@ class Shards(GraftDataModule):
             places["train"], places["val"] = hold_out(places["train"], names, root)
             shards["val"] = shards["train"]
         sources: dict[str, Source] = {}
+        kind = ShardSamplesOfSeveralLabels if self.several_labels else ShardSamples
         for split in [split for split in SPLITS if split in places]:
-            samples = ShardSamples(shards[split], places[split], self.num_classes, self.task)
+            samples = kind(shards[split], places[split], self.num_classes, self.task)
             samples.min_side = MIN_DECODED_SIZE_FACTOR * max(self.image_size) if self.task == "classification" else None
             sources[split] = samples
         return sources
@@ -199,7 +238,7 @@ class Shards(GraftDataModule):
         target = "cls" if self.task == "classification" else mask
         if image is None or target not in files:
             return None
-        return Place(name, files[image], files[target], contents.classes[name] if target == "cls" else NO_CLASS)
+        return Place(name, files[image], files[target], contents.classes[name] if target == "cls" else [])
 
     def size_rule(self) -> SizeRule:
         return SizeRule("stretch", self.image_size) if self.task == "segmentation" else super().size_rule()
@@ -243,19 +282,24 @@ def read_contents(shard: Path) -> Contents:
                 contents.files.setdefault(name, {})[suffix.lower()] = (member.offset_data, member.size)
                 if suffix.lower() == "cls":
                     file.seek(member.offset_data)
-                    contents.classes[name] = class_of(file.read(member.size))
+                    contents.classes[name] = classes_of(file.read(member.size))
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"{shard} cannot be read as an uncompressed tar file ({error}); write it again") from None
     return contents
 
 
-def class_of(text: bytes) -> int:
-    """The class number in a .cls file; `NO_CLASS` if it is no number of at least 0."""
+def classes_of(text: bytes) -> list[int]:
+    """The class numbers in a .cls file; `NO_CLASS` alone if something in it is no number of at least 0."""
     try:
-        label = int(text)
+        labels = [int(number) for number in text.replace(b",", b" ").split()]
     except ValueError:
-        return NO_CLASS
-    return label if 0 <= label < 1 << 31 else NO_CLASS
+        return [NO_CLASS]
+    return list(dict.fromkeys(labels)) if all(0 <= label < 1 << 31 for label in labels) else [NO_CLASS]
+
+
+def only(labels: list[int]) -> int:
+    """The only label; `NO_CLASS` if there is none or more than one."""
+    return labels[0] if len(labels) == 1 else NO_CLASS
 
 
 def decode(data: bytes, what: str) -> Image.Image:

@@ -1,4 +1,4 @@
-"""How a data set brings evaluation images to the network: as they are, stretched, or as a centre crop."""
+"""How a data set brings images to the network: as they are, stretched, within bounds, or as a centre crop."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,8 +9,11 @@ import numpy as np
 
 from datamodules.augmentation import compose
 from datamodules.crops import centre_crop
+from datamodules.scale_crop import ResizeWithin
 
-SizeKind = Literal["own", "stretch", "centre_crop"]
+Fit = Literal["own", "stretch", "within"]
+"""Rules for heads that detect."""
+SizeKind = Literal["own", "stretch", "within", "centre_crop"]
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,10 @@ class SizeRule:
     """What happens to the size of an image before the network sees it.
 
     Args:
-        kind: "own" keeps the image's size, "stretch" resizes it to `size` and ignores its aspect ratio, "centre_crop"
-            resizes its shorter side to 8/7 of `size` and takes the centre (see `datamodules/crops.py`).
+        kind: "own" keeps the image's size, "stretch" resizes it to `size` and ignores its aspect ratio, "within"
+            keeps the aspect ratio and makes it as large as possible with a shorter side of at most the smaller number
+            of `size` and a longer side of at most the larger one, "centre_crop" resizes its shorter side to 8/7 of
+            `size` and takes the centre (see `datamodules/crops.py`).
         size: (H, W) in pixels; the size of training crops if `kind` is "own".
     """
 
@@ -37,10 +42,12 @@ class SizeRule:
                 return []
             case "stretch":
                 return [A.Resize(*self.size, area_for_downscale="image")]
+            case "within":
+                return [ResizeWithin(min(self.size), max(self.size))]
             case "centre_crop":
                 return centre_crop(self.size)
             case _:
-                raise ValueError(f"no size rule '{self.kind}'; there are own, stretch, centre_crop")
+                raise ValueError(f"no size rule '{self.kind}'; there are own, stretch, within, centre_crop")
 
     def apply(self, image: np.ndarray) -> np.ndarray:
         """An image uint8 `(H, W, 3)` at the size that the network takes."""

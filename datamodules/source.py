@@ -40,3 +40,12 @@ class SourceWithClasses(Protocol):
     def class_labels(self) -> np.ndarray | None:
         """The class of each sample, int64 `(N,)`; None if the samples have masks instead."""
         ...
+
+
+@runtime_checkable
+class SourceOfSeveralLabels(Protocol):
+    """Samples that have any number of labels. The target of each is its number in the source."""
+
+    def labels_of(self, number: int) -> np.ndarray:
+        """0 or 1 for each class, uint8 `(C,)`."""
+        ...

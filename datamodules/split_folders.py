@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 from datamodules.errors import DataError
@@ -38,6 +39,13 @@ def split_folders(root: Path) -> dict[str, Path]:
         names = ", ".join(f"{folder.name}/" for folder in found.values())
         raise DataError(f"{root} holds {names} but no train/; add train/, or rename what is no split")
     return {split: found[split] for split in SPLITS if split in found}
+
+
+def say_linked(splits: dict[str, Path]) -> None:
+    """Say that a split is the folder of another split under a second name."""
+    for first, second in combinations(splits, 2):
+        if splits[first].samefile(splits[second]):
+            note(f"{splits[second]} is the same folder as {splits[first]}, through a link: both hold the same images")
 
 
 def holds_images(folder: Path, *, deep: bool = True) -> bool:

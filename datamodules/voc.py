@@ -3,6 +3,7 @@
 20 classes of objects and background; pixels of value 255 (void, the outlines) are ignored. Layout, as published and as
 torchvision unpacks it: `VOCdevkit/VOC2012/` with `JPEGImages/`, `SegmentationClass/` and
 `ImageSets/Segmentation/{train,val}.txt`; 1,464 training and 1,449 validation images. The test labels are not public.
+For heads that detect, the boxes of the same year are read as `voc_boxes.py` says.
 
 The 10,582 training images that most papers report ("trainaug") add those of SBD: Semantic Contours from Inverse
 Detectors. Hariharan, Arbelaez, Bourdev, Maji, Malik 2011, ICCV. They are read, if they are there, as PNGs in
@@ -18,10 +19,11 @@ from scipy.io import loadmat
 
 from datamodules.base import Colour, GraftDataModule, Source, Task
 from datamodules.decoding import read_mask
-from datamodules.download import Archive, ensure_files
+from datamodules.download import ensure_files
 from datamodules.errors import DataError
 from datamodules.files import MaskedImages, identity
 from datamodules.pairing import Pair, pair_listed
+from datamodules.voc_boxes import ARCHIVE_2012, NAMES, boxed_splits
 
 CLASSES: dict[str, Colour] = {
     "background": (0, 0, 0),
@@ -46,19 +48,15 @@ CLASSES: dict[str, Colour] = {
     "train": (128, 192, 0),
     "tvmonitor": (0, 64, 128),
 }
-ARCHIVE = Archive(
-    "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
-    "6cd6e144f989b92b3379bac3b3de84fd",
-    1_999_639_040,
-)
 SBD_FOLDERS = ("sbd", "benchmark_RELEASE/dataset")
 LISTS = "ImageSets/Segmentation"
 
 
 class Voc(GraftDataModule):
-    """21 classes. Trains on crops of `image_size`, validates on whole images, undistorted."""
+    """21 classes, or 20 of boxes. Trains on crops of `image_size`, validates on whole images, undistorted."""
 
-    tasks: ClassVar[tuple[Task, ...]] = ("segmentation",)
+    tasks: ClassVar[tuple[Task, ...]] = ("segmentation", "detection")
+    ap_rule = "voc10"
     class_names = tuple(CLASSES)
     palette = tuple(CLASSES.values())
 
@@ -66,6 +64,10 @@ class Voc(GraftDataModule):
         return 513, 513
 
     def sources(self) -> dict[str, Source]:
+        if self.task == "detection":
+            self.class_names, self.palette = NAMES, tuple(CLASSES.values())[1:]
+            sets = {split: (("2012", split),) for split in ("train", "val")}
+            return boxed_splits(self.data_dir, "data/voc", sets, [ARCHIVE_2012], download=self.download)
         root = Path(self.data_dir or "data/voc")
         voc = root / "VOCdevkit" / "VOC2012"
         if (root / LISTS).is_dir():  # the folder itself, without VOCdevkit around it
@@ -73,7 +75,7 @@ class Voc(GraftDataModule):
             root = voc.parent.parent
         else:
             lists = [f"VOCdevkit/VOC2012/{LISTS}/{split}.txt" for split in ("train", "val")]
-            ensure_files(root, lists, [ARCHIVE], download=self.download)
+            ensure_files(root, lists, [ARCHIVE_2012], download=self.download)
         images, masks = voc / "JPEGImages", voc / "SegmentationClass"
         train, val = (pair_listed(voc / LISTS / f"{split}.txt", images, masks) for split in ("train", "val"))
         pairs = {"train": train + more_pairs(root, voc, train + val), "val": val}

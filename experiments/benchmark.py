@@ -17,7 +17,7 @@ from experiments.command_line.cores import available_cores
 from experiments.command_line.kinds import NonNegativeFloat, PositiveFloat, PositiveInt
 from experiments.command_line.parser import Parser, flag, positional, settings_from
 from experiments.command_line.process import run_program
-from experiments.command_line.protocol_flags import run_problem
+from experiments.command_line.protocol_flags import out_problem, run_problem
 
 Name = Literal[
     "eager", "channels_last", "folded", "bf16", "compiled", "onnxruntime", "openvino_f32", "openvino", "int8"
@@ -72,7 +72,7 @@ def usage_problem(config: BenchmarkConfig) -> str | None:
         return "--size takes one number or two, H W"
     if config.out is None and not Path(config.run).is_dir():
         return "--out: name a folder for the results; a checkpoint file has none of its own"
-    return None
+    return out_problem(config.out or config.run)
 
 
 def benchmark_run(config: BenchmarkConfig) -> int:

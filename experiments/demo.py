@@ -1,7 +1,7 @@
 """Try a trained network in the browser: `python experiments/demo.py runs/a`; then open http://127.0.0.1:7860.
 
 Pictures come from a file, the clipboard or a camera. The page shows the labels over the picture, the share of each
-class or the most likely classes, and what remains above a confidence. Only this machine can open it.
+class, the most likely classes or the objects found, and what remains above a confidence. Only this machine can open it.
 """
 
 import gc
@@ -72,15 +72,20 @@ def port_problem(port: int) -> str | None:
 
 def demo(config: DemoConfig) -> int:
     from experiments.command_line.crf_settings import read_crf_settings
+    from experiments.inference.demo_boxes import BoxAnswers
     from experiments.inference.demo_page import Answers, serve
-    from experiments.inference.protocol import Predictor, Protocol
-    from experiments.inference.trained import load
+    from experiments.inference.protocol import Predictor, Protocol, device_of
+    from experiments.inference.trained import load_any
 
-    network = load(config.run, None if config.device == "auto" else config.device)
+    network = load_any(config.run, device_of(config.device))
     refined = None
     if network.task == "segmentation" and network.in_channels == 3:
         refined = Predictor(network, Protocol(crf=read_crf_settings(config.crf_settings)))
-    answers = Answers(Predictor(network, Protocol()), refined, config.max_side)
+    answers: Answers | BoxAnswers
+    if network.task == "detection":
+        answers = BoxAnswers(network, config.max_side)
+    else:
+        answers = Answers(Predictor(network, Protocol()), refined, config.max_side)
     hparams = network.module.hparams
     title = f"{hparams['backbone']} + {hparams['head']}: {network.task}, {len(network.class_names)} classes"
 

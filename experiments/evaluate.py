@@ -16,7 +16,7 @@ if not __package__:  # started as a file: import this checkout, not an installed
 from experiments.command_line.kinds import NonNegativeFloat, NonNegativeInt
 from experiments.command_line.parser import Parser, flag, settings_from
 from experiments.command_line.process import run_program
-from experiments.command_line.protocol_flags import ProtocolFlags, protocol_problem, run_problem
+from experiments.command_line.protocol_flags import ProtocolFlags, out_problem, protocol_problem, run_problem
 
 if TYPE_CHECKING:
     from datamodules.base import GraftDataModule
@@ -75,7 +75,7 @@ def usage_problem(config: EvaluateConfig) -> str | None:
         return "--out: name a folder for the results; a checkpoint file has none of its own"
     if config.abstain > 1:
         return f"--abstain is a confidence in [0, 1], not {config.abstain:g}"
-    return protocol_problem(config)
+    return protocol_problem(config) or out_problem(config.out or config.run)
 
 
 def evaluate_run(config: EvaluateConfig) -> int:
@@ -96,8 +96,10 @@ def evaluate_run(config: EvaluateConfig) -> int:
     predictors = [predictor]
     if config.against is not None:
         predictors.append(predictor_of(config.against, config))
-        if predictors[1].network.class_names != predictor.network.class_names:
-            raise ValueError(f"--against {config.against}: its classes differ from those of {config.run}")
+        for what in ("task", "class_names"):
+            if getattr(predictors[1].network, what) != getattr(predictor.network, what):
+                differing = what.replace("class_names", "classes")
+                raise ValueError(f"--against {config.against}: its {differing} is not that of {config.run}")
     for note in filter(None, dict.fromkeys(one.note for one in predictors)):
         print(note, flush=True)
     found, changed = evaluate(predictors, data, config.split, abstain=config.abstain, worst=config.worst)

@@ -31,9 +31,10 @@ def explain(flags: ExplainFlags) -> int:
     from experiments.explaining.examples import Examples
     from experiments.explaining.explanation import write
     from experiments.explaining.methods import METHODS
+    from experiments.inference.protocol import device_of
     from experiments.inference.trained import load
 
-    network = load(flags.run, None if flags.device == "auto" else flags.device)
+    network = load(flags.run, device_of(flags.device))
     examples = Examples(network, flags)
     out, written = Path(flags.out), 0
     for explanation in METHODS[flags.method](network, examples, flags):

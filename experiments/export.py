@@ -1,7 +1,8 @@
 """Write a trained network as a file for other programs: `python experiments/export.py runs/a --to onnx`.
 
 Normalisation and upsampling are inside; batch and image size are free. The file is compared with the network on
-validation images, and refused if its probabilities or its score differ.
+validation images, and refused if its probabilities or its score differ. Of a network that detects, the file gives all
+boxes with their scores.
 """
 
 import importlib.util
@@ -13,13 +14,17 @@ from typing import Literal
 if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from experiments.command_line.export_formats import NEEDS, SUFFIXES
 from experiments.command_line.kinds import NonNegativeFloat, PositiveInt
 from experiments.command_line.parser import Parser, flag, positional, settings_from
 from experiments.command_line.process import run_program
-from experiments.command_line.protocol_flags import run_problem
+from experiments.command_line.protocol_flags import out_problem, run_problem
 
-NEEDS = {"torch_export": (), "onnx": ("onnx", "onnxscript", "onnxruntime")}
-NEEDS["openvino"] = (*NEEDS["onnx"], "openvino")
+COMPARED = {
+    "probabilities": "largest difference of a probability",
+    "labels": "labels that differ",
+    "boxes": "largest difference of a score, or of a box in widths of the image",
+}
 
 
 @dataclass
@@ -41,7 +46,7 @@ class ExportConfig:
         group="check",
     )
     max_drop: NonNegativeFloat | None = flag(
-        None, "largest loss of mIoU or accuracy that is accepted; default: 0.001, with --int8 0.01", group="check"
+        None, "largest loss of mIoU, accuracy or mAP that is accepted; default: 0.001, with --int8 0.01", group="check"
     )
     data: str | None = flag(None, "data set; default: the run's", group="check", folder="datamodules")
     data_dir: str | None = flag(None, "folder of the data set; default: where the run had it", path=True, group="check")
@@ -69,22 +74,32 @@ def usage_problem(config: ExportConfig) -> str | None:
         return "--int8 is for --to onnx only"
     if config.out is None and not Path(config.run).is_dir():
         return "--out: name the file to write; a checkpoint file has no run folder"
-    if config.out is not None and not Path(config.out).absolute().parent.is_dir():
-        return f"--out {config.out}: there is no folder {Path(config.out).absolute().parent}"
-    return None
+    if config.out is not None:
+        suffix = SUFFIXES[config.to]
+        if Path(config.out).suffix != suffix or Path(config.out).is_dir():
+            return f"--out {config.out}: name a file that ends in {suffix}, as --to {config.to} writes"
+        if not Path(config.out).absolute().parent.is_dir():
+            return f"--out {config.out}: there is no folder {Path(config.out).absolute().parent}"
+    return out_problem(Path(config.out).parent if config.out else config.run)
 
 
 def export(config: ExportConfig) -> int:
     import warnings
 
+    from experiments.inference.check_boxes import compare_boxes
     from experiments.inference.check_export import MAIN_SCORE, compare
     from experiments.inference.evaluate_all import data_of
-    from experiments.inference.export_network import SUFFIXES, runner, write_export
+    from experiments.inference.export_network import Output, runner, write_export
     from experiments.inference.quantise import quantise
-    from experiments.inference.trained import load
+    from experiments.inference.trained import load_any
 
     warnings.filterwarnings("ignore", module="torch")  # of the exporter, about itself
-    network = load(config.run, "cpu")
+    network = load_any(config.run, "cpu")
+    detects = network.task == "detection"
+    output: Output = "boxes" if detects else config.output
+    if detects and (config.int8 or config.output != "probabilities"):
+        flags = "--int8" if config.int8 else f"--output {config.output}"
+        raise ValueError(f"{flags} is not supported for networks that detect; leave it out")
     data = data_of(config.run, config.data, config.data_dir, network)
     suffix = SUFFIXES[config.to]
     path = Path(config.out) if config.out else Path(config.run) / f"export{'-int8' if config.int8 else ''}{suffix}"
@@ -93,7 +108,7 @@ def export(config: ExportConfig) -> int:
     if config.to == "openvino":
         files.append((part.with_suffix(".bin"), path.with_suffix(".bin")))
     try:
-        write_export(network, config.to, part, config.output)
+        write_export(network, config.to, part, output)
         if config.int8:
             whole = part.with_name(f"{path.stem}.whole{suffix}")
             part.replace(whole)
@@ -101,7 +116,11 @@ def export(config: ExportConfig) -> int:
                 quantise(whole, part, network, data, config.calibration)
             finally:
                 whole.unlink()
-        found = compare(network, runner(config.to, part), config.output, data, config.split, config.images)
+        run = runner(config.to, part)
+        if detects:
+            found = compare_boxes(network, run, data, config.split, config.images)
+        else:
+            found = compare(network, run, output, data, config.split, config.images)
         most = config.max_drop if config.max_drop is not None else 0.01 if config.int8 else 0.001
         farthest = config.max_difference
         if farthest is None:
@@ -109,7 +128,7 @@ def export(config: ExportConfig) -> int:
         name = MAIN_SCORE[network.task]
         line = (
             f"{name} {found.score:.4f} -> {found.exported_score:.4f} on {found.images} {config.split} images, "
-            f"{'labels that differ' if config.output == 'labels' else 'largest difference of a probability'} "
+            f"{COMPARED[output]} "
             f"{found.difference:.1e}"
         )
         too_far = not found.difference <= farthest and not config.int8

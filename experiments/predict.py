@@ -16,7 +16,7 @@ if not __package__:  # started as a file: import this checkout, not an installed
 from experiments.command_line.kinds import NonNegativeFloat, PositiveInt
 from experiments.command_line.parser import Parser, flag, positional, settings_from
 from experiments.command_line.process import run_program
-from experiments.command_line.protocol_flags import ProtocolFlags, protocol_problem
+from experiments.command_line.protocol_flags import ProtocolFlags, out_problem, protocol_problem
 
 if TYPE_CHECKING:
     from experiments.inference.geotiff import Rasters
@@ -72,15 +72,16 @@ def usage_problem(config: PredictConfig) -> str | None:
         return "--save film is made from labels; write --save labels film"
     if config.bands is not None and importlib.util.find_spec("rasterio") is None:
         return f"--bands is for GeoTIFFs, which need rasterio; {INSTALL_RASTERIO}"
-    return protocol_problem(config)
+    return protocol_problem(config) or out_problem(config.out)
 
 
 def predict(config: PredictConfig) -> int:
     from experiments.inference.detector import detects
     from experiments.inference.inputs import Inputs
 
+    for_boxes = detects(config.run)  # first, because people exchange the run and the pictures
     inputs = Inputs(config.inputs, config.every, config.frames, Path(config.out))
-    if detects(config.run):
+    if for_boxes:
         from experiments.inference.predict_boxes import predict_boxes
 
         say(passed_over(inputs.passed_over))
@@ -103,8 +104,10 @@ def predict_labels(config: PredictConfig, inputs: "Inputs") -> list[str]:
     from experiments.inference.trained import checkpoint_of
 
     predictor = predictor_of(config.run, config)
-    if "film" in config.save and predictor.network.task != "segmentation":
-        raise ValueError("--save film is for segmentation networks; this one classifies whole images")
+    if predictor.network.task != "segmentation":
+        for kind in ("film", "coco", *(["labels"] if config.save == ["labels"] else [])):
+            if kind in config.save:
+                raise ValueError(f"--save {kind} is for segmentation networks; this one classifies whole images")
     rasters, about_rasters = rasters_of(predictor, inputs, config)
     say(predictor.note, passed_over(inputs.passed_over), about_rasters)
     settings: dict[str, Any] = {

@@ -16,6 +16,7 @@ if not __package__:  # started as a file: import this checkout, not an installed
 
 from experiments.command_line.parser import Parser, flag, positional, settings_from
 from experiments.command_line.process import run_program
+from experiments.command_line.protocol_flags import out_problem
 
 
 @dataclass
@@ -49,6 +50,8 @@ def usage_problem(config: ShareConfig) -> str | None:
     for file in ("config.yaml", "results.json", "checkpoints/best.ckpt"):
         if not (run / file).is_file():
             return f"{run} has no {file}; give the folder of a run that is finished"
+    if out_problem(config.out or run):
+        return out_problem(config.out or run)
     if config.push_to_hub is None:
         return "--private is for --push-to-hub" if config.private else None
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", config.push_to_hub):

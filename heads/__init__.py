@@ -9,6 +9,8 @@ from heads.deeplabv2 import DeepLabV2
 from heads.deeplabv3 import DeepLabV3
 from heads.dilatednet import DilatedNet
 from heads.fasterrcnn import FasterRCNN
+from heads.fasterrcnn_c4 import FasterRCNNC4, FasterRCNNDC5
+from heads.fastrcnn import FastRCNN
 from heads.fcn import FCN8s, FCN16s, FCN32s
 from heads.fcn_head import FCNHead
 from heads.fcos import FCOS
@@ -16,10 +18,13 @@ from heads.fpn import FPN
 from heads.head import Head
 from heads.hypercolumn import Hypercolumn
 from heads.lraspp import LRASPP
+from heads.maskrcnn import MaskRCNN
 from heads.pspnet import PSPNet
 from heads.retinanet import RetinaNet
 from heads.spp import SPP
+from heads.ssd import SSD
 from heads.unet import UNet
+from heads.yolov1 import YOLOv1
 
 HEADS: dict[str, type[Head]] = {
     "classifier": Classifier,
@@ -41,7 +46,13 @@ HEADS: dict[str, type[Head]] = {
     "lraspp": LRASPP,
     "retinanet": RetinaNet,
     "fcos": FCOS,
+    "ssd": SSD,
     "fasterrcnn": FasterRCNN,
+    "fasterrcnn_c4": FasterRCNNC4,
+    "fasterrcnn_dc5": FasterRCNNDC5,
+    "maskrcnn": MaskRCNN,
+    "fastrcnn": FastRCNN,
+    "yolov1": YOLOv1,
 }
 
 

@@ -29,7 +29,21 @@ def base_anchors(sizes: Sequence[float], ratios: Sequence[float] = RATIOS) -> Te
     return (torch.stack([-widths, -heights, widths, heights], 1) / 2).round()
 
 
-def places(values: Tensor, stride: int, offset: float) -> Tensor:
+def centred_anchors(stride: int, scales: Sequence[float], ratios: Sequence[float] = RATIOS) -> Tensor:
+    """Anchors around the middle of a place of `stride` pixels, float32 `(len(ratios) * len(scales), 4)`.
+
+    Those of the authors' code of Faster R-CNN (generate_anchors): the sides of the unscaled anchors are rounded.
+
+    Args:
+        scales: sides of the anchors in strides.
+    """
+    widths = (stride**2 / torch.tensor(ratios, dtype=torch.float32)).sqrt().round()
+    heights = (widths * torch.tensor(ratios)).round()
+    half = torch.stack([widths, heights], 1)[:, None] * torch.tensor(scales, dtype=torch.float32)[:, None] / 2
+    return torch.cat([stride / 2 - half, stride / 2 + half], 2).flatten(0, 1)
+
+
+def places(values: Tensor, stride: float, offset: float) -> Tensor:
     """The pixels (x, y) at the values of a map `(..., h, w)`, row by row, float32 `(h * w, 2)`."""
     device = values.device
     y, x = (torch.arange(n, device=device, dtype=torch.float32) * stride + offset for n in values.shape[-2:])

@@ -8,7 +8,7 @@ a head has a class for background, that is its own matter. A head neither resize
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -28,6 +28,10 @@ class Objects(TypedDict):
     """float32 `(N, 4)`; N may be 0."""
     labels: Tensor
     """int64 `(N,)`."""
+    masks: NotRequired[Tensor]
+    """bool `(N, H, W)`, for heads that learn them."""
+    proposals: NotRequired[Tensor]
+    """float32 `(P, 4)`: boxes that may hold an object, if they come with the data."""
 
 
 class Detections(TypedDict):
@@ -39,6 +43,8 @@ class Detections(TypedDict):
     """float32 `(N,)` in [0, 1]."""
     labels: Tensor
     """int64 `(N,)`."""
+    masks: NotRequired[Tensor]
+    """float32 `(N, 28, 28)` in [0, 1] within the box, from heads that find them."""
 
 
 class BoxHead(Head):
@@ -50,8 +56,14 @@ class BoxHead(Head):
 
     task = "detection"
     needs_padded_maps = True
+    needs_masks: ClassVar[bool] = False
+    """Whether it learns the mask of each object too."""
+    one_stage: ClassVar[bool] = True
+    """Whether it scores a fixed set of boxes, which `every_box` gives; others propose boxes first."""
     loss_terms: ClassVar[tuple[str, ...]]
     """Names of the terms that `losses` returns; the loss is their sum."""
+    needs_proposals: ClassVar[bool] = False
+    """Whether it classifies boxes that come with the data."""
 
     def forward(self, features: list[Tensor]) -> Any:
         """A tuple of tensors that `losses` and `detections` take."""
@@ -69,6 +81,21 @@ class BoxHead(Head):
 
     def detections(self, outputs: Any, sizes: Sequence[Size]) -> list[Detections]:
         """What is found in each image. Takes what `losses` takes."""
+        raise NotImplementedError
+
+    def with_proposals(self, outputs: Any, proposals: Sequence[Tensor]) -> Any:
+        """What `forward` returned, with the boxes `(P_i, 4)` that `detections` is to classify in each image.
+
+        Only for heads that need proposals.
+        """
+        raise NotImplementedError
+
+    def every_box(self, outputs: Any, size: Size) -> tuple[Tensor, Tensor]:
+        """All boxes `(B, N, 4)` and scores `(B, N, C)` of a one-stage head, before any is dropped or clipped.
+
+        Args:
+            size: H and W of the batch.
+        """
         raise NotImplementedError
 
 

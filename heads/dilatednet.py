@@ -50,6 +50,8 @@ class DilatedNet(Head):
     Args:
         context: "basic" has `num_classes` channels in each layer, "large" up to 32 times as many, "none" is the front
             end alone.
+        init: of the context module: "identity", or "random" for a normal distribution by He et al. 2015; in the paper,
+            random initial values do not help (section 3).
         layers: number of layers of the context module: 8 for VOC, 10 for Cityscapes, 7 for KITTI.
         padding: "zeros" at every layer; "reflect" also mirrors the image outwards by 192 pixels before the backbone.
             No score sees zeros then if the network's receptive field is at most 385 pixels: that holds for the front
@@ -67,18 +69,23 @@ class DilatedNet(Head):
         num_classes: int,
         *,
         context: Literal["none", "basic", "large"] = "basic",
+        init: Literal["identity", "random"] = "identity",
         layers: Literal[7, 8, 10] = 8,
         padding: Literal["zeros", "reflect"] = "zeros",
     ) -> None:
         super().__init__(reductions, [last(reductions)])
         if padding not in ("zeros", "reflect"):
             raise ValueError(f"dilatednet has padding=zeros or padding=reflect, not padding={padding}")
+        if init not in ("identity", "random"):
+            raise ValueError(f"dilatednet has init=identity or init=random, not init={init}")
         if padding == "reflect":
             self.mirror_before = MARGIN
         self.score = init_score(nn.Conv2d(channels[-1], num_classes, 1))
         self.context: nn.Module = nn.Identity()
         if context != "none":
             self.context = context_module(num_classes, context, layers)
+            if init == "random":
+                self.context.apply(init_random)
 
     def forward(self, features: list[Tensor]) -> Tensor:
         return self.context(self.score(features[-1]))
@@ -103,6 +110,14 @@ def context_module(num_classes: int, width: str, layers: int) -> nn.Sequential:
         modules += [init_identity(convolution, num_classes), nn.ReLU(inplace=True)]
         before = after
     return nn.Sequential(*modules[:-1])
+
+
+def init_random(layer: nn.Module) -> None:
+    """He et al. 2015, arXiv:1502.01852: variance 2 / fan-in, zero biases."""
+    if isinstance(layer, nn.Conv2d):
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        assert layer.bias is not None
+        nn.init.zeros_(layer.bias)
 
 
 def init_identity(layer: nn.Conv2d, num_classes: int) -> nn.Conv2d:

@@ -88,14 +88,16 @@ class FCOS(BoxHead):
             places(x, stride, offset)
             for x, stride, offset in zip(maps, self.pyramid.strides, self.pyramid.offsets(self.offsets), strict=True)
         ]
-        strides = [one.new_full((len(one),), stride) for one, stride in zip(points, self.pyramid.strides, strict=True)]
+        strides = [
+            one.new_full((one.shape[0],), stride) for one, stride in zip(points, self.pyramid.strides, strict=True)
+        ]
         return Outputs(
             found["cls_logits"],
             found["bbox_regression"],
             found["bbox_ctrness"].squeeze(2),
             torch.cat(points),
             torch.cat(strides),
-            tuple(len(one) for one in points),
+            tuple(one.shape[0] for one in points),
         )
 
     def assign(self, outputs: Outputs, boxes: Tensor) -> Tensor:
@@ -141,9 +143,17 @@ class FCOS(BoxHead):
             ),
         }
 
-    def detections(self, outputs: Outputs, sizes: Sequence[Size]) -> list[Detections]:
+    def scores(self, outputs: Outputs) -> Tensor:
+        """The score of each place and class, `(B, N, C)`."""
         central = exact(outputs.centredness).sigmoid()[..., None]
-        scores = (exact(outputs.logits).sigmoid() * central).sqrt()
+        return (exact(outputs.logits).sigmoid() * central).sqrt()
+
+    def every_box(self, outputs: Outputs, size: Size) -> tuple[Tensor, Tensor]:
+        boxes = boxes_of(exact(outputs.distances), outputs.points, outputs.strides[:, None])
+        return boxes, self.scores(outputs)
+
+    def detections(self, outputs: Outputs, sizes: Sequence[Size]) -> list[Detections]:
+        scores = self.scores(outputs)
         distances = exact(outputs.distances)
 
         def boxes_at(image: int, rows: Tensor) -> Tensor:
@@ -162,6 +172,6 @@ class FCOS(BoxHead):
 
 
 def boxes_of(distances: Tensor, points: Tensor, strides: Tensor) -> Tensor:
-    """Boxes `(N, 4)` from distances to their sides in strides `(N, 4)`, points `(N, 2)` and strides `(N, 1)`."""
-    first, second = (distances * strides).split(2, 1)
-    return torch.cat([points - first, points + second], 1)
+    """Boxes from distances to their sides in strides, both `(..., N, 4)`, points `(N, 2)` and strides `(N, 1)`."""
+    first, second = (distances * strides).split(2, -1)
+    return torch.cat([points - first, points + second], -1)

@@ -82,7 +82,7 @@ class RetinaNet(BoxHead):
                 self.base, maps, self.pyramid.strides, self.pyramid.offsets(self.offsets), strict=True
             )
         ]
-        levels = tuple(len(one) for one in placed)
+        levels = tuple(one.shape[0] for one in placed)
         return Outputs(found["cls_logits"], found["bbox_regression"], torch.cat(placed), levels)
 
     def losses(self, outputs: Outputs, targets: Sequence[Objects], sizes: Sequence[Size]) -> dict[str, Sums]:
@@ -104,6 +104,9 @@ class RetinaNet(BoxHead):
             "classification": (torch.stack(classification).sum(), images),
             "boxes": (torch.stack(boxes).sum(), images),
         }
+
+    def every_box(self, outputs: Outputs, size: Size) -> tuple[Tensor, Tensor]:
+        return decode(exact(outputs.codes), outputs.anchors), exact(outputs.logits).sigmoid()
 
     def detections(self, outputs: Outputs, sizes: Sequence[Size]) -> list[Detections]:
         scores, codes = exact(outputs.logits).sigmoid(), exact(outputs.codes)

@@ -26,12 +26,13 @@ class UNet(Head):
     Args:
         up: "transpose" is the paper's up-convolution; "interpolate" is a 1x1 convolution, then bilinear upsampling.
         norm: batch norm after each 3x3 convolution.
+        join: "concatenate" as in the paper, or "sum", which adds a 1x1 projection of the backbone's map.
         width: maximum number of channels of the finest level; it doubles with each coarser level.
         valid: convolutions without padding, on cropped maps, as in the paper. Needs unet_encoder with
             `valid_convolutions`. The image is mirrored outwards, so that every pixel still gets a score.
 
     Raises:
-        ValueError: `up` is none of those, or `valid` does not fit the maps.
+        ValueError: `up` or `join` is none of those, or `valid` does not fit the maps.
     """
 
     def __init__(
@@ -42,23 +43,27 @@ class UNet(Head):
         *,
         up: Literal["transpose", "interpolate"] = "transpose",
         norm: bool = True,
+        join: Literal["concatenate", "sum"] = "concatenate",
         width: int = 64,
         valid: bool = False,
     ) -> None:
         super().__init__(reductions, range(len(reductions)))
         if up not in ("transpose", "interpolate"):
             raise ValueError(f"unet has up=transpose or up=interpolate, not up={up}")
+        if join not in ("concatenate", "sum"):
+            raise ValueError(f"unet has join=concatenate or join=sum, not join={join}")
         if valid and tuple(reductions) != VALID_REDUCTIONS:
             raise ValueError(
                 "unet has valid=true for maps at strides 1, 2, 4, 8, 16 only: --backbone unet_encoder "
                 "--backbone-options '{valid_convolutions: true}' at --output-stride 16 or 32"
             )
-        self.up, self.valid = up, valid
+        self.up, self.join, self.valid = up, join, valid
         if valid:
             self.cropped_pixels, self.mirror_before = CROPPED, UNSCORED
         widths = [min(skip, width * 2**i) for i, skip in enumerate(channels[:-1])]
         coarser = [*widths[1:], channels[-1]]
         self.ups, self.joins = nn.ModuleList(), nn.ModuleList()
+        self.projections = nn.ModuleList()
         for i in reversed(range(len(widths))):  # coarse to fine
             factor = reductions[i + 1] // reductions[i]
             self.ups.append(
@@ -66,7 +71,10 @@ class UNet(Head):
                 if up == "transpose"
                 else nn.Conv2d(coarser[i], widths[i], 1)
             )
-            self.joins.append(double_conv(channels[i] + widths[i], widths[i], norm, valid))
+            joined = widths[i] + (channels[i] if join == "concatenate" else 0)
+            self.joins.append(double_conv(joined, widths[i], norm, valid))
+            if join == "sum":
+                self.projections.append(nn.Conv2d(channels[i], widths[i], 1))
         self.score = nn.Conv2d(widths[0] if widths else channels[-1], num_classes, 1)
         self.apply(init_he)
 
@@ -80,13 +88,14 @@ class UNet(Head):
 
     def forward(self, features: list[Tensor]) -> Tensor:
         x = features[-1]
-        for level, up, join in zip(reversed(self.levels[:-1]), self.ups, self.joins, strict=True):
+        for i, (up, join) in enumerate(zip(self.ups, self.joins, strict=True)):
+            level = self.levels[-2 - i]
             x, skip = up(x), features[level]
             if self.valid:
                 skip = cropped(skip, x.shape[2:])
             else:
                 x = self.fit(x, level + 1, level, skip.shape[2:], upsampled=self.up == "transpose")
-            x = join(torch.cat((skip, x), 1))
+            x = join(torch.cat((skip, x), 1) if self.join == "concatenate" else self.projections[i](skip) + x)
         return self.score(x)
 
 

@@ -10,11 +10,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from heads import find_head
 from heads.head import Task
+from heads.placing import Placement
+from lightning_modules import freezing
 from lightning_modules.blocks import recompute_activations
 from lightning_modules.calibration import TemperatureFit
 from lightning_modules.detection_scores import DetectionScores
 from lightning_modules.losses import SEGMENTATION_ONLY, WeightedSum, terms
 from lightning_modules.metrics import ClassificationScores, EpochLoss, SegmentationScores
+from lightning_modules.multi_label import MultiLabelScores
 from lightning_modules.network import Network
 from lightning_modules.optimizers import OPTIMIZERS, make_optimizer
 from lightning_modules.own_size import at_own_sizes
@@ -25,7 +28,7 @@ from lightning_modules.sharding import ShardedEvaluation, is_sharded, shard
 from lightning_modules.start_from import load_matching_weights
 
 Batch = Mapping[str, Any]
-Scores = SegmentationScores | ClassificationScores | DetectionScores
+Scores = SegmentationScores | ClassificationScores | MultiLabelScores | DetectionScores
 AUX_CLASSIFIER_WEIGHT = 0.3
 """Weight of the loss of each auxiliary classifier (Szegedy et al. 2014, section 5)."""
 
@@ -37,7 +40,7 @@ class GraftModule(pl.LightningModule):
         backbone, head: names; see `backbones.BACKBONES` and `heads.HEADS`.
         class_names: one name per class, in the order of the labels; two or more.
         weights: what the backbone starts from. Not kept in checkpoints, which hold the weights themselves.
-        output_stride, in_channels, backbone_options, head_options: see `Network`.
+        output_stride, in_channels, backbone_options, head_options, placement: see `Network`.
         crf: settings of a fully connected CRF that is learned with the network; see `heads.crf.CRFSettings`.
         loss: a name or a weighted sum of names, such as "cross_entropy+0.5*dice"; see `losses.LOSSES`.
         class_weights: one number per class, for the losses; None for equal ones.
@@ -45,20 +48,27 @@ class GraftModule(pl.LightningModule):
         aux_weight: weight of the auxiliary loss. Segmentation: loss of an auxiliary FCN head on the stride-16 map, used
             in training only; 0 or None builds no such head. Classification: loss of GoogLeNet's auxiliary classifiers;
             None means the paper's 0.3, and 0 builds none.
+        several_labels: images have any number of labels: targets are 0 or 1 `(B, C)`, the loss is binary_cross_entropy.
         ignore_index: label of the targets that do not count.
         optimizer: "sgd", "adamw" or "rmsprop", which has the decay of 0.9 and the epsilon of 0.001 of EfficientNet.
         lr: base learning rate; the backbone's is `lr * backbone_lr_mult`.
         bias_lr_mult: rate of the biases of linear layers and convolutions, as a multiple of that of the weights.
         freeze_backbone: its parameters get no gradient, and it stays in evaluation mode, so its batch norms keep their
             statistics.
-        freeze_norms: the backbone's batch norms keep their statistics; their scales and shifts are learned.
+        freeze_stages: all parameters that the first so many maps of the backbone depend on get no gradient, and their
+            batch norms keep their statistics.
+        freeze_norms: the backbone's batch norms keep their statistics, also those that a detector applies to regions;
+            their scales and shifts are learned.
+        norm_momentum: share of each batch in the running statistics of batch norms; None: 0.1 or the network's own.
         layer_decay: layer-wise learning-rate decay in the backbone: the learning rate of each layer is this factor
             times that of the layer after it.
         checkpoint_activations: see `blocks.recompute_activations`.
         momentum: of SGD.
         weight_decay: see `parameter_groups.decayed_parameters`.
         schedule: a name in `schedules.SCHEDULES`.
+        milestones: of the schedule step; see `schedules.learning_rate_factor`.
         warmup: fraction of all optimiser steps over which the learning rate rises linearly.
+        ap_rule: of detection; see `detection_scores.RULES`.
         preprocessing: size rule, mean, std and colours of the data, which checkpoints keep for prediction; see
             `GraftDataModule.preprocessing`.
 
@@ -82,24 +92,30 @@ class GraftModule(pl.LightningModule):
         in_channels: int = 3,
         backbone_options: dict[str, Any] | None = None,
         head_options: dict[str, Any] | None = None,
+        placement: Placement = "placed",
         crf: dict[str, Any] | None = None,
         loss: str = "cross_entropy",
         class_weights: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
         aux_weight: float | None = None,
+        several_labels: bool = False,
         ignore_index: int = 255,
         optimizer: str = "adamw",
         lr: float = 1e-3,
         backbone_lr_mult: float = 1.0,
         bias_lr_mult: float = 1.0,
         freeze_backbone: bool = False,
+        freeze_stages: int = 0,
         freeze_norms: bool = False,
+        norm_momentum: float | None = None,
         layer_decay: float = 1.0,
         checkpoint_activations: bool = False,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         schedule: str = "poly",
+        milestones: Sequence[float] | None = None,
         warmup: float = 0.05,
+        ap_rule: str = "coco",
         preprocessing: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -116,9 +132,16 @@ class GraftModule(pl.LightningModule):
             backbone_options=backbone_options,
             head_options=head_options,
             aux=None if aux_weight is None else aux_weight != 0,
+            placement=placement,
         )
         if freeze_backbone:
             self.network.backbone.requires_grad_(False)
+        if freeze_stages:
+            freezing.freeze_stages(self.network.backbone, freeze_stages, in_channels)
+        if norm_momentum is not None:
+            for part in self.network.modules():
+                if isinstance(part, _BatchNorm):
+                    part.momentum = norm_momentum
         if checkpoint_activations:
             recompute_activations(self.network.backbone)
         self.compiled_with_aux: Callable[[Tensor], tuple[Tensor, list[Tensor]]] | None = None
@@ -145,7 +168,12 @@ class GraftModule(pl.LightningModule):
             raise ValueError(f"there are {what}; a loss needs {self.least_classes} or more")
         if hparams["optimizer"] not in OPTIMIZERS:
             raise ValueError(f"no optimizer '{hparams['optimizer']}'; there are {', '.join(OPTIMIZERS)}")
-        learning_rate_factor(hparams["schedule"], 0, 1, 0)  # rejects an unknown schedule
+        learning_rate_factor(hparams["schedule"], 0, 1, 0, hparams["milestones"])  # rejects what it does not know
+        if hparams["several_labels"] and (task != "classification" or hparams["loss"] != "binary_cross_entropy"):
+            raise ValueError(
+                f"images with several labels need a classification head and --loss binary_cross_entropy alone; these "
+                f"are {head} and {hparams['loss']}"
+            )
         for _, name in terms(hparams["loss"]):
             if name in SEGMENTATION_ONLY and self.task != "segmentation":
                 raise ValueError(f"--loss {name} weighs pixels by their neighbours; it is for segmentation heads only")
@@ -157,10 +185,12 @@ class GraftModule(pl.LightningModule):
         super().train(mode)
         if self.hparams["freeze_backbone"]:
             self.network.backbone.eval()
-        if self.hparams["freeze_norms"]:
-            for part in self.network.backbone.modules():
+        for published in filter(None, (self.network.backbone, self.network.published_classifier())):
+            for part in published.modules():
                 if isinstance(part, _BatchNorm):  # of any kind, SyncBatchNorm too
-                    part.eval()
+                    frozen = self.hparams["freeze_stages"] and part.affine and not part.weight.requires_grad
+                    if frozen or self.hparams["freeze_norms"]:
+                        part.eval()
         return self
 
     def forward(self, x: Tensor) -> Tensor:
@@ -169,6 +199,10 @@ class GraftModule(pl.LightningModule):
     def add_crf(self, settings: dict[str, Any], *, trainable: bool) -> None:
         """Refine the logits by a fully connected CRF from now on."""
         raise ValueError(f"a CRF refines segmentations; {self.hparams['head']} is a {self.task} head")
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probabilities of logits `(B, C, ...)`; of several labels each by itself."""
+        return logits.sigmoid() if self.hparams["several_labels"] else logits.softmax(1)
 
     def refine(self, logits: Tensor, images: Tensor) -> Tensor:
         """Refine the logits with the CRF, if there is one; otherwise return them unchanged.
@@ -180,7 +214,7 @@ class GraftModule(pl.LightningModule):
 
     def start_from(self, checkpoint: str) -> list[str]:
         """Initialise the network from another run's checkpoint; see `start_from.load_matching_weights`."""
-        return load_matching_weights(self.network, checkpoint)
+        return load_matching_weights(self.network, checkpoint, self.hparams["class_names"])
 
     def compile_network(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile the network with torch.compile, both for evaluation and for training with auxiliary losses.
@@ -264,7 +298,7 @@ class GraftModule(pl.LightningModule):
             for one, target in at_own_sizes(logits, batch["target"], batch.get("target_sizes")):
                 self.split_loss(split).update(*cast("WeightedSum", self.loss).sums(one, target))
                 cast("SegmentationScores", self.split_scores(split)).update(one, target)
-                if split == "val":
+                if split == "val" and not self.hparams["several_labels"]:
                     self.calibration.update(one, target)
 
     # Cleared where a pass begins, so that the counts stay readable after it, for pictures and logs.
@@ -322,7 +356,7 @@ class GraftModule(pl.LightningModule):
         warmup = round(total * hparams["warmup"])
 
         def factor(step: int) -> float:
-            return learning_rate_factor(hparams["schedule"], step, total, warmup)
+            return learning_rate_factor(hparams["schedule"], step, total, warmup, hparams["milestones"])
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

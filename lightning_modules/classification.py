@@ -1,4 +1,4 @@
-"""Image classification: one class per image."""
+"""Image classification: one class per image, or any number of labels."""
 
 from collections.abc import Sequence
 
@@ -7,17 +7,24 @@ from torchvision.transforms import v2
 
 from lightning_modules.base import Batch, GraftModule
 from lightning_modules.metrics import ClassificationScores
+from lightning_modules.multi_label import MultiLabelScores
 
 
 class ClassificationModule(GraftModule):
-    """Trains a classifier; logits `(B, num_classes)`, scores top-1 and top-5 accuracy."""
+    """Trains a classifier; logits `(B, num_classes)`, scores top-1 and top-5 accuracy.
+
+    With `several_labels`, targets are 0 or 1 `(B, num_classes)`, and scores are mAP and hits among the highest.
+    """
 
     task = "classification"
     monitor = "val/top1"
     mixing: Sequence[v2.Transform] = ()
     """One of these is drawn for each training batch. Not part of a checkpoint: a trained network has no use for it."""
 
-    def new_scores(self) -> ClassificationScores:
+    def new_scores(self) -> ClassificationScores | MultiLabelScores:
+        if self.hparams["several_labels"]:
+            self.monitor = "val/map"
+            return MultiLabelScores(len(self.hparams["class_names"]))
         return ClassificationScores(len(self.hparams["class_names"]), self.hparams["ignore_index"])
 
     def mix_batches(self, mixup: float, cutmix: float) -> None:

@@ -1,6 +1,6 @@
 """Object detection: boxes with a class."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,7 +17,7 @@ OF_OTHERS = {"loss": "cross_entropy", "class_weights": None, "label_smoothing": 
 
 
 class DetectionModule(GraftModule):
-    """Trains a box head by the head's own loss; scores mAP by COCO's rules, mAP at IoU 0.5 and each class's AP there.
+    """Trains a box head by its own loss; scores mAP by the rule `ap_rule`, mAP at IoU 0.5 and each class's AP there.
 
     Batches hold, as "target", a list of the objects of each image, and as "sizes" H and W of each image if the batch
     pads them.
@@ -42,15 +42,17 @@ class DetectionModule(GraftModule):
         return [1.0] * len(head.loss_terms)
 
     def new_scores(self) -> DetectionScores:
-        return DetectionScores()
+        return DetectionScores(self.hparams["ap_rule"])
 
     def compile_network(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile what depends on weights only; decoding and suppression have as many boxes as there are."""
         self.network.backbone.compile(backend=backend)
         self.network.head.compile(backend=backend)
 
-    def forward(self, x: Tensor) -> list[Detections]:  # type: ignore[override]
-        return self.network.detect(x)
+    def forward(  # type: ignore[override]
+        self, x: Tensor, proposals: Sequence[Tensor] | None = None
+    ) -> list[Detections]:
+        return self.network.detect(x, proposals=proposals)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         targets = [without_crowds(objects) for objects in batch["target"]]
@@ -72,7 +74,10 @@ class DetectionModule(GraftModule):
         alone = [without_crowds(objects) for objects in targets]
         self.split_loss(split).update(*stacked(head.losses(outputs, alone, sizes)))
         scores = cast("DetectionScores", self.split_scores(split))
-        scores.update(batch["name"], head.detections(outputs, sizes), targets)
+        if head.needs_proposals and all("proposals" in one for one in targets):
+            outputs = head.with_proposals(outputs, [one["proposals"] for one in targets])
+        truth = [{name: value for name, value in one.items() if name != "proposals"} for one in targets]
+        scores.update(batch["name"], head.detections(outputs, sizes), cast("list[Objects]", truth))
 
 
 def sizes_of(batch: Batch) -> list[tuple[int, int]]:
@@ -86,7 +91,8 @@ def without_crowds(objects: Mapping[str, Tensor]) -> Objects:
     if "iscrowd" not in objects:
         return cast("Objects", objects)
     single = objects["iscrowd"] == 0
-    return {"boxes": objects["boxes"][single], "labels": objects["labels"][single]}
+    kept = {name: objects[name][single] for name in ("boxes", "labels", "masks") if name in objects}
+    return cast("Objects", kept | {name: objects[name] for name in ("proposals",) if name in objects})
 
 
 def stacked(terms: dict[str, Sums]) -> Sums:

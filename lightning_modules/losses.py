@@ -30,7 +30,7 @@ class Target(NamedTuple):
     """What a loss compares logits with."""
 
     labels: Tensor
-    """int64 `(B, ...)`; zero where not valid."""
+    """int64 `(B, ...)`; zero where not valid. Of images with several labels, 0 or 1 `(B, C)`."""
     valid: Tensor
     """bool `(B, ...)`."""
     class_weights: Tensor
@@ -68,6 +68,18 @@ def summed(losses: Tensor, weights: Tensor, target: Target) -> Sums:
 def cross_entropy(logits: Tensor, target: Target) -> Sums:
     """Mean over the valid targets, each weighted by its class."""
     return summed(per_pixel(logits, target), target.class_weights[target.labels], target)
+
+
+def binary_cross_entropy(logits: Tensor, target: Target) -> Sums:
+    """Each class against all others, by a sigmoid; summed over the classes, and the mean over the images or pixels.
+
+    Images may have any number of labels. With one label, this is the loss of one network per class.
+    """
+    truth = target.labels if target.labels.shape == logits.shape else one_hot(target, logits.shape[1])
+    losses = F.binary_cross_entropy_with_logits(logits, truth.to(logits.dtype), reduction="none")
+    weights = target.class_weights.view(1, -1, *[1] * (logits.ndim - 2))
+    valid = target.valid
+    return summed((losses * weights).sum(1).where(valid, 0), valid.to(logits.dtype), target)
 
 
 def focal(logits: Tensor, target: Target) -> Sums:
@@ -164,6 +176,7 @@ def image_by_image(loss: Loss, logits: Tensor, target: Target) -> Sums:
 
 LOSSES: dict[str, Loss] = {
     "cross_entropy": cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
     "ohem": ohem,
     "focal": focal,
     "dice": dice,
@@ -235,6 +248,8 @@ class WeightedSum(nn.Module):
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"--label-smoothing is {label_smoothing}; it must be at least 0 and below 1")
         self.terms = terms(expression)
+        if label_smoothing and any(name == "binary_cross_entropy" for _, name in self.terms):
+            raise ValueError("--label-smoothing has no meaning for --loss binary_cross_entropy; leave one out")
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
         self.unrounded = weights
@@ -250,7 +265,8 @@ class WeightedSum(nn.Module):
     def forward(self, logits: Tensor, labels: Tensor, border_weights: Tensor | None = None) -> Tensor:
         """The loss of a batch, to be trained with.
 
-        Labels are `(B, ...)`, or class probabilities `(B, C)` of mixed images, for which cross-entropy is returned.
+        Labels are int64 `(B, ...)`, or 0 and 1 `(B, C)` where images have several, or class probabilities `(B, C)` of
+        mixed images, for which cross-entropy is returned.
         `border_weights` are computed from the labels if the loss needs them and they are not given.
         """
         logits = at_least_float32(logits)
@@ -280,6 +296,9 @@ class WeightedSum(nn.Module):
 
     def _target(self, logits: Tensor, labels: Tensor) -> Target:
         valid = labels != self.ignore_index
+        if labels.ndim == logits.ndim == 2:  # several labels
+            valid = valid.all(1)
+            return Target(labels, valid, self.class_weights.to(logits.dtype), self.label_smoothing)
         return Target(labels.where(valid, 0), valid, self.class_weights.to(logits.dtype), self.label_smoothing)
 
     def _mean_over_ranks(self, weight: Tensor) -> Tensor:

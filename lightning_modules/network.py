@@ -1,6 +1,7 @@
 """A network is one backbone and one head, by name."""
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -12,10 +13,10 @@ from backbones import BACKBONES, find_backbone
 from backbones.backbone import Backbone
 from heads import HEADS, find_head
 from heads.box_head import BoxHead, Detections, Objects, Size, Sums
-from heads.classifier import Classifier
+from heads.deeplabv1 import DeepLabV1
 from heads.fcn_head import FCNHead
 from heads.head import Head, index_of_stride, missing_strides
-from heads.placing import place
+from heads.placing import PLACEMENTS, Placement
 from lightning_modules.option_types import check_option_types
 
 
@@ -33,6 +34,7 @@ class Network(nn.Module):
         aux: whether there are auxiliary logits, which exist in training only (`forward_with_aux`). Segmentation heads
             get an FCN head on the map of native stride 16 (without one, the last but one). Classification heads use
             the backbone's auxiliary classifiers. None: those classifiers if the backbone has any, and no FCN head.
+        placement: how a segmentation head joins maps and its logits reach the image; see `heads.placing.Placement`.
 
     Raises:
         ValueError: unknown names or options, or a pair that cannot work; the message says what would.
@@ -50,6 +52,7 @@ class Network(nn.Module):
         backbone_options: Mapping[str, Any] | None = None,
         head_options: Mapping[str, Any] | None = None,
         aux: bool | None = None,
+        placement: Placement = "placed",
     ) -> None:
         super().__init__()
         build, head_class = find_backbone(backbone), find_head(head)
@@ -62,8 +65,17 @@ class Network(nn.Module):
         self.aux_head = self._aux_head(backbone, num_classes) if aux and self.task == "segmentation" else None
         self.has_aux = bool(options.get("aux")) or self.aux_head is not None
         self._give_offsets()
+        self.set_placement(placement)
         self.backbone.keep_levels([*self.head.levels, *([] if self.aux_head is None else [self.aux_level])])
-        self.backbone.load(weights, self.head.classifier if isinstance(self.head, Classifier) else None)
+        sampled = self._classifier_to_sample(backbone, weights) if isinstance(self.head, DeepLabV1) else None
+        self.backbone.load(weights, sampled or self.published_classifier())
+        if sampled is not None:
+            cast("DeepLabV1", self.head).take_samples(*fully_connected_layers(sampled))
+
+    def published_classifier(self) -> nn.Module | None:
+        """The layers of the backbone's published classifier that the head works with."""
+        head = type(self.head)
+        return getattr(self.head, "classifier", None) if head.takes_classifier or head.takes_region_layers else None
 
     def _head(self, backbone: str, head: str, num_classes: int, given: Mapping[str, Any]) -> Head:
         """Build the head on the maps that the backbone has."""
@@ -73,6 +85,8 @@ class Network(nn.Module):
         options = accepted_options(head, head_class, given)
         if head_class.takes_classifier:
             options["classifier"] = self.backbone.classifier(num_classes)
+        if head_class.takes_region_layers:
+            options["classifier"] = self.backbone.region_layers()
         built = head_class(self.backbone.channels, reductions, num_classes, **options)
         if built.cropped_pixels not in (0, self.backbone.cropped_pixels):
             raise ValueError(
@@ -82,11 +96,33 @@ class Network(nn.Module):
             )
         return built
 
+    def _classifier_to_sample(self, backbone: str, weights: str | None) -> nn.Module | None:
+        """The classifier that DeepLab v1's fc6 and fc7 are sampled from, to be loaded; None if they are not.
+
+        Raises:
+            ValueError: the backbone has no fc6 and fc7.
+        """
+        if not cast("DeepLabV1", self.head).sampled:
+            return None
+        with torch.device("meta"):
+            if len(fully_connected_layers(self.backbone.classifier(1))) != 2:
+                raise ValueError(
+                    f"deeplabv1's option sampled takes fc6 and fc7 of the backbone; {backbone} has none, vgg16 has"
+                )
+        if weights in (None, "none"):  # a checkpoint, which holds what was sampled
+            return None
+        classifier = self.backbone.classifier(1)
+        for layer in fully_connected_layers(classifier):
+            nn.init.constant_(layer.weight, math.nan)  # what the file does not fill is seen in the head
+        return classifier
+
     def _aux_head(self, backbone: str, num_classes: int) -> FCNHead:
         channels, reductions, level = self.backbone.channels, self.backbone.reductions, self.aux_level
         if len(channels) < 2:
             raise ValueError(f"--aux-weight needs a map before the last; {backbone} has one map only")
-        return FCNHead(channels[: level + 1], reductions[: level + 1], num_classes)
+        built = FCNHead(channels[: level + 1], reductions[: level + 1], num_classes)
+        built.mirror_before = self.head.mirror_before  # both see the same image
+        return built
 
     def _give_offsets(self) -> None:
         """Tell the heads where the backbone's maps begin."""
@@ -95,6 +131,24 @@ class Network(nn.Module):
             self.head.offsets = tuple(c - (r - 1) / 2 for c, r in zip(centres, reductions, strict=True))
             if self.aux_head is not None:
                 self.aux_head.offsets = self.head.offsets[: self.aux_level + 1]
+
+    def set_placement(self, placement: Placement) -> None:
+        """Choose how maps join and logits reach the image; trained weights fit all ways.
+
+        Raises:
+            ValueError: there is no such way, or the network cannot be placed so.
+        """
+        if placement not in PLACEMENTS:
+            raise ValueError(f"--placement {placement}: there are {', '.join(PLACEMENTS)}")
+        if placement != "placed":
+            if self.task != "segmentation":
+                raise ValueError(f"--placement {placement} is for segmentation heads; this head's task is {self.task}")
+            if self.head.cropped_pixels:
+                raise ValueError(f"--placement {placement}: unet's option valid crops maps by offsets; leave one out")
+        if placement == "centred":
+            self.backbone.pixels_between(0, -1, 1)  # which some backbones refuse
+        for one in filter(None, (self.head, self.aux_head)):
+            one.placement, one.pixels_between = placement, self.backbone.pixels_between
 
     def forward_with_aux(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits, and those of the auxiliary head or of the backbone's auxiliary classifiers, which only train."""
@@ -111,14 +165,20 @@ class Network(nn.Module):
         head = cast("BoxHead", self.head)
         return head.losses(head(self.backbone(x)), targets, sizes)
 
-    def detect(self, x: Tensor, sizes: Sequence[Size] | None = None) -> list[Detections]:
+    def detect(
+        self, x: Tensor, sizes: Sequence[Size] | None = None, proposals: Sequence[Tensor] | None = None
+    ) -> list[Detections]:
         """What a box head finds in each image.
 
         Args:
             sizes: H and W of each image within the batch; None: all of it.
+            proposals: boxes `(P_i, 4)` of each image, for a head that needs some; None: it makes its own.
         """
         head = cast("BoxHead", self.head)
-        return head.detections(head(self.backbone(x)), sizes or [(x.shape[2], x.shape[3])] * len(x))
+        outputs = head(self.backbone(x))
+        if proposals is not None:
+            outputs = head.with_proposals(outputs, proposals)
+        return head.detections(outputs, sizes or [(x.shape[2], x.shape[3])] * len(x))
 
     def _with_mirrored_border(self, x: Tensor) -> Tensor:
         """The image, mirrored outwards if the head asks for it."""
@@ -136,7 +196,7 @@ class Network(nn.Module):
             return logits
         if logits.dtype != torch.float64:
             logits = logits.float()
-        return place(logits, head.stride, x.shape[2:], head.first_pixel - self.head.mirror_before)
+        return head.at_image(logits, x.shape[2:])
 
 
 def backbone_settings(
@@ -173,6 +233,11 @@ def default_output_stride(build: Any, head: type[Head]) -> int:
     """The head's own output stride, or the largest one if the backbone cannot be built at it."""
     supported = cast("type[Backbone]", cast("partial[Backbone]", build).func).output_strides
     return head.output_stride if head.output_stride in supported else max(supported)
+
+
+def fully_connected_layers(classifier: nn.Module) -> list[nn.Linear]:
+    """fc6 and fc7 of a classifier: its linear layers but the last."""
+    return [layer for layer in classifier.modules() if isinstance(layer, nn.Linear)][:-1]
 
 
 def auxiliary_level(reductions: tuple[int, ...]) -> int:

@@ -53,16 +53,17 @@ def parameter_groups(
 
     With `layer_decay`, the learning rate of a layer of the backbone is lr * backbone_lr_mult * layer_decay **
     layers_after_it, where the head counts as one layer (Clark et al. 2020, arXiv:2003.10555; for images Bao et al.
-    2021). The biases of linear layers and convolutions learn at `bias_lr_mult` times that rate. Parameters that need no
-    gradient are left out.
+    2021). Parts of a head that are pretrained learn at the rate of the backbone's last layer. The biases of linear
+    layers and convolutions learn at `bias_lr_mult` times that rate. Parameters that need no gradient are left out.
     """
     depth, layers = depths(network.backbone) if layer_decay != 1 else ({}, 0)
     decayed = {id(parameter) for parameter in decayed_parameters(network)}
     biases = {id(parameter) for parameter in layer_biases(network)} if bias_lr_mult != 1 else set()
+    pretrained = tuple(f"head.{module}." for module in network.head.pretrained)
     groups: dict[tuple[bool, bool, float, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         part, _, own_name = name.partition(".")
-        in_head = part != "backbone"
+        in_head = part != "backbone" and not name.startswith(pretrained)
         rate = lr if in_head else lr * backbone_lr_mult * layer_decay ** (layers - depth.get(own_name, layers))
         is_bias = id(parameter) in biases
         if is_bias:

@@ -1,9 +1,8 @@
 """Shared by all tests: two threads, no network, fixed seeds; and `--allowed-skips`."""
 
+import gc
 import os
-import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -11,32 +10,30 @@ import numpy as np
 import pytest
 import torch
 
+from tests.allowed_skips import pytest_addoption, pytest_sessionfinish  # noqa: F401
 from tests.quick_weights import make_weights_quick
 
 LONGEST = (
     "test_slurm.py",  # waits for jobs
     "test_two_processes.py",
-    "test_network.py",
     "test_backbones.py",
+    "test_network.py",
+    "test_export_heads.py",
     "test_preemption.py",
+    "test_export.py",
     "test_faults.py",
+    "test_detection.py",
+    "test_detection_heads.py",
+    "test_recipes.py",
+    "test_knobs.py",
 )
 """They begin first, so that no process ends long after the others."""
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--allowed-skips",
-        type=Path,
-        metavar="FILE",
-        help="fail if a test is skipped for a reason that no line of FILE, a regular expression, matches",
-    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if sys.platform == "linux":  # Gloo would take the interface of the host's name, which may be a VPN or not resolve
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    if "PYTEST_XDIST_WORKER" in os.environ:  # one process for each core
+    if "PYTEST_XDIST_WORKER" in os.environ:  # no fewer processes than cores
         torch.set_num_threads(1)
     # `--precision auto` is float32 in tests, whatever processor they run on. Programs that tests start choose
     # themselves.
@@ -45,40 +42,20 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: some tests mostly wait, for jobs of SLURM, ranks that were killed or servers."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the session if a test was skipped for a reason that is not allowed. xdist's workers do not see all tests."""
-    file = session.config.getoption("--allowed-skips")
-    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if file is None or reporter is None or hasattr(session.config, "workerinput"):
-        return
-    reasons = [reason_of(report) for report in reporter.stats.get("skipped", ())]
-    surprises = unexpected_skips(reasons, file.read_text(encoding="utf-8"))
-    if surprises:
-        reporter.write_line("\nskipped, although .ci/run provides what the tests need:", red=True)
-        for reason in surprises:
-            reporter.write_line(f"  {reason}")
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-def reason_of(report: pytest.TestReport) -> str:
-    """The reason of a skipped test, without pytest's prefix."""
-    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-    return reason.removeprefix("Skipped: ")
-
-
-def unexpected_skips(reasons: Sequence[str], allowed: str) -> list[str]:
-    """The reasons that no line of `allowed` matches, each once. What follows a # on a line is a comment."""
-    patterns = [line.split("#")[0].strip() for line in allowed.splitlines()]
-    return [
-        reason
-        for reason in dict.fromkeys(reasons)
-        if not any(re.match(pattern, reason) for pattern in patterns if pattern)
-    ]
+def pytest_collection_finish() -> None:
+    """Leave what is imported by now out of collecting garbage, which would look at a million objects every time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(5_000)
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +97,14 @@ def randomise(module: torch.nn.Module) -> torch.nn.Module:
 def is_constant(x: torch.Tensor) -> bool:
     first = x.flatten()[:9]  # almost always decides, and large weights are not read
     return bool((first == first[0]).all()) and bool((x == first[0]).all())
+
+
+@pytest.fixture
+def few_regions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last stage of a ResNet costs much for each region that the loss draws."""
+    from heads.fasterrcnn_c4 import FasterRCNNC4
+
+    monkeypatch.setattr(FasterRCNNC4, "SAMPLED", 8)
 
 
 @pytest.fixture(scope="session")

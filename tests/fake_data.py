@@ -66,6 +66,46 @@ def make_voc(root: Path) -> None:
         savemat(root / "sbd" / "cls" / f"{name}.mat", {"GTcls": fields})
 
 
+def make_voc_boxes(root: Path) -> None:
+    """Both years: each image has an object, every other one a difficult one; one has none. Sizes differ."""
+    lists = {"2007": {"trainval": TRAIN, "test": VAL}, "2012": {"train": TRAIN, "val": VAL}}
+    for year, splits in lists.items():
+        folder = root / "VOCdevkit" / f"VOC{year}"
+        everything = []
+        for number, (split, count) in enumerate(splits.items()):
+            names = [f"{number}{index:05d}" for index in range(count)]
+            everything += names
+            for index, name in enumerate(names):
+                height, width = SIDE + 2 * index, SIDE + index
+                save(folder / "JPEGImages" / f"{name}.jpg", photo(index, height, width))
+                marked = [("person", (width // 4 + 1, height // 4 + 1, width // 2, height // 2), 0)]
+                marked += [("dog", (1, 1, 9, 9), 1)] if index % 2 else []
+                write_xml(folder / "Annotations" / f"{name}.xml", marked if index else [], (height, width))
+            write_list(folder, split, names)
+        if year == "2012":
+            write_list(folder, "trainval", everything)
+
+
+def write_list(folder: Path, split: str, names: list[str]) -> None:
+    path = folder / "ImageSets" / "Main" / f"{split}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{name}\n" for name in names))
+
+
+def write_xml(path: Path, objects: list[tuple], size: tuple[int, int] | None = (SIDE, SIDE)) -> Path:
+    """An annotation of PASCAL VOC: objects are name, (xmin, ymin, xmax, ymax) and whether they are difficult."""
+    lines = ["<annotation>", f"<filename>{path.stem}.jpg</filename>"]
+    if size:
+        lines.append(f"<size><width>{size[1]}</width><height>{size[0]}</height><depth>3</depth></size>")
+    for name, sides, difficult in objects:
+        box = "".join(f"<{key}>{one}</{key}>" for key, one in zip(("xmin", "ymin", "xmax", "ymax"), sides, strict=True))
+        lines += ["<object>", f"<name>{name}</name>", f"<difficult>{difficult}</difficult>", f"<bndbox>{box}</bndbox>"]
+        lines.append("</object>")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([*lines, "</annotation>", ""]))
+    return path
+
+
 def make_cityscapes(root: Path) -> None:
     for split, city, count in (("train", "aachen", TRAIN), ("val", "frankfurt", VAL)):
         for index in range(count):
@@ -192,6 +232,12 @@ def make_imagenet(root: Path) -> None:
             save(root / "val" / wnid / f"ILSVRC2012_val_{index:08d}.JPEG", photo(index))
 
 
+def make_imagenet21k(root: Path) -> None:
+    for wnid in ("n01440764", "n02012849", "n02084071", "n03126707"):  # tench, crane, dog, crane
+        for index in range(TRAIN // 2):
+            save(root / wnid / f"{wnid}_{index}.JPEG", photo(index))
+
+
 def make_flowers(root: Path) -> None:
     folder, count = root / "flowers-102", TRAIN + VAL + TEST
     for index in range(count):
@@ -237,7 +283,12 @@ def make_idx(root: Path, folder: str, *, packed: bool) -> None:
 def make_folders(root: Path, task: str) -> None:
     for split, count in (("train", TRAIN), ("val", VAL)):
         for index in range(count):
-            if task == "segmentation":
+            if task == "detection":
+                save(root / split / "images" / f"{index}.jpg", photo(index))
+                label = root / split / "labels" / f"{index}.txt"
+                label.parent.mkdir(parents=True, exist_ok=True)
+                label.write_text(f"{index % 2} 0.375 0.375 0.25 0.25\n" * (index > 0))
+            elif task == "segmentation":
                 save(root / split / "images" / f"{index}.png", photo(index))
                 save(root / split / "masks" / f"{index}.png", two_labels(0, 1))
             else:
@@ -264,6 +315,8 @@ def make_shards(root: Path, task: str) -> None:
 
 MAKERS: dict[str, Callable[[Path], None]] = {
     "voc": make_voc,
+    "voc07": make_voc_boxes,
+    "voc0712": make_voc_boxes,
     "cityscapes": make_cityscapes,
     "ade20k": make_ade20k,
     "coco": make_coco,
@@ -272,6 +325,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "pet": make_pet,
     "drive": make_drive,
     "imagenet": make_imagenet,
+    "imagenet21k": make_imagenet21k,
     "flowers102": make_flowers,
     "cifar10": make_cifar10,
     "cifar100": make_cifar100,
@@ -282,10 +336,12 @@ MAKERS: dict[str, Callable[[Path], None]] = {
 
 def make_fake(name: str, task: str, root: Path) -> str | None:
     """A tiny copy of data set `name` under `root`, for `--data-dir`; None where the set brings its own."""
-    if name == "digits":
+    if name in ("digits", "digits_turned"):
         return None
     if name in ("folders", "shards"):
         (make_folders if name == "folders" else make_shards)(root, task)
+    elif task == "detection" and name == "voc":
+        make_voc_boxes(root)
     else:
         MAKERS[name](root)
     return str(root)

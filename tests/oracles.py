@@ -4,6 +4,11 @@ import timm
 import torchvision
 from torch import nn
 
+from backbones import BACKBONES
+
+FIRST = {build.func: name for name, build in reversed(BACKBONES.items())}  # type: ignore[attr-defined]
+"""The first variant of each class. What costs much is tried on these, where the others only repeat their layers."""
+
 # Names that differ, and networks torchvision does not have. Backbones absent from both libraries are None: their
 # parameter count is the only oracle.
 TIMM: dict[str, str] = {
@@ -45,6 +50,7 @@ WITHOUT_ORACLE: set[str] = {
     "alexnet_2gpu",
     "zfnet",
     "unet_encoder",
+    "yolov1",
     "mobilenet_v1_025",
     "mobilenet_v1_050",
     "mobilenet_v1_075",
@@ -89,6 +95,7 @@ PARAMETERS = {
     "vgg16_bn": 138_365_992,
     "vgg19_bn": 143_678_248,
     "unet_encoder": 19_868_200,
+    "yolov1": 23_428_136,
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
     "resnet50": 25_557_032,

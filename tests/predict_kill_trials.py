@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2  # noqa: F401  # before forking: each trial would import them again
+import cv2  # before forking: each trial would import it again
 import numpy as np
 import torch
 import yaml
@@ -33,7 +33,9 @@ from tests.kill_trials import run_in_child
 
 MOMENTS = 7
 """Moments of writing for each picture: three files are written and renamed, and the manifest gets a line."""
-KINDS = ("labels", "overlay", "probabilities", "coco", "csv")
+KINDS = ("labels", "overlay", "probabilities", "coco", "csv", "film")
+FRAMES = 8
+"""Frames of the video; each is a picture with files of its own."""
 NAMES = (
     "plain.png", "with two  spaces.png", "ünïcödé ß 漢字.png", "[brackets] (round) {curly}.png", "a'quote\"s.png",
     "-dash.png", "#hash%20&+,;=.png", "new\nline.png", "tab\there.png", "next\x85line.png", "separator\u2028.png",
@@ -53,6 +55,16 @@ def make_pictures(root: Path, count: int = 60) -> Path:
         size = generator.integers(24, 56, 2)
         Image.fromarray(generator.integers(0, 256, (*size, 3), np.uint8)).save(path)
     return root
+
+
+def make_film(path: Path) -> Path:
+    """A short video, which also becomes a video of its overlay."""
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (48, 32))
+    generator = np.random.default_rng(1)
+    for _ in range(FRAMES):
+        video.write(generator.integers(0, 256, (32, 48, 3), np.uint8))
+    video.release()
+    return path
 
 
 def make_run(folder: Path, backbone: str = "lenet5", head: str = "unet") -> Path:
@@ -148,7 +160,7 @@ def killed(run: Path, pictures: Path, out: Path, seconds: float, chance: random.
     while True:
         prepare, way = None, ""
         if chance.random() < 0.5:
-            moment = chance.randrange(1, MOMENTS * sum(path.is_file() for path in pictures.rglob("*")))
+            moment = chance.randrange(1, MOMENTS * (FRAMES + sum(path.is_file() for path in pictures.rglob("*"))))
             prepare, way = partial(die_while_writing, moment), f"writing {moment}"
         pid = start(arguments(run, pictures, out), log, prepare)
         if prepare is None:
@@ -185,9 +197,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         run, pictures = make_run(root / "run"), make_pictures(root / "pictures", asked.pictures)
+        make_film(pictures / "film.avi")
         seconds = whole(run, pictures, root)
         made = files_below(root / "whole")
-        print(f"uninterrupted: {seconds:.1f} s, {len(made)} files of {asked.pictures} pictures", flush=True)
+        print(f"uninterrupted: {seconds:.1f} s, {len(made)} files of {asked.pictures} pictures and a video", flush=True)
         for number in range(1, asked.trials + 1):
             out = root / f"trial{number}"
             way = trial(run, pictures, out, seconds, chance)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tests.conftest import unexpected_skips
+from tests.allowed_skips import unexpected_skips
 
 ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = (ROOT / ".ci" / "allowed_skips").read_text(encoding="utf-8")
@@ -34,7 +34,7 @@ def test_reasons_are_compared_with_the_list() -> None:
 @pytest.mark.parametrize("processes", [0, 2])
 def test_a_skip_that_is_not_allowed_fails_the_session(allowed: str, code: int, processes: int, tmp_path: Path) -> None:
     (tmp_path / "test_one.py").write_text(SKIPPING)
-    (tmp_path / "conftest.py").write_text("from tests.conftest import pytest_addoption, pytest_sessionfinish\n")
+    (tmp_path / "conftest.py").write_text("from tests.allowed_skips import pytest_addoption, pytest_sessionfinish\n")
     (tmp_path / "allowed").write_text(allowed)
     command = [sys.executable, "-m", "pytest", "-q", "-n", str(processes), "--rootdir", str(tmp_path)]
     done = subprocess.run(

@@ -118,6 +118,8 @@ MISTAKES = {
     "--crf test --crf-settings key.yaml": "key.yaml: no setting 'sigma_alfa'; nearest: sigma_alpha",
     "--crf test --crf-settings word.yaml": "word.yaml: w1 is much, not a number",
     "--crf test --crf-settings list.yaml": "list.yaml: write a setting on each line, such as w1: 4; there are w1",
+    '--crf test --crf-settings {"iteratons":3}': "{\"iteratons\":3}: no setting 'iteratons'; nearest: iterations",
+    "--crf test --crf-settings {w1": "{w1: not a YAML file",
     "--crf test --crf-settings broken.yaml": "broken.yaml: not a YAML file",
 }
 FILES = {
@@ -173,6 +175,7 @@ def test_settings_files_may_say_where_they_come_from(tmp_path: Path) -> None:
     assert read_crf_settings(str(file)) == dataclasses.replace(DEFAULT, w1=5, normalization="after")
     assert read_crf_settings("pydensecrf") == PRESETS["pydensecrf"]
     assert read_crf_settings(None) == DEFAULT
+    assert read_crf_settings("{w1: 5, iterations: 3}") == dataclasses.replace(DEFAULT, w1=5, iterations=3)
 
 
 def test_pictures_show_annotations_completed_along_the_edges(tmp_path: Path, capsys) -> None:

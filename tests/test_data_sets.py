@@ -11,10 +11,11 @@ import torch
 import torchvision
 from scipy.io import savemat
 
-from datamodules import DATAMODULES, cityscapes, download, flowers102, pet, small_images, voc
+from datamodules import DATAMODULES, cityscapes, download, flowers102, pet, small_images, voc_boxes
 from datamodules.digits import Digits
 from datamodules.download import Archive, ensure_files
 from experiments.command_line.run_config import RunConfig
+from experiments.inference.trained import load
 from experiments.run import main
 from experiments.training.build import build_module
 from tests.fake_data import TEST, TRAIN, VAL, accept_fake_checksums, make_fake, make_imagenet, photo, save
@@ -69,6 +70,11 @@ def test_weights_are_scored_without_training(tmp_path: Path) -> None:
     assert (results["best_epoch"], results["protocol"]["splits"]) == (0, {"val": 3})
     assert len(results["protocol"]["classes"]) == 1000
     assert set(results["scores"]["val"]) == {"loss", "top1", "top5"}
+    kept = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    assert main([*arguments, *more, "--epochs", "0", "--name", "again", "--start-from", str(kept)]) == 0
+    again = json.loads((tmp_path / "again" / "results.json").read_text())
+    assert again["scores"] == results["scores"], "the network that was scored is kept"
+    assert load(tmp_path / "run", "cpu").class_names == tuple(results["protocol"]["classes"])
     data = build("imagenet", tmp_path, "classification")
     module = build_module(RunConfig(backbone="lenet5", head="classifier", data="imagenet"), data)
     assert module.hparams["ignore_index"] < 0, "class 255 is a class"
@@ -132,7 +138,7 @@ def test_cityscapes_and_addresses_are_those_of_torchvision() -> None:
     for train_id, (name, (label_id, colour)) in enumerate(cityscapes.CLASSES.items()):
         one = published[train_id]
         assert (name, label_id, colour) == (one.name, one.id, one.color)
-    ours = {archive[:2] for archive in (voc.ARCHIVE, *pet.ARCHIVES, *flowers102.ARCHIVES)}
+    ours = {archive[:2] for archive in (*voc_boxes.Voc0712.ARCHIVES, *pet.ARCHIVES, *flowers102.ARCHIVES)}
     theirs = torchvision.datasets.voc.DATASET_YEAR_DICT["2012"]
     flowers = torchvision.datasets.Flowers102
     assert ours == {
@@ -199,6 +205,7 @@ ABSENT = {
     "pet": "oxford-iiit-pet/images is missing; add --download, or fetch .*images.tar.gz and .* (811.1 MB)",
     "drive": "training/images is missing; fetch DRIVE (30 MB)",
     "imagenet": "train is missing; fetch ILSVRC2012_img_train.tar (148 GB)",
+    "imagenet21k": "holds 0 class folders, but at least 2 are needed; --data-dir must name a folder with train/WNID/",
     "flowers102": "flowers-102/jpg is missing; add --download",
     "cifar10": "batches.meta is missing; add --download, or fetch https://.*cifar-10-python.tar.gz (170.5 MB)",
     "cifar100": "meta is missing; add --download",

@@ -9,15 +9,24 @@ from backbones import BACKBONES
 from heads import HEADS
 from heads.anchors import BACKGROUND, IGNORED, anchors_at, base_anchors, decode, encode, match, places
 from heads.box_head import last_of_each_stride
+from heads.maskrcnn import paste_masks
 from lightning_modules.network import Network
 from tests.conftest import randomise
+
+pytestmark = pytest.mark.usefixtures("quick_weights", "few_regions")
 
 DETECTORS = [name for name, head in HEADS.items() if head.task == "detection"]
 CLASSES = 4
 NARROW = {
     "retinanet": {"width": 32},
     "fcos": {"width": 64},
+    "ssd": {"width": 64, "side": 96},
     "fasterrcnn": {"width": 32, "hidden": 64},
+    "fastrcnn": {"hidden": 64},
+    "fasterrcnn_c4": {"hidden": 64, "anchor_scales": [1, 2, 4]},
+    "fasterrcnn_dc5": {"hidden": 64, "anchor_scales": [1, 2, 4]},
+    "maskrcnn": {"width": 32, "hidden": 64},
+    "yolov1": {"width": 32, "hidden": 64},
 }
 """Options under which a head is the same network, only narrower."""
 NORMS_OF_RESNET50 = 53_120
@@ -25,16 +34,23 @@ NORMS_OF_RESNET50 = 53_120
 PUBLISHED = {
     "retinanet": ("resnet50", oracles.retinanet_resnet50_fpn, 34_014_999),
     "fcos": ("resnet50", oracles.fcos_resnet50_fpn, 32_269_600),
+    "ssd": ("vgg16", oracles.ssd300_vgg16, 35_641_826),
     "fasterrcnn": ("resnet50", oracles.fasterrcnn_resnet50_fpn, 41_755_286),
+    "maskrcnn": ("resnet50", oracles.maskrcnn_resnet50_fpn, 44_401_393),
 }
-BACKGROUND_CLASS = {"fasterrcnn": 1}
+BACKGROUND_CLASS = {"ssd": 1, "fasterrcnn": 1, "maskrcnn": 1}
 """Classes that the head has besides those of the data, which come first."""
 
 
-def objects(*boxes: tuple[float, ...], labels: tuple[int, ...] = ()) -> dict[str, Tensor]:
+def objects(*boxes: tuple[float, ...], labels: tuple[int, ...] = (), side: int = 256) -> dict[str, Tensor]:
+    """Boxes with classes, and with masks of `side` pixels: the left half of each box."""
+    masks = torch.zeros(len(boxes), side, side, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
+        mask[round(y1) : round(y2), round(x1) : round((x1 + x2) / 2)] = True
     return {
         "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         "labels": torch.tensor(labels or range(len(boxes)), dtype=torch.int64),
+        "masks": masks,
     }
 
 
@@ -48,7 +64,25 @@ def total(network: Network, images: Tensor, targets: list[dict[str, Tensor]]) ->
 def own_name(name: str) -> str:
     """What a tensor of torchvision's detectors is called here."""
     name = name.replace("backbone.body.", "backbone.").replace("backbone.fpn.", "head.pyramid.fpn.")
+    name = name.replace("roi_heads.mask_", "head.masks.mask_")
+    for theirs, ours in OWN_NAMES_OF_SSD.items():
+        name = name.replace(theirs, ours)
     return f"head.{name}" if name.startswith(("head.c", "head.r", "rpn.", "roi_heads.")) else name
+
+
+OWN_NAMES_OF_SSD = {
+    "backbone.scale_weight": "head.norm_scale",
+    "backbone.extra.0.7.": "head.fc.",
+    **{f"backbone.extra.0.{i}.": f"backbone.features.{23 + i}." for i in range(7)},
+    **{f"backbone.extra.{i}.": f"head.extra.{i - 1}." for i in range(1, 5)},
+}
+
+
+OUTPUT_LAYERS = ("cls_logits", "bbox_reg", "bbox_pred", "cls_score", "mask_fcn_logits")
+SIZES = {"ssd": ((268, 268), (300, 268))}
+"""Sizes at which a head's detections are compared; for SSD, those at which torchvision's other pools round nothing."""
+SIZE = ((128, 256), (256, 128))
+"""The sizes of the others."""
 
 
 def oracle_of(name: str, classes: int) -> nn.Module:
@@ -56,19 +90,32 @@ def oracle_of(name: str, classes: int) -> nn.Module:
     still = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
     oracle = PUBLISHED[name][1](weights=None, weights_backbone=None, num_classes=classes, **still)
     randomise(oracle).eval()
-    oracle.transform.min_size, oracle.transform.max_size = (128,), 256
+    height, width = SIZES.get(name, SIZE)[0]
+    give_size(oracle, height, width)
     hooks = [
         layer.register_forward_hook(tame)
         for key, layer in oracle.named_modules()
-        if key.endswith(("cls_logits", "bbox_reg", "bbox_pred", "cls_score"))
+        if key.endswith(("cls_logits", "bbox_reg", "bbox_pred", "cls_score", "mask_fcn_logits"))
+        or "module_list." in key
     ]
     with torch.no_grad():
-        oracle(list(torch.randn(1, 3, 128, 256)))
+        oracle(list(torch.randn(1, 3, height, width)))
     for hook in hooks:
         hook.remove()
     if name in ("retinanet", "fcos"):
         nn.init.constant_(oracle.head.classification_head.cls_logits.bias, -1.5)
     return oracle
+
+
+def give_size(oracle: nn.Module, height: int, width: int) -> None:
+    """Let torchvision's detector leave images of this size as they are."""
+    oracle.transform.min_size, oracle.transform.max_size = (min(height, width),), max(height, width)
+    if oracle.transform.fixed_size is not None:  # SSD, whose default boxes are fractions of the image
+        oracle.transform.fixed_size = (width, height)
+        fractions = oracle.anchor_generator._generate_wh_pairs(6)
+        pixels = [pairs.clamp(max=1) * 300 for pairs in fractions]
+        oracle.anchor_generator._wh_pairs = [pairs / torch.tensor([width, height]) for pairs in pixels]
+        oracle.anchor_generator.clip = False
 
 
 def tame(layer: nn.Module, _: tuple[Tensor], output: Tensor) -> Tensor:
@@ -82,8 +129,10 @@ def tame(layer: nn.Module, _: tuple[Tensor], output: Tensor) -> Tensor:
 LOSS_KEYS = {
     "retinanet": ("classification", "bbox_regression"),
     "fcos": ("classification", "bbox_regression", "bbox_ctrness"),
+    "ssd": ("classification", "bbox_regression"),
     "fasterrcnn": ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"),
 }
+LOSS_KEYS["maskrcnn"] = (*LOSS_KEYS["fasterrcnn"], "loss_mask")
 """torchvision's names of the terms of the loss."""
 
 
@@ -104,17 +153,21 @@ def test_detections_equal_torchvisions_on_the_same_weights(name: str) -> None:
     oracle = oracle_of(name, CLASSES + first)
     network = Network(PUBLISHED[name][0], name, CLASSES).eval()
     network.load_state_dict({own_name(key): value for key, value in oracle.state_dict().items()})
-    for height, width in ((128, 256), (256, 128)):
-        oracle.transform.min_size, oracle.transform.max_size = (min(height, width),), max(height, width)
-        images = torch.randn(2, 3, height, width)
+    for height, width in SIZES.get(name, SIZE):
+        give_size(oracle, height, width)
+        images = torch.randn(1 if name == "ssd" else 2, 3, height, width)
         for own, theirs in zip(network.detect(images), oracle(list(images)), strict=True):
             assert len(theirs["boxes"]) > 20
+            if "masks" in theirs:
+                pasted = paste_masks(own, (height, width))
+                torch.testing.assert_close(pasted, theirs["masks"][:, 0], atol=1e-4, rtol=1e-4)
             assert torch.equal(own["labels"], theirs["labels"] - first)
             torch.testing.assert_close(own["boxes"], theirs["boxes"], atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(own["scores"], theirs["scores"], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
+@torch.no_grad()
 def test_losses_equal_torchvisions(name: str) -> None:
     """In training mode, with the same random draws; batch norms keep their statistics."""
     first = BACKGROUND_CLASS.get(name, 0)
@@ -124,16 +177,19 @@ def test_losses_equal_torchvisions(name: str) -> None:
         if isinstance(part, nn.BatchNorm2d):
             part.eval()
     network.load_state_dict({own_name(key): value for key, value in oracle.state_dict().items()})
-    oracle.transform.min_size, oracle.transform.max_size = (128,), 256
-    images = torch.randn(3, 3, 128, 256)
+    height, width = SIZES.get(name, SIZE)[0]
+    give_size(oracle, height, width)
     targets = [objects((10, 20, 90, 100), (60.5, 8, 250, 120)), objects(), objects((0, 0, 30, 28), labels=(3,))]
-    shifted = [{"boxes": one["boxes"], "labels": one["labels"] + first} for one in targets]
+    targets = targets[: 1 if name == "ssd" else 3]  # SSD's images are large
+    images = torch.randn(len(targets), 3, height, width)
+    targets = [{**one, "masks": one["masks"][:, :height, :width]} for one in targets]
+    shifted = [{**one, "labels": one["labels"] + first} for one in targets]
     torch.manual_seed(0)
     theirs = oracle(list(images), shifted)
     torch.manual_seed(0)
     for _ in images:
         torch.empty(1).uniform_()  # torchvision draws a size for each
-    own = network.losses(images, targets, [(128, 256)] * 3)
+    own = network.losses(images, targets, [(height, width)] * len(images))
     ours = [float((value / weight).detach()) for value, weight in own.values()]
     expected = [float(theirs[key].detach()) for key in LOSS_KEYS[name]]
     assert ours == pytest.approx(expected, rel=1e-4)

@@ -9,11 +9,12 @@ from PIL import Image
 from torch import Tensor
 
 from experiments.explain import main as explain
-from experiments.explaining.activations import box_of, cut, strongest_hits
+from experiments.explaining.activations import strongest_hits
 from experiments.explaining.crf_steps import beliefs
 from experiments.explaining.examples import Examples, prepared
 from experiments.explaining.filters import first_filters
 from experiments.explaining.gates import gate_values
+from experiments.explaining.patches import box_of, cut, projection_picture
 from experiments.explaining.receptive_fields import effective_field, measures, theory_of
 from experiments.inference.trained import load
 from heads.crf import PRESETS, DenseCRF
@@ -53,6 +54,16 @@ def test_patches_are_the_receptive_field_also_at_the_border() -> None:
     np.testing.assert_array_equal(cut_at_border[2:, :6], image[:4, 30:])
     assert (cut_at_border[:2] == 7).all()
     assert (cut_at_border[:, 6:] == 7).all()
+
+
+def test_a_few_strong_values_do_not_hide_a_projection() -> None:
+    values = np.full((3, 40, 40), 0.01)
+    values[:, 20, 20] = 100
+    values[:, :5] = 0
+    drawn = projection_picture(values)
+    assert (drawn[:5] == 128).all()
+    assert drawn[10].min() > 250
+    assert (projection_picture(np.zeros((3, 4, 4))) == 128).all()
 
 
 # ---- filters

@@ -30,6 +30,7 @@ def batch(size: int = 64) -> dict:
     return {"image": torch.randn(2, 3, size, size), "target": torch.randint(0, 3, (2, size, size)), "name": ["a", "b"]}
 
 
+@pytest.mark.usefixtures("quick_weights")
 @pytest.mark.parametrize("name", BACKBONES)
 def test_layers_are_counted_in_order(name: str) -> None:
     with torch.device("meta"):
@@ -52,6 +53,25 @@ def test_layers_of_known_networks() -> None:
         of_parameter, _ = depths(BACKBONES["vit_b_16"]())
     assert of_parameter["conv_proj.weight"] == of_parameter["encoder.pos_embedding"] == 0
     assert [of_parameter[f"encoder.layers.encoder_layer_{i}.mlp.0.weight"] for i in range(12)] == list(range(1, 13))
+
+
+FIRST_STAGES = {
+    "resnet18": ("conv1", "bn1", "layer1"),
+    "vgg11_bn": ("features.0", "features.1", "features.4", "features.5"),
+}
+
+
+@pytest.mark.parametrize(("name", "frozen"), FIRST_STAGES.items())
+def test_the_first_stages_are_frozen(name: str, frozen: tuple[str, ...]) -> None:
+    module = build(name, "fcn32s", freeze_stages=2).train()
+    for key, parameter in module.network.named_parameters():
+        part = key.removeprefix("backbone.")
+        assert parameter.requires_grad != any(part.startswith(f"{one}.") for one in frozen), key
+    for key, part in module.network.named_modules():
+        if isinstance(part, nn.BatchNorm2d):
+            assert part.training != any(f"{key}.".startswith(f"backbone.{one}.") for one in frozen), key
+    with pytest.raises(ValueError, match="--freeze-stages is 6; resnet18 has 5 maps, so give at most that"):
+        build("resnet18", "fcn32s", freeze_stages=6)
 
 
 def test_frozen_norms_keep_their_statistics_and_learn_their_scales() -> None:
@@ -143,6 +163,11 @@ def test_find_lr_suggests_a_rate_and_keeps_nothing(crf_folder: Path, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+FEW_LAYERS = ("resnet20", "fcn")
+SHALLOW = {"backbone_options": {"depth": 8}, "head_options": {"dropout": 0.0}}
+"""Of a network that is compiled in a third of the time of resnet18."""
+
+
 def compiled_graphs(module: SegmentationModule, work: Callable[[], object]) -> int:
     """How many graphs torch.compile makes of what `work` runs; they are run as traced, without a C++ compiler."""
     torch._dynamo.reset()
@@ -155,7 +180,7 @@ def compiled_graphs(module: SegmentationModule, work: Callable[[], object]) -> i
 @pytest.mark.parametrize("aux_weight", [None, 0.4])
 def test_training_and_evaluation_are_compiled_with_auxiliary_losses_too(aux_weight: float | None) -> None:
     torch.manual_seed(0)
-    module = build("resnet18", "fcn", aux_weight=aux_weight, head_options={"dropout": 0.0}).train()
+    module = build(*FEW_LAYERS, aux_weight=aux_weight, **SHALLOW).train()
     plain = copy.deepcopy(module)
     data = batch()
     losses = []
@@ -175,13 +200,13 @@ def test_training_and_evaluation_are_compiled_with_auxiliary_losses_too(aux_weig
 
 def test_recomputed_activations_are_recomputed_when_compiled_too() -> None:
     torch.manual_seed(0)
-    plain = build("resnet18", "fcn32s").train()
+    plain = build(*FEW_LAYERS, **SHALLOW).train()
     start = copy.deepcopy(plain.state_dict())
     data = batch()
     plain.training_step(data, 0).backward()
     saved = []
     for recompute in (False, True):
-        module = build("resnet18", "fcn32s", checkpoint_activations=recompute).train()
+        module = build(*FEW_LAYERS, **SHALLOW, checkpoint_activations=recompute).train()
         module.load_state_dict(start)
         torch._dynamo.reset()
         module.compile_network(backend="aot_eager_decomp_partition")

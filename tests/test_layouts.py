@@ -187,6 +187,31 @@ def test_files_that_are_passed_over_are_counted(tmp_path: Path, capsys: pytest.C
     )
 
 
+def test_a_link_gives_no_image_to_two_classes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    elsewhere, root = tmp_path / "elsewhere", tmp_path / "root"
+    make_classes(elsewhere)
+    root.mkdir()
+    for name in ("ants", "bees"):
+        (root / name).symlink_to(elsewhere / name, target_is_directory=True)
+    assert counts(root, "classification") == {"train": 8, "val": 2}, "links to other places are folders like others"
+    (root / "wasps").symlink_to(root / "bees", target_is_directory=True)
+    assert f"is a link to images that the class bees in {root} has too; remove the link" in refusal(
+        root, "classification"
+    )
+    (root / "wasps").unlink()
+    (elsewhere / "bees" / "small").mkdir()
+    save(elsewhere / "bees" / "small" / "9.png", photo(9))
+    (root / "small").symlink_to(elsewhere / "bees" / "small", target_is_directory=True)
+    assert f"{root / 'small'} is a link to images that the class bees" in refusal(root, "classification")
+
+
+def test_a_split_under_two_names_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    make_classes(tmp_path / "train")
+    (tmp_path / "val").symlink_to(tmp_path / "train", target_is_directory=True)
+    assert counts(tmp_path, "classification") == {"train": 10, "val": 10}
+    assert "val is the same folder as " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["two\nlines.png", "carriage\rreturn.png", "separator\u2028.png", "latin-\udce9.png"])
 def test_names_that_would_break_a_line_are_refused(name: str, tmp_path: Path) -> None:
     make_classes(tmp_path)

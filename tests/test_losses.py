@@ -1,14 +1,15 @@
 """Losses against definitions written out, on maps with ignored pixels, and over two processes."""
 
 import math
-import socket
-from collections.abc import Callable
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the two ranks run this file
 
 import cv2
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing
 import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
@@ -18,6 +19,7 @@ from lightning_modules.borders import border_weights, border_weights_of, near_bo
 from lightning_modules.classification import ClassificationModule
 from lightning_modules.losses import LOSSES, OF_SETS, WeightedSum, terms
 from lightning_modules.metrics import EpochLoss
+from tests.warm_process import start_python
 
 CLASSES = 3
 WEIGHTS = (0.5, 1.0, 3.0)
@@ -220,35 +222,40 @@ def test_losses_of_maps_are_refused_for_classification() -> None:
         ClassificationModule("lenet5", "classifier", ("a", "b"), loss="cross_entropy+boundary")
 
 
-def on_two_ranks(work: Callable[..., None], *arguments: Tensor) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(joined, (port, work, *arguments), nprocs=2)
+@pytest.fixture(scope="module")
+def of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+    """What this file, as the program of each of two ranks, has found; see `main`."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.manual_seed(0)
+    torch.save(samples_of_ranks(), folder / "samples")
+    ranks = [start_python([__file__, str(rank), str(folder)]) for rank in (0, 1)]
+    assert [rank.wait(100) for rank in ranks] == [0, 0]
+    return [torch.load(folder / f"found{rank}", weights_only=True) for rank in (0, 1)]
 
 
-def joined(rank: int, port: int, work: Callable[..., None], *arguments: Tensor) -> None:
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
-    work(rank, *arguments)
-    torch.distributed.destroy_process_group()
-
-
-def gradients_on_one_of_two(rank: int, logits: Tensor, targets: Tensor, results: Tensor) -> None:
-    for target, result in zip(targets, results, strict=True):
-        own = logits[rank : rank + 1].clone().requires_grad_()
-        WeightedSum(PER_PIXEL, CLASSES, class_weights=WEIGHTS)(own, target[rank : rank + 1]).backward()
-        result[rank] = own.grad[0] / 2  # DDP averages gradients
-
-
-def test_two_processes_pull_like_one_even_where_one_sees_nothing() -> None:
+def samples_of_ranks() -> tuple[Tensor, Tensor]:
+    """Logits of two images, and two targets for them: of the second, the first image has no valid pixel."""
     logits, target = sample()
     empty = target.clone()
     empty[0] = 255
-    targets = torch.stack((target, empty))
-    results = torch.zeros(2, 2, CLASSES, 8, 9).share_memory_()
-    on_two_ranks(gradients_on_one_of_two, logits.detach(), targets, results)
-    for one, result in zip(targets, results, strict=True):
-        loss = WeightedSum(PER_PIXEL, CLASSES, class_weights=WEIGHTS)(logits, one)
+    return logits.detach(), torch.stack((target, empty))
+
+
+def gradients_of_rank(rank: int, logits: Tensor, targets: Tensor) -> Tensor:
+    """The gradient of one image of two, for each target, as DDP averages gradients."""
+    found = []
+    for target in targets:
+        own = logits[rank : rank + 1].clone().requires_grad_()
+        WeightedSum(PER_PIXEL, CLASSES, class_weights=WEIGHTS)(own, target[rank : rank + 1]).backward()
+        found.append(own.grad[0] / 2)
+    return torch.stack(found)
+
+
+def test_two_processes_pull_like_one_even_where_one_sees_nothing(of_two_ranks: list[dict[str, Tensor]]) -> None:
+    logits, targets = of_two_ranks[0]["logits"].requires_grad_(), of_two_ranks[0]["targets"]
+    found = torch.stack([one["gradients"] for one in of_two_ranks], 1)
+    for target, result in zip(targets, found, strict=True):
+        loss = WeightedSum(PER_PIXEL, CLASSES, class_weights=WEIGHTS)(logits, target)
         torch.testing.assert_close(result, torch.autograd.grad(loss, logits)[0])
 
 
@@ -292,17 +299,14 @@ def test_losses_of_sets_are_averaged_over_the_images_with_valid_pixels() -> None
     assert loss_of_split("dice", logits, target, 8) == pytest.approx(np.mean(images), rel=1e-6)
 
 
-def evaluate_on_one_of_two(rank: int, logits: Tensor, target: Tensor, result: Tensor) -> None:
-    result[rank] = loss_of_split(EVERY_LOSS, logits[rank::2], target[rank::2], 3, class_weights=WEIGHTS)
+SEVEN = slice(7)
+"""Of the images of `split`: four on one rank and three on the other."""
 
 
-def test_two_ranks_report_the_loss_that_one_reports() -> None:
+def test_two_ranks_report_the_loss_that_one_reports(of_two_ranks: list[dict[str, Tensor]]) -> None:
     logits, target = split()
-    logits, target = logits[:7], target[:7]  # four images and three
-    result = torch.zeros(2).share_memory_()
-    on_two_ranks(evaluate_on_one_of_two, logits, target, result)
-    expected = loss_of_split(EVERY_LOSS, logits, target, 7, class_weights=WEIGHTS)
-    assert result.tolist() == pytest.approx([expected, expected], rel=1e-6)
+    expected = loss_of_split(EVERY_LOSS, logits[SEVEN], target[SEVEN], 7, class_weights=WEIGHTS)
+    assert [float(one["loss"]) for one in of_two_ranks] == pytest.approx([expected, expected], rel=1e-6)
 
 
 def test_an_infinite_logit_under_an_ignored_pixel_does_not_matter() -> None:
@@ -358,3 +362,23 @@ def test_mixing_needs_plain_cross_entropy() -> None:
         module = ClassificationModule("lenet5", "classifier", ("a", "b"), **options)
         with pytest.raises(ValueError, match="mixed images need --loss cross_entropy without --class-weights"):
             module.mix_batches(0.2, 0.0)
+
+
+def main() -> None:
+    """One of two ranks: gradients of its image, and the loss that it reports of a split."""
+    rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", world_size=2, rank=rank)
+    logits, targets = torch.load(folder / "samples", weights_only=True)
+    of_split = [one[SEVEN][rank::2] for one in split()]
+    found = {
+        "logits": logits,
+        "targets": targets,
+        "gradients": gradients_of_rank(rank, logits, targets),
+        "loss": torch.tensor(loss_of_split(EVERY_LOSS, *of_split, 3, class_weights=WEIGHTS), dtype=torch.float64),
+    }
+    torch.save(found, folder / f"found{rank}")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,6 @@
 """Scores and losses of a split: counted by hand, in deterministic mode, and on devices without float64."""
 
 import math
-import subprocess
 import sys
 from collections.abc import Callable
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.metrics import MATRIX_CLASSES, ClassificationScores, EpochLoss, SegmentationScores
+from tests.warm_process import run_python
 
 NAMES = ("sky", "road", "car")
 
@@ -78,7 +78,8 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, int
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts in other units elsewhere")
 def test_counting_in_deterministic_mode_takes_no_more_memory_than_the_image() -> None:
-    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=300, check=True)
+    done = run_python(["-c", MEMORY])
+    assert done.returncode == 0, done.stderr
     mebibytes, counted = map(int, done.stdout.split())
     assert counted == 512 * 512
     assert mebibytes < 64  # a mesh of pixels and cells takes 47 GB, one image's scores 157 MB

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from backbones import vit
 from lightning_modules.classification import ClassificationModule
 from lightning_modules.schedules import SCHEDULES, learning_rate_factor
 from lightning_modules.segmentation import SegmentationModule
@@ -23,6 +24,12 @@ def test_schedules_warm_up_and_end_where_they_should() -> None:
     assert learning_rate_factor("cosine", 55, 100, 10) == pytest.approx(0.5)
     assert learning_rate_factor("step", 99, 100, 0) == pytest.approx(0.01)
     assert learning_rate_factor("poly", 100, 100, 10) == 0
+    rates = [learning_rate_factor("step", step, 100, 10, [0.5, 0.9]) for step in (9, 10, 49, 50, 89, 90)]
+    assert rates == pytest.approx([10 / 11, 1, 1, 0.1, 0.1, 0.01])
+    with pytest.raises(ValueError, match="--milestones are of --schedule step; leave them out with poly"):
+        learning_rate_factor("poly", 0, 1, 0, [0.5])
+    with pytest.raises(ValueError, match="--milestones 0.5, 60000: give fractions of all steps, above 0 and below 1"):
+        learning_rate_factor("step", 0, 1, 0, [0.5, 60000])
     with pytest.raises(ValueError, match="no schedule 'polly'"):
         learning_rate_factor("polly", 0, 1, 0)
 
@@ -130,13 +137,13 @@ def test_one_class_teaches_nothing(kind) -> None:
     ],
 )  # fmt: skip
 def test_a_network_in_another_precision_trains_and_scores(
-    tmp_path, kind, backbone, head, options, precision: str, dtype: torch.dtype
+    tmp_path, kind, backbone, head, options, precision: str, dtype: torch.dtype, monkeypatch, quick_weights
 ) -> None:
-    torch.manual_seed(0)
+    monkeypatch.setitem(vit.VARIANTS, "vit_b_32", vit.Variant(patch=32, channels=64, depth=2, heads=2))
     module = kind(backbone, head, NAMES, lr=1e-3, **options)
     before = module.network.state_dict()
     trainer = quiet_trainer(tmp_path, max_epochs=1, precision=precision)
-    loader = DataLoader(items(kind.task), 2)
+    loader = DataLoader(items(kind.task, 4), 2)
     trainer.fit(module, loader, loader)
     parameters = dict(module.network.named_parameters())
     assert {parameter.dtype for parameter in parameters.values()} == {dtype}

@@ -11,10 +11,12 @@ import torchvision
 from torch import nn
 
 from backbones import BACKBONES
+from backbones.alexnet import TowerNorm
 from backbones.efficientnet import EfficientNet, compound, scaled
 from backbones.lenet import TABLE, RadialBasis, TableConv, TrainablePool, class_codes
 from backbones.squeeze_excitation import SqueezeExcitation
 from backbones.xception import SeparableConv, Style
+from experiments.analysis.receptive_field import traced
 from lightning_modules.classification import ClassificationModule
 from lightning_modules.network import Network
 from tests.conftest import randomise
@@ -68,6 +70,7 @@ TABLES: list[Row] = [
 ]
 
 KNOBS: list[tuple[str, dict[str, Any]]] = [
+    ("resnet18", {"stem": "3x3", "removed": [1, 3]}),
     ("resnet18", {"shortcut": "none", "se_reduction": 4}),
     ("resnet50", {"groups": 2, "group_width": 24, "se_reduction": 8}),
     ("resnet20", {"shortcut": "none"}),
@@ -81,11 +84,13 @@ KNOBS: list[tuple[str, dict[str, Any]]] = [
     ("vgg11", {"init": "normal", "se_reduction": 8}),
     ("vgg11_bn", {"deformable": 5, "deformable_version": 1}),
     ("vgg11", {"pools": "3x3"}),
-    ("alexnet", {"se_reduction": 16}),
+    ("vgg16", {"width": 0.125, "single_kernels": True}),
+    ("alexnet", {"se_reduction": 16, "response_norm": True}),
     ("zfnet", {"se_reduction": 16}),
     ("se_resnet50", {"se_reduction": 4}),
     ("googlenet", {"true_5x5": True, "se_reduction": 8}),
     ("mobilenet_v1", {"width": 0.33, "se_reduction": 4}),
+    ("mobilenet_v1", {"width": 0.125, "full": True}),
     ("mobilenet_v2", {"width": 0.5, "se_reduction": 4}),
     ("mobilenet_v3_small", {"se_reduction": 2}),
     ("efficientnet_b0", {"phi": 0.5, "se_reduction": 8}),
@@ -172,6 +177,8 @@ def test_every_parameter_gets_a_gradient_under_options(name: str, options: dict[
         ("densenet121", {"layers": [6, 12]}, r"layers is \[6, 12\]; densenet121 has 4 blocks"),
         ("densenet121", {"deformable": 5}, "the network has 4 blocks: give 0"),
         ("vgg16", {"deformable": 6}, "the network has 5 stages"),
+        ("vgg16", {"deformable": 1, "single_kernels": True}, "deformable = 1 needs 3x3 kernels; leave one out"),
+        ("vgg16", {"width": 0}, "width is 0"),
         ("vgg16", {"init": "he2"}, "vgg16's option init is 'he2'; it takes he or normal"),
         ("mobilenet_v1", {"width": 0.01}, "width is 0.01; .* at least 0.03125"),
         ("mobilenet_v2", {"width": 0}, "width is 0"),
@@ -198,6 +205,8 @@ def test_odd_options_are_refused(name: str, options: dict[str, Any], message: st
         ("resnet18", {"shortcut": "none"}, "with shortcut=none"),
         ("densenet121", {"growth": 12, "compression": 1.0}, "with growth=12, compression=1.0"),
         ("mobilenet_v2", {"width": 0.5}, "with width=0.5"),
+        ("mobilenet_v1", {"full": True}, "with full=True"),
+        ("vgg16", {"single_kernels": True}, "with single_kernels=True"),
         ("xception", {"order": "pointwise"}, "with order=pointwise"),
         ("googlenet", {"naive": True}, "with naive=True"),
         ("se_resnet50", {"se_reduction": 8}, "with se_reduction=8"),
@@ -338,6 +347,25 @@ def test_naive_blocks_grow_and_cost_more() -> None:
     assert all(parameter.grad is not None for parameter in block.parameters())
     five = BACKBONES["googlenet"](true_5x5=True).inception4a.branch3[1].conv
     assert (five.kernel_size, five.padding) == ((5, 5), (2, 2))
+
+
+def test_single_kernels_see_what_the_small_ones_see() -> None:
+    with torch.device("meta"):
+        small, single = (BACKBONES["vgg16"](single_kernels=one) for one in (False, True))
+    kernels = [layer.kernel_size[0] for layer in single.features if isinstance(layer, nn.Conv2d)]
+    assert kernels == [5, 5, 7, 7, 7]
+    fields = [traced(network, (256, 256))[1] for network in (small, single)]
+    assert fields[0] == fields[1]
+    assert small.channels == single.channels
+    assert BACKBONES["vgg11"](width=0.25).channels == (16, 32, 64, 128, 128)
+
+
+def test_response_normalisation_can_be_left_out() -> None:
+    with torch.device("meta"):
+        for name, published in (("alexnet_2gpu", True), ("alexnet", False)):
+            for norm in (None, True, False):
+                layers = BACKBONES[name](response_norm=norm).features
+                assert any(isinstance(layer, TowerNorm) for layer in layers) == (published if norm is None else norm)
 
 
 @pytest.mark.parametrize("order", ["depthwise", "pointwise"])

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from heads.dilatednet import DilatedNet
 from heads.fcn import FCN8s, bilinear_upsampling, interpolation_and_conv
+from heads.unet import UNet
 from lightning_modules.network import Network
 from lightning_modules.parameter_groups import layer_biases, parameter_groups
 from lightning_modules.segmentation import SegmentationModule
@@ -86,3 +88,30 @@ def test_interpolation_cannot_be_frozen() -> None:
         FCN8s((4, 8, 16), (8, 16, 32), 3, up="nearest", learn_upsampling=False)
     with pytest.raises(ValueError, match="fcn8s's option up is 'linear'; it takes transposed or bilinear or nearest"):
         Network("resnet18", "fcn8s", 3, head_options={"up": "linear"})
+
+
+def test_unet_adds_the_maps_that_it_otherwise_concatenates() -> None:
+    maps = [torch.randn(2, 4, 16, 24), torch.randn(2, 8, 8, 12), torch.randn(2, 16, 4, 6)]
+    for join, read in (("concatenate", (8 + 8, 4 + 4)), ("sum", (8, 4))):
+        head = UNet((4, 8, 16), (2, 4, 8), 3, join=join)
+        assert tuple(one[0].in_channels for one in head.joins) == read
+        head(maps).square().sum().backward()
+        assert all(parameter.grad is not None for parameter in head.parameters())
+    head.joins = nn.ModuleList(nn.Identity() for _ in head.joins)  # the sums themselves
+    first = head.projections[0](maps[1]) + head.ups[0](maps[2])
+    torch.testing.assert_close(head(maps), head.score(head.projections[1](maps[0]) + head.ups[1](first)))
+    with pytest.raises(ValueError, match="unet has join=concatenate or join=sum, not join=add"):
+        UNet((4, 8), (2, 4), 3, join="add")
+
+
+def test_a_context_module_can_start_at_random() -> None:
+    maps = [torch.rand(1, 4, 9, 9)]
+    for init, same in (("identity", True), ("random", False)):
+        head = DilatedNet((4,), (8,), 5, init=init)
+        scores = torch.rand(1, 5, 9, 9)
+        assert torch.allclose(head.context(scores), scores, atol=0.2) == same
+        assert head(maps).shape == (1, 5, 9, 9)
+    large = DilatedNet((4,), (8,), 5, init="random", context="large").context[12]
+    assert large.weight.std().item() == pytest.approx((2 / (9 * large.in_channels)) ** 0.5, rel=0.03)
+    with pytest.raises(ValueError, match="dilatednet has init=identity or init=random, not init=zero"):
+        DilatedNet((4,), (8,), 5, init="zero")

@@ -100,16 +100,16 @@ def positive(network: Network) -> Network:
     return network
 
 
-def displacements(network: Network) -> list[float]:
+def displacements(network: Network, side: int = SIDE) -> list[float]:
     """By how many rows the middle of what a score depends on lies below the score, for scores in three rows."""
-    x = torch.ones(1, 3, SIDE, 64, dtype=torch.float64, requires_grad=True)
+    x = torch.ones(1, 3, side, 64, dtype=torch.float64, requires_grad=True)
     found = []
     with Linearised():
         scores = network(x)[0, 0, :, 32]
     for row in (240, 310, 370):
         (gradient,) = torch.autograd.grad(scores[row], x, retain_graph=True)
         weight = gradient[0].sum((0, 2))
-        found.append(float((weight * torch.arange(SIDE)).sum() / weight.sum()) - row)
+        found.append(float((weight * torch.arange(side)).sum() / weight.sum()) - row)
     return found
 
 
@@ -147,7 +147,7 @@ def test_binned_pools_are_pytorchs_adaptive_ones(size: tuple[int, int], bins: in
 
 @pytest.mark.parametrize(
     ("backbone", "head"),
-    [*(("resnet18", head) for head in ("fcn8s", "deeplab", "pspnet", "unet")), ("vgg11", "fcn8s")],
+    [("resnet18", "pspnet"), ("vgg11", "fcn8s")],  # fixed numbers of bins, and maps that begin elsewhere
 )
 def test_exported_networks_take_other_sizes(backbone: str, head: str) -> None:
     """Sizes that no stride divides, exported at one that all divide: nothing is frozen."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from experiments.inference.inputs import Inputs
 from experiments.predict import main as predict
-from tests.predict_kill_trials import differences, files_below, make_pictures, make_run, trial, whole
+from tests.predict_kill_trials import FRAMES, differences, files_below, make_film, make_pictures, make_run, trial, whole
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_anywhere_it_goes_on_to_the_same_bytes(run: Path, tmp_path: Path) -> None:
     """The pictures have every kind of name that a file system accepts, and each gets files of its own."""
     pictures = make_pictures(tmp_path / "pictures", 30)
+    make_film(pictures / "film.avi")
     seconds = whole(run, pictures, tmp_path)
-    assert len(files_below(tmp_path / "whole")) == 3 * 30 + 3
+    assert len(files_below(tmp_path / "whole")) == 3 * (30 + FRAMES) + 4
     chance = random.Random(0)
     for number in range(2):
         out = tmp_path / f"trial{number}"

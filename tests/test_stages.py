@@ -103,6 +103,13 @@ def test_each_stage_starts_from_the_one_before(tmp_path: Path) -> None:
     front, context = stages(dataclasses.replace(config, head="dilatednet", head_options={"context": "large"}))
     assert (front.head_options, context.head_options) == ({"context": "none"}, {"context": "large"})
     assert (front.freeze_backbone, context.freeze_backbone) == (False, True)
+    shallow, deep = stages(dataclasses.replace(config, backbone="vgg16_bn", head="classifier", weights="imagenet"))
+    assert [(one.backbone, one.weights) for one in (shallow, deep)] == [
+        ("vgg11_bn", "imagenet"), ("vgg16_bn", str(tmp_path / "a-stage1" / "checkpoints" / "best.ckpt")),
+    ]  # fmt: skip
+    assert shallow.start_from is deep.start_from is None
+    with pytest.raises(ValueError, match="--staged: classifier has no training stages; .*the classifier of a deep VGG"):
+        stages(dataclasses.replace(config, backbone="vgg11", head="classifier"))
     with pytest.raises(ValueError, match="--staged: unet has no training stages; .*: fcn16s, fcn8s, dilatednet"):
         stages(dataclasses.replace(config, head="unet"))
 

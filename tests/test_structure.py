@@ -23,8 +23,11 @@ MAY_IMPORT = {
     "analysis": {"command_line", "run_files", "callbacks", "training"},
     "inference": {"command_line", "run_files", "callbacks", "training", "analysis"},
     "explaining": {"command_line", "run_files", "callbacks", "training", "analysis", "inference"},
+    "region_svms": {"command_line", "run_files", "callbacks", "training", "analysis", "inference"},
     "comparing": {"command_line", "run_files"},
     "many_runs": {"command_line", "run_files"},
+    # claiming also runs run.py, in forked processes
+    "claiming": {"command_line", "run_files", "analysis", "comparing", "many_runs", "run"},
     # benchmarks also run these programs as a user does
     "benchmarks": {
         "command_line",
@@ -33,8 +36,10 @@ MAY_IMPORT = {
         "training",
         "analysis",
         "inference",
+        "region_svms",
         "evaluate",
         "predict",
+        "run",
     },
 }
 """The folders that each folder may import from, besides itself."""

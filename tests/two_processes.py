@@ -15,13 +15,20 @@ from typing import Any
 
 import torch
 
-from backbones import vit
+from backbones import convnext, vit
 from experiments.callbacks.checkpoints import Checkpoints
 from tests.kill_trials import arguments, differences, finish, make_data, start, trial, whole_run
 
-NO_NORMS = ("--backbone", "lenet5", "--head", "hypercolumn", "--optimizer", "sgd", "--lr", "0.1", "--aux-weight", "0")
-NO_BATCH_NORMS = ("--backbone", "convnext_tiny", "--head", "fcn32s", "--aux-weight", "0")
-VIT = ("--backbone", "vit_b_32", "--head", "fcn32s", "--aux-weight", "0", "--max-steps", "3", "--optimizer", "sgd")
+
+def backbone(name: str) -> tuple[str, ...]:
+    """Flags for another backbone than that of kill_trials.py, whose options do not suit it."""
+    return ("--backbone", name, "--backbone-options", "{}")
+
+
+NO_NORMS = (*backbone("lenet5"), "--head", "hypercolumn", "--optimizer", "sgd", "--lr", "0.1", "--aux-weight", "0")
+NO_BATCH_NORMS = (*backbone("convnext_tiny"), "--head", "fcn32s", "--aux-weight", "0")
+"""A network of which `small` makes the backbone small, as of the next."""
+VIT = (*backbone("vit_b_32"), "--head", "fcn32s", "--aux-weight", "0", "--max-steps", "3", "--optimizer", "sgd")
 
 
 def results(folder: Path) -> dict:
@@ -48,7 +55,7 @@ def killed_rank(data: Path, out: Path, victim: int) -> dict:
     """Kill one of two processes in the middle of training: how the other ends, and after how many seconds."""
     log = out / f"killed{victim}.log"
     name = f"killed{victim}"
-    pids = start(arguments(data, out, name, "--epochs", "500", "--checkpoint-every", "1"), log, 2)
+    pids = start(arguments(data, out, name, *NO_NORMS, "--epochs", "500", "--checkpoint-every", "1"), log, 2)
     until = time.monotonic() + 60
     while not (out / name / "checkpoints" / "last.ckpt").is_file() and time.monotonic() < until:
         time.sleep(0.05)
@@ -70,13 +77,13 @@ def sharded(data: Path, out: Path) -> dict:
     common = (*NO_BATCH_NORMS, "--optimizer", "sgd", "--image-size", "32", "--lr", "0.5", "--warmup", "0")
     common += ("--schedule", "constant")
     three = (*common, "--max-steps", "3")
-    pids = start(arguments(data, out, "ddp", *three), out / "ddp.log", 2)
+    pids = start(arguments(data, out, "ddp", *three), out / "ddp.log", 2, small)
     codes = finish(pids)
     pids = start(arguments(data, out, "fsdp2", *three, "--strategy", "fsdp2"), out / "fsdp2.log", 2, note_shards(out))
     codes += finish(pids)
     two = ("--strategy", "fsdp2", *common)
     for name, more in (("part", ("--max-steps", "2")), ("part", ("--max-steps", "3", "--resume"))):
-        codes += finish(start(arguments(data, out, name, *two, *more), out / "part.log", 2))
+        codes += finish(start(arguments(data, out, name, *two, *more), out / "part.log", 2, small))
     ddp, fsdp2 = (
         torch.load(out / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for name in ("ddp", "fsdp2")
@@ -94,32 +101,32 @@ def sharded(data: Path, out: Path) -> dict:
     }
 
 
-def small_vit(rank: int) -> None:
-    """Make ViT-B/32 small: two layers of 24 channels."""
+def small(rank: int) -> None:
+    """Make ViT-B/32 and ConvNeXt-T small: a block or two of few channels for each of their stages."""
     vit.VARIANTS["vit_b_32"] = vit.Variant(32, 24, 2, 2)
-
-
-def one_level(data: Path, out: Path) -> dict:
-    """Three steps of DDP with a ViT under a head that reads one level of its pyramid."""
-    codes = finish(start(arguments(data, out, "vit", *VIT), out / "vit.log", 2, small_vit))
-    return {"codes": codes, "log": (out / "vit.log").read_text()[-2000:]}
+    convnext.VARIANTS["convnext_tiny"] = convnext.Variant((1, 1, 2, 1), (8, 16, 32, 64), 0.1)
 
 
 def sharded_crf(data: Path, out: Path) -> dict:
-    """Three steps that learn a CRF, under DDP and under FSDP2: the CRF's weights of both, and what FSDP2 printed."""
+    """Three steps that learn a CRF, under DDP and under FSDP2, on a ViT under a head that reads one level.
+
+    Returns exit codes, the CRF's weights of both, and what they printed.
+    """
     codes, learnt = [], []
     for name in ("ddp", "fsdp2"):
         flags = arguments(data, out, f"crf_{name}", *VIT, "--crf", "train", "--strategy", name)
-        codes += finish(start(flags, out / f"crf_{name}.log", 2, small_vit))
+        codes += finish(start(flags, out / f"crf_{name}.log", 2, small))
         state = torch.load(out / f"crf_{name}" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         learnt.append({key: value.tolist() for key, value in state.items() if key.startswith("crf.crf.")})
-    return {"codes": codes, "learnt": learnt, "log": (out / "crf_fsdp2.log").read_text()}
+    logs = {name: (out / f"crf_{name}.log").read_text() for name in ("ddp", "fsdp2")}
+    return {"codes": codes, "learnt": learnt, "logs": logs}
 
 
 def note_shards(out: Path) -> Callable[[int], None]:
     """Have every rank write down, at the end of training, its share of the parameters and the sum of all weights."""
 
     def prepare(rank: int) -> None:
+        small(rank)
         finished = Checkpoints.epoch_end
 
         def noting(self: Checkpoints, trainer: Any, module: Any) -> None:
@@ -140,7 +147,6 @@ def main() -> None:
     found = {"double_batch": double_batch(data, out)}
     found |= {f"killed{victim}": killed_rank(data, out, victim) for victim in (0, 1)}
     found["sharded"] = sharded(data, out)
-    found["one_level"] = one_level(data, out)
     found["sharded_crf"] = sharded_crf(data, out)
     flags = ("--checkpoint-every", "2", "--ema", "0.9", "--epochs", "2")
     seconds = whole_run(data, out, flags, 2)

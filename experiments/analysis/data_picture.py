@@ -6,7 +6,7 @@ Statistics are of the images as stored, before augmentation, at most 500 of them
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,8 +16,9 @@ from datamodules.base import GraftDataModule
 from datamodules.checking import in_threads
 from datamodules.objects import Objects
 from datamodules.samples import Samples
+from datamodules.source import SourceOfSeveralLabels
 from experiments.training.draw_boxes import draw_boxes
-from experiments.training.predictions import coloured
+from experiments.training.predictions import coloured, label_names
 
 MOST_READ = 500
 MOST_CLASSES = 30
@@ -68,6 +69,8 @@ def of_one(samples: Samples, index: int, num_classes: int) -> tuple[np.ndarray, 
     """
     image, target, _ = samples.load(index)
     labels = target.labels if isinstance(target, Objects) else np.ravel(target)
+    if isinstance(samples.source, SourceOfSeveralLabels):
+        labels = np.flatnonzero(samples.source.labels_of(cast("int", target)))
     counts = np.bincount(labels, minlength=256 if isinstance(target, np.ndarray) else num_classes)
     counts = np.append(counts[:num_classes], counts[num_classes:].sum())
     # From how often each level occurs: exact, and faster than arithmetic on all pixels.
@@ -107,7 +110,7 @@ def tiles(data: GraftDataModule, items: list[dict[str, Any]]) -> list[tuple[np.n
     for item in items:
         image = as_rgb(data.to_pixels(item["image"]).permute(1, 2, 0).numpy())
         if data.task == "classification":
-            pictures.append((image, data.class_names[int(item["target"])]))
+            pictures.append((image, label_names(item["target"].numpy(), data.class_names)))
             continue
         if data.task == "detection":
             pictures.append((draw_boxes(image, item["target"], data.class_names, data.colours), ""))

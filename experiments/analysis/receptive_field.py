@@ -114,6 +114,8 @@ class FieldTracer(TorchDispatchMode):
                 return field._replace(
                     first=field.first - beside, last=field.last + beside, stride=field.stride / factor
                 )
+            case "lerp" if args[2].ndim == 1:  # between neighbouring columns; see `heads.placing.sample`
+                return field._replace(first=field.first - field.stride, last=field.last + field.stride)
             case "bmm" | "baddbmm":
                 self.attention = True
             case _ if "attention" in name:

@@ -1,10 +1,13 @@
 """Latency of four networks in Graft and in other libraries, eager and exported, in one run by turns.
 
-    python experiments/benchmarks/inference_peers.py --readme
+    python experiments/benchmarks/inference_peers.py --readme --trained runs/a runs/b
 
 The other libraries are segmentation_models.pytorch and torchvision, with networks of the same structure; weights are
 random, because they do not matter for speed. All networks take normalised float32 images `(B, 3, H, W)` and return
 logits at the size of the image. Each way runs in a process of its own; a round times every way of one network once.
+
+Fewer bits are worth their speed only if the score holds, which random weights cannot show. So the runs of `--trained`
+are scored in each way on their validation images; the second table has their scores.
 """
 
 import argparse
@@ -30,11 +33,14 @@ from experiments.run_files.atomic_file import write_atomically
 
 CLASSES = 21
 README = Path(__file__).resolve().parents[1] / "README.md"
-BEGIN, END = "<!-- begin inference_peers.py -->", "<!-- end inference_peers.py -->"
+LATENCIES, SCORES = "inference_peers.py", "inference_peers.py --trained"
+"""The names of the two parts of the README."""
 LIBRARIES = {"smp": "segmentation_models_pytorch", "torchvision": "torchvision", "graft": "torch"}
 WAYS = ("eager", "eager, channels last", "onnxruntime", "openvino f32", "openvino")
 OWN_WAYS = ("eager", "eager, folded", *WAYS[2:])
 """Graft's; folded means channels last too, as evaluate.py and predict.py run networks."""
+SCORED = ("eager", "folded", "onnxruntime", "openvino_f32", "openvino")
+"""The same ways under the names of benchmark.py."""
 
 
 class Structure(NamedTuple):
@@ -215,18 +221,52 @@ def as_markdown(rows: list[list[str]], asked: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def rewrite(path: Path, text: str) -> None:
-    """Put the text between the markers of a README.
+def kept_scores(runs: list[str], images: int, threads: int) -> str:
+    """A Markdown table of the score that each way keeps, for trained networks on up to so many validation images."""
+    from experiments.inference.benchmark_all import Plan, benchmark
+    from experiments.inference.check_export import MAIN_SCORE
+    from experiments.inference.evaluate_all import data_of
+    from experiments.inference.trained import load
+
+    lines = [
+        f"The score that each way keeps, on up to {images} validation images; bf16 is OpenVINO's own choice here.",
+        "",
+        "| trained network | way | score | change | largest difference of a probability |",
+        "|---|---|--:|--:|--:|",
+    ]
+    for run in runs:
+        network = load(run, "cpu")
+        data = data_of(run, None, None, network)
+        plan = Plan(
+            names=SCORED, split="val", images=images, batch=1, size=None, repeats=1, seconds=0.01, threads=threads,
+            device="cpu", calibration=1, max_drop=(0.001, 0.01),
+        )  # fmt: skip
+        hparams, score = network.module.hparams, MAIN_SCORE[network.task]
+        title = f"{hparams['backbone']} + {hparams['head']}, {type(data).__name__.lower()}"
+        for row in benchmark(run, network, data, plan):
+            note = row.get("note", "").removeprefix("computes in ")
+            cells = [title, f"{row['runtime']} ({note})" if note else row["runtime"]]
+            if "score" in row:
+                cells += [f"{score} {row['score']:.4f}", f"{row['score_change']:+.4f}", f"{row['max_difference']:.0e}"]
+            else:
+                cells += ["-", "-", row["status"]]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def rewrite(path: Path, part: str, text: str) -> None:
+    """Put the text between the markers of a part of a README.
 
     Raises:
         ValueError: the markers are missing.
     """
+    first, last = f"<!-- begin {part} -->", f"<!-- end {part} -->"
     content = path.read_text(encoding="utf-8")
-    before, begin, rest = content.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = content.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise ValueError(f"{path} lacks the lines {BEGIN} and {END}")
-    write_atomically(path, f"{before}{BEGIN}\n{text}\n{END}{after}")
+        raise ValueError(f"{path} lacks the lines {first} and {last}")
+    write_atomically(path, f"{before}{first}\n{text}\n{last}{after}")
 
 
 def main() -> None:
@@ -238,18 +278,25 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=0.3, help="that a way is timed for in a round, at least one call"
     )
-    parser.add_argument("--only", type=int, nargs="+", choices=range(len(STRUCTURES)), help="some of the networks")
-    parser.add_argument("--readme", action="store_true", help="write the table into experiments/README.md")
+    parser.add_argument("--only", type=int, nargs="*", metavar="N", help="time the networks of these numbers, from 0")
+    parser.add_argument("--trained", nargs="+", default=[], metavar="RUN", help="run folders, scored in each way")
+    parser.add_argument("--images", type=int, default=128, help="validation images that a trained network is scored on")
+    parser.add_argument("--readme", action="store_true", help="write the tables into experiments/README.md")
     asked = parser.parse_args()
+    parts = {}
+    if asked.trained:
+        parts[SCORES] = kept_scores(asked.trained, asked.images, asked.threads)
     rows: list[list[str]] = []
     with tempfile.TemporaryDirectory() as folder:
         for place, structure in enumerate(STRUCTURES):
             if asked.only is None or place in asked.only:
                 rows += measure(structure, Path(folder), asked)
-    text = as_markdown(rows, asked)
-    print(text)
-    if asked.readme:
-        rewrite(README, text)
+    if rows:
+        parts[LATENCIES] = as_markdown(rows, asked)
+    for part, text in parts.items():
+        print(f"{text}\n")
+        if asked.readme:
+            rewrite(README, part, text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The values of `--crf-settings`: the name of a preset in heads/crf.py, or a YAML file such as tune_crf.py writes."""
+"""The values of `--crf-settings`: a preset of heads/crf.py, a YAML file such as tune_crf.py writes, or YAML itself."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def crf_settings_problem(named: str) -> str | None:
     if named in presets:
         return None
     path = Path(named)
-    if not path.is_file():
+    if not is_inline(named) and not path.is_file():
         if path.suffix:
             return f"--crf-settings {named}: no such file"
         return f"--crf-settings: no preset and no file '{named}'; nearest presets: {nearest(named, presets)}"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(named if is_inline(named) else path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         return f"--crf-settings {named}: not a YAML file ({' '.join(str(error).split())})"
     known = class_fields("heads/crf.py", "CRFSettings")
@@ -45,6 +45,11 @@ def crf_settings_problem(named: str) -> str | None:
     return None
 
 
+def is_inline(named: str) -> bool:
+    """Whether the settings themselves are given, such as '{iterations: 5}', and not the name of something."""
+    return named.startswith("{")
+
+
 def read_crf_settings(named: str | None) -> CRFSettings:
     """The preset, or the default preset with the settings of a file.
 
@@ -55,7 +60,8 @@ def read_crf_settings(named: str | None) -> CRFSettings:
 
     if named is None or named in PRESETS:
         return PRESETS[named or DEFAULT]
-    values: dict[str, Any] = yaml.safe_load(Path(named).read_text(encoding="utf-8"))
+    text = named if is_inline(named) else Path(named).read_text(encoding="utf-8")
+    values: dict[str, Any] = yaml.safe_load(text)
     try:
         return dataclasses.replace(
             PRESETS[DEFAULT], **{key: value for key, value in values.items() if key not in NOTES}

@@ -6,7 +6,7 @@ from typing import Literal
 from experiments.command_line.crf_settings import crf_settings_problem
 from experiments.command_line.kinds import NonNegativeInt, PositiveInt
 from experiments.command_line.parser import flag, positional
-from experiments.command_line.protocol_flags import run_problem
+from experiments.command_line.protocol_flags import out_problem, run_problem
 
 Method = Literal["gradcam", "occlusion", "deconvnet", "activations", "filters", "se_gates", "receptive_field", "crf"]
 FOR_TARGET = ("gradcam", "occlusion", "crf")
@@ -86,4 +86,4 @@ def explain_problem(flags: ExplainFlags) -> str | None:
     if flags.masks is not None and not flags.inputs:
         return "--masks belongs to pictures that are named; the run's own data has its own masks"
     crf_problem = crf_settings_problem(flags.crf_settings) if flags.crf_settings is not None else None
-    return run_problem(flags.run) or crf_problem
+    return run_problem(flags.run) or crf_problem or out_problem(flags.out)

@@ -1,6 +1,7 @@
 """How a program ends: exit codes, one-line errors, signals, and ending together with the parent process."""
 
 import ctypes
+import errno
 import importlib.util
 import os
 import signal
@@ -12,6 +13,10 @@ from pathlib import Path
 USAGE_ERROR = 2
 PR_SET_PDEATHSIG = 1
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+NO_PLACE = (*NOT_WRITABLE, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+"""Reasons of the system, not of a program, why a file cannot be written."""
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("backbones", "heads", "lightning_modules", "datamodules", "experiments")
 """The folders of this project's code below ROOT."""
@@ -36,9 +41,9 @@ class RunError(Exception):
 def run_program(program: str, work: Callable[[], int | None], stopped: str) -> int:
     """Run `work`, which imports torch itself, and return its exit code, or 0 if it returns None.
 
-    Errors that this project raises for its users become one line. Other errors are bugs and keep their traceback; the
-    environment variable GRAFT_TRACEBACK=1 shows the traceback of every error. `stopped` is what to say about resuming
-    after a signal.
+    Errors that this project raises for its users, and those of full or unwritable disks, become one line. Other errors
+    are bugs and keep their traceback; GRAFT_TRACEBACK=1 in the environment shows that of every error of this project.
+    `stopped` is what to say about resuming after a signal.
     """
     if importlib.util.find_spec("fcntl") is None:
         print(f"{program}: error: Graft runs on Linux and macOS; on Windows, use it within WSL", file=sys.stderr)
@@ -56,6 +61,13 @@ def run_program(program: str, work: Callable[[], int | None], stopped: str) -> i
             traceback.print_exception(error)
         print(f"{program}: error: {last_line(error)}", file=sys.stderr)
         return 1 if isinstance(error, RunError) else USAGE_ERROR
+    except OSError as error:
+        if error.errno not in (*NO_ROOM, *NO_PLACE):
+            raise
+        doing = "free some space" if error.errno in NO_ROOM else "give another place, or change what is there"
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{program}: error: {where}{error.strerror}; {doing}; {stopped}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{program}: stopped; {stopped}", file=sys.stderr)
         return 130

@@ -1,5 +1,6 @@
 """Flags of the programs that run a trained network on pictures: which network, and how each picture is predicted."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,7 +39,19 @@ class ProtocolFlags:
 
 def run_problem(run: str) -> str | None:
     """Why a path cannot be a run folder or a checkpoint."""
-    return None if Path(run).exists() else f"{run}: no such run folder or checkpoint"
+    return None if os.path.exists(run) else f"{run}: no such run folder or checkpoint"
+
+
+def out_problem(out: str | Path) -> str | None:
+    """Why results cannot be written to a folder, which need not exist yet."""
+    there = Path(out).absolute()
+    while not os.path.exists(there):
+        there = there.parent
+    if not there.is_dir():
+        return f"--out: {there} is a file; name a folder"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"--out: this user may not write to {there}; name another folder"
+    return None
 
 
 def protocol_problem(flags: ProtocolFlags) -> str | None:

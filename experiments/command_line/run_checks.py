@@ -58,6 +58,8 @@ def numbers(config: RunConfig) -> Problems:
         yield f"--warmup is {config.warmup:g}; it is a fraction of all steps, give a number below 1"
     if config.ema >= 1:
         yield f"--ema is {config.ema:g}; it is a decay, give a number below 1, such as 0.999"
+    if config.norm_momentum is not None and config.norm_momentum > 1:
+        yield f"--norm-momentum is {config.norm_momentum:g}; it is a share, give a number of at most 1, such as 0.01"
     if config.layer_decay > 1:
         yield f"--layer-decay is {config.layer_decay:g}; give a number of at most 1, such as 0.75"
 
@@ -117,6 +119,9 @@ def files(config: RunConfig) -> Problems:
         if config.augmentation not in presets:
             known = nearest(config.augmentation, presets)
             yield f"--augmentation {config.augmentation}: no such name or file; nearest: {known}"
+    methods = dict_keys("datamodules/proposals.py", "METHODS")
+    if config.proposals is not None and config.proposals not in methods and not Path(config.proposals).is_file():
+        yield f"--proposals {config.proposals}: no such file (or give {' or '.join(methods)})"
     if config.weights not in ("imagenet", "none") and not Path(config.weights).is_file():
         yield f"--weights {config.weights}: no such file (or give imagenet or none)"
 

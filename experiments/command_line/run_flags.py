@@ -35,7 +35,8 @@ class RunConfig:
     )
     start_from: str | None = network_flag(
         None,
-        "checkpoint of another run to initialise the network from; tensors of the same name and shape are copied",
+        "checkpoint of another run to initialise the network from; tensors of the same name and shape are copied, and "
+        "of the output layer the rows of classes of the same name",
         path=True,
     )
     output_stride: Literal[8, 16, 32] | None = network_flag(
@@ -47,6 +48,11 @@ class RunConfig:
     head_options: dict[str, Any] | None = network_flag(
         None, "further options of the head in YAML, such as '{up: interpolate}'"
     )
+    placement: Literal["placed", "stretched", "centred"] = network_flag(
+        "placed",
+        "segmentation: how maps join finer ones and scores reach the image: placed (on the pixels they stand for), "
+        "stretched (resized, as in most libraries) or centred (at the centres of their receptive fields)",
+    )
     crf: Literal["none", "test", "train"] = network_flag(
         "none",
         "fully connected CRF, for segmentation: test reports scores without and with it; train learns it together with "
@@ -54,8 +60,8 @@ class RunConfig:
     )
     crf_settings: str | None = network_flag(
         None,
-        "settings of the CRF of --crf: a preset of heads/crf.py, or a YAML file such as tune_crf.py writes; default: "
-        "deeplabv2_resnet101",
+        "settings of the CRF of --crf: a preset of heads/crf.py, a YAML file such as tune_crf.py writes, or YAML "
+        "such as '{iterations: 5}'; default: deeplabv2_resnet101",
         path=True,
     )
 
@@ -70,6 +76,17 @@ class RunConfig:
         "bands of the images: 3 reads all images as RGB; others need files of so many bands, such as TIFF, in --data "
         "folders",
     )
+    fit: Literal["own", "stretch", "within"] | None = data_flag(
+        None,
+        "size of whole images for heads that detect: own keeps it; stretch resizes to --image-size; within resizes in "
+        "proportion, shorter and longer side at most the two numbers of --image-size; default: own, stretch for heads "
+        "that see the whole image",
+    )
+    ap_rule: Literal["coco", "voc07", "voc10"] | None = data_flag(
+        None,
+        "rule of average precision: coco (mean over IoU 0.5 to 0.95), voc07 (11 points, IoU 0.5) or voc10 (area under "
+        "the curve, IoU 0.5); default: the data set's",
+    )
     download: bool = data_flag(False, "download the data set if it is missing and can be downloaded automatically")
     image_size: list[PositiveInt] | None = data_flag(
         None, "size of images in training, in pixels: height and width, or one number for both; default: the data set's"
@@ -78,6 +95,12 @@ class RunConfig:
         None,
         "augmentation of training images: a preset such as deeplab, or an albumentations YAML file; default: the data "
         "set's own",
+        path=True,
+    )
+    proposals: str | None = data_flag(
+        None,
+        "boxes that may hold an object, for heads that classify such boxes: selective_search, windows, or an .npz file "
+        "of propose.py; default: selective_search under such a head",
         path=True,
     )
     mixup: NonNegativeFloat = data_flag(
@@ -118,7 +141,12 @@ class RunConfig:
         1e-4, "weight decay; never applied to normalisation layers and biases"
     )
     schedule: str = training_flag(
-        "poly", "learning-rate schedule after warm-up: poly, cosine, step or constant", variable=SCHEDULES
+        "poly", "learning-rate schedule after warm-up: poly, cosine, step, exponential or constant", variable=SCHEDULES
+    )
+    milestones: list[PositiveFloat] | None = training_flag(
+        None,
+        "fractions of all steps after which --schedule step divides the rate by ten; default: at one third and two "
+        "thirds of the steps after warm-up",
     )
     warmup: NonNegativeFloat = training_flag(
         0.05, "learning-rate warm-up: fraction of all steps over which the rate first rises linearly"
@@ -133,8 +161,18 @@ class RunConfig:
     freeze_backbone: bool = training_flag(
         False, "train the head only; the backbone's weights and batch-norm statistics stay as they are"
     )
+    freeze_stages: NonNegativeInt = training_flag(
+        0,
+        "freeze the layers that the first N maps of the backbone depend on, with the statistics of their batch norms; "
+        "0: none",
+    )
     freeze_norms: bool = training_flag(
         False, "freeze the running statistics of the backbone's batch norms; all parameters are still trained"
+    )
+    norm_momentum: PositiveFloat | None = training_flag(
+        None,
+        "batch norms: share of each batch in the running statistics, such as 0.0003 in DeepLab; default: 0.1 or the "
+        "network's own",
     )
     loss: str = training_flag(
         "cross_entropy",
@@ -162,7 +200,8 @@ class RunConfig:
         "decay of an exponential moving average (EMA) of the weights, which is then evaluated and saved; 0: no EMA",
     )
     staged: bool = training_flag(
-        False, "train in the stages of the head's paper, such as fcn32s and fcn16s before fcn8s"
+        False,
+        "train in the stages of the paper, such as fcn32s and fcn16s before fcn8s, or vgg11 before vgg16 (classifier)",
     )
     seed: NonNegativeInt = training_flag(
         0, "random seed of weight initialisation, sample order, augmentation and dropout"

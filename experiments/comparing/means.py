@@ -55,13 +55,21 @@ def deviation(values: Sequence[float], mean: float) -> float:
 
 def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference | None:
     """The difference of `ours` to `theirs`, both by seed; None if they have no seed in common."""
-    differences = mean_of([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
-    if differences is None:
+    differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    if not differences:
         return None
-    if differences.std is None:
-        return Difference(differences.mean, None, None, differences.n)
-    half = t_quantile(differences.n - 1) * differences.std / math.sqrt(differences.n)
-    return Difference(differences.mean, differences.mean - half, differences.mean + half, differences.n)
+    mean, half = interval(differences)
+    if len(differences) == 1:
+        return Difference(mean, None, None, 1)
+    return Difference(mean, mean - half, mean + half, len(differences))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The mean, and half of its 95 % Student t interval, which is 0 for a single value."""
+    found = mean_of(values)
+    assert found is not None
+    half = 0.0 if found.std is None else t_quantile(found.n - 1) * found.std / math.sqrt(found.n)
+    return found.mean, half
 
 
 @lru_cache

@@ -100,6 +100,7 @@ def describe(protocol: Mapping[str, Any]) -> dict[str, str]:
         "classes": ", ".join(map(str, protocol["classes"])),
         "ignored label": str(protocol["ignore_index"]),
         "crf": str(protocol["crf"]),
+        **{name: str(protocol[name]) for name in ("ap_rule", "fit") if name in protocol},
     }
     if protocol["skipped"]:
         words["unreadable samples"] = ", ".join(f"{count} {split}" for split, count in protocol["skipped"].items())
@@ -154,7 +155,8 @@ def make_table(
         first: the protocol of the first table.
     """
     protocol = groups[0].runs[0].protocol
-    metric = metric or MAIN_METRIC.get(protocol["task"], "loss")
+    usual = "map" if protocol.get("several_labels") else MAIN_METRIC.get(protocol["task"], "loss")
+    metric = metric or usual
     ranks = {group.label: rank for group in groups if (rank := rank_of(group, split, metric)) is not None}
     ranked = sorted(groups, key=lambda group: ranks.get(group.label, -math.inf), reverse=True)
     scored = [group for group in ranked if group.label in ranks]

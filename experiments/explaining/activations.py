@@ -15,9 +15,10 @@ import torch
 
 from experiments.command_line.explain_flags import ExplainFlags
 from experiments.explaining.deconvnet import check_units, projection, strongest_place
-from experiments.explaining.drawing import panel, row, signed_picture, tiles
+from experiments.explaining.drawing import panel, row, tiles
 from experiments.explaining.examples import MANY, Example, Examples, prepared
 from experiments.explaining.explanation import Explanation
+from experiments.explaining.patches import GREY, PAPER, box_of, cut, projection_picture
 from experiments.explaining.receptive_fields import Theory, theory_of
 from experiments.explaining.recording import Recording, record
 from experiments.inference.trained import TrainedNetwork
@@ -26,8 +27,6 @@ BEST, UNITS = 9, 4
 """Patches of a unit, and units that are drawn if none is named."""
 SIDE = 96
 """Pixels of a drawn patch."""
-PAPER, GREY = 225, 128
-"""Grey levels of what lies outside of a picture, and of a projection that is zero."""
 
 
 @dataclass(order=True)
@@ -111,28 +110,4 @@ def draw_unit(
 def projected_patch(recording: Recording, layer: str | None, unit: int) -> np.ndarray:
     """The deconvnet's picture uint8 `(H, W, 3)` of the strongest value of a unit."""
     out = recording.layer(layer)[1]
-    return signed_picture(projection(recording, out, unit, strongest_place(out, unit))[0].cpu().numpy())
-
-
-def box_of(theory: Theory, place: tuple[int, int], size: tuple[int, ...]) -> dict[str, int]:
-    """First and last row and column of the theoretical field, or the whole picture if the field is larger.
-
-    Args:
-        size: of the picture, (H, W, ...). Fields at its border reach beyond it.
-    """
-    top, bottom, left, right = theory.box(*place)
-    if bottom - top >= size[0] or right - left >= size[1]:
-        top, bottom, left, right = 0, size[0] - 1, 0, size[1] - 1
-    return {"top": top, "bottom": bottom, "left": left, "right": right}
-
-
-def cut(image: np.ndarray, box: dict[str, int], outside: int) -> np.ndarray:
-    """The part of a picture uint8 `(H, W, 3)` in a box; pixels beyond the border have the grey level `outside`."""
-    height, width = image.shape[:2]
-    part = np.full((box["bottom"] - box["top"] + 1, box["right"] - box["left"] + 1, 3), outside, np.uint8)
-    top, left = max(0, box["top"]), max(0, box["left"])
-    bottom, right = min(height, box["bottom"] + 1), min(width, box["right"] + 1)
-    part[top - box["top"] : bottom - box["top"], left - box["left"] : right - box["left"]] = image[
-        top:bottom, left:right
-    ]
-    return part
+    return projection_picture(projection(recording, out, unit, strongest_place(out, unit))[0].cpu().numpy())

@@ -14,7 +14,7 @@ from experiments.explaining.examples import Examples, prepared
 from experiments.explaining.explanation import Explanation
 from experiments.explaining.target import find_label, main_class
 from experiments.inference.results import overlay
-from experiments.inference.trained import TrainedNetwork, probabilities_of
+from experiments.inference.trained import TrainedNetwork
 from heads.crf import DenseCRF
 from lightning_modules.metrics import SegmentationScores
 from lightning_modules.refinement import CRFRefinement
@@ -63,7 +63,7 @@ def crf_steps(network: TrainedNetwork, examples: Examples, flags: ExplainFlags) 
     for example in examples.take():
         with torch.no_grad():
             logits = network.module.network(prepared(network, example.image)[1])
-        steps = beliefs(crf, probabilities_of(logits, example.image.shape[:2]), example.image, iterations)
+        steps = beliefs(crf, network.probabilities_of(logits, example.image.shape[:2]), example.image, iterations)
         label = main_class(steps[0].argmax(1).flatten(), names) if named is None else named
         above, below, entries = [panel(example.image, example.name)], [], []
         for number, belief in zip(iterations, steps, strict=True):

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from experiments.command_line.explain_flags import ExplainFlags
-from experiments.explaining.drawing import panel, row, signed_picture
+from experiments.explaining.drawing import outlined, panel, row
 from experiments.explaining.examples import Examples, prepared
 from experiments.explaining.explanation import Explanation
+from experiments.explaining.patches import GREY, PAPER, box_of, cut, projection_picture
 from experiments.explaining.randomise import SanityCheck
+from experiments.explaining.receptive_fields import Theory, theory_of
 from experiments.explaining.recording import Recording, Step, record
 from experiments.inference.trained import TrainedNetwork
 
@@ -77,8 +79,9 @@ def check_chain(network: TrainedNetwork, recording: Recording) -> None:
 
 @torch.no_grad()
 def deconvnet(network: TrainedNetwork, examples: Examples, flags: ExplainFlags) -> Iterator[Explanation]:
-    """Each picture beside the projection of its strongest activation, for each unit."""
+    """Each picture, with the place of a unit's strongest value, beside that part and what is projected there."""
     check = SanityCheck(network) if flags.sanity_check else None
+    theory: Theory | None = None
     for example in examples.take():
         pixels, x = prepared(network, example.image)
         recording = record(network.module.network, x)
@@ -103,7 +106,16 @@ def deconvnet(network: TrainedNetwork, examples: Examples, flags: ExplainFlags) 
                     return projection(repeated, there, unit, strongest_place(there, unit))[0].abs().sum(0).cpu().numpy()
 
                 facts["sanity_check"] = check(np.abs(back_projected).sum(0), again)
+            theory = theory or theory_of(network.module.network, x, flags.layer)
+            box = box_of(theory, place, pixels.shape)
+            facts["box"] = box
+            panels = [panel(pixels, example.title)]
+            if (box["bottom"], box["right"]) != (pixels.shape[0] - 1, pixels.shape[1] - 1) or box["top"] or box["left"]:
+                panels = [
+                    panel(outlined(pixels, box), example.title),
+                    panel(cut(pixels, box, PAPER), "the outlined part"),
+                ]
             caption = f"{name}, unit {unit}: {strength:.3g}"
-            picture = row([panel(pixels, example.title), panel(signed_picture(back_projected), caption)])
+            panels.append(panel(cut(projection_picture(back_projected), box, GREY), caption))
             stem = example.stem if len(flags.unit or ()) < 2 else example.stem.with_name(f"{example.stem.name}.{unit}")
-            yield Explanation(stem, picture, facts)
+            yield Explanation(stem, row(panels), facts)

@@ -29,12 +29,13 @@ HOTTEST = 0.92
 
 def enlarged(image: np.ndarray, least: int = PANEL) -> np.ndarray:
     """A small picture, enlarged by a whole number; one that is too large for a panel, reduced."""
-    factor = math.ceil(least / image.shape[0])
+    longest = max(image.shape[:2])
+    factor = min(math.ceil(least / image.shape[0]), LARGEST // longest)
     if factor > 1:
         return image.repeat(factor, 0).repeat(factor, 1)
-    if max(image.shape[:2]) > LARGEST:
-        scale = LARGEST / max(image.shape[:2])
-        return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    if longest > LARGEST:
+        size = [max(1, round(side * LARGEST / longest)) for side in image.shape[1::-1]]
+        return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     return image
 
 
@@ -57,6 +58,16 @@ def panel(image: np.ndarray, caption: str, target: Target | None = None, least: 
     canvas.paste(Image.fromarray(drawn), (0, 2 * FONT_SIZE - 4))
     ImageDraw.Draw(canvas).text((0, 4), shortened(caption, font, drawn.shape[1]), fill="black", font=font)
     return canvas
+
+
+def outlined(image: np.ndarray, box: dict[str, int]) -> np.ndarray:
+    """A picture uint8 `(H, W, C)` with the outline of a box, whose last row and column belong to it; shown as RGB."""
+    drawn = np.ascontiguousarray(as_rgb(image).copy())
+    corners = (box["left"], box["top"]), (box["right"], box["bottom"])
+    width = max(1, max(image.shape[:2]) // 300)
+    cv2.rectangle(drawn, *corners, (255, 255, 255), 3 * width)
+    cv2.rectangle(drawn, *corners, (220, 0, 120), width)
+    return drawn
 
 
 def shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:

@@ -78,10 +78,12 @@ class Examples:
             raise ValueError(f"none of the pictures can be read; the first: {self.problems[0]}")
 
     def _of_files(self, title: str) -> Iterator[Example]:
-        inputs = list(Inputs(self.flags.inputs))
+        inputs = list(Inputs(self.flags.inputs, out=Path(self.flags.out)))
         for one in with_progress(spread(inputs, self.flags.limit), self.flags.limit or len(inputs), title):
             try:
                 image = one.read(self.network.read)
+                if self.network.size_rule.kind == "own":
+                    self.network.check_size(image)
                 mask = None if self.flags.masks is None else self._mask(Path(self.flags.masks), one.stem, image)
             except ValueError as error:
                 self.problems.append(f"{one.name}: {error}")

@@ -61,7 +61,12 @@ def gradcam(network: TrainedNetwork, examples: Examples, flags: ExplainFlags) ->
     for example in examples.take():
         pixels, x = prepared(network, example.image)
         cam, name, target, logits = explain_class(network, x, flags, None, example.image)
-        facts = {"picture": example.name, "layer": name, **target.facts(logits), "size": list(pixels.shape[:2])}
+        facts = {
+            "picture": example.name,
+            "layer": name,
+            **target.facts(network.module.probabilities(logits.detach().float())),
+            "size": list(pixels.shape[:2]),
+        }
         row_, column = divmod(int(cam.argmax()), cam.shape[1])
         facts |= {"map": list(cam.shape), "maximum": float(cam.max()), "maximum_at": {"row": row_, "column": column}}
         facts["values"] = [[float(f"{value:.4g}") for value in line] for line in cam.tolist()]

@@ -65,7 +65,7 @@ def probabilities_under(
         batch = x.repeat(len(part), 1, 1, 1)
         for one, (top, left) in zip(batch, part, strict=True):
             one[:, top : top + patches.side, left : left + patches.side] = 0
-        found += target.of(network.module.network(batch).float().softmax(1)).tolist()
+        found += target.of(network.module.probabilities(network.module.network(batch).float())).tolist()
     return np.array(found).reshape(len(patches.tops), len(patches.lefts))
 
 
@@ -94,13 +94,18 @@ def occlusion(network: TrainedNetwork, examples: Examples, flags: ExplainFlags) 
             other: TrainedNetwork, x: Tensor = x, target: Target = target, patches: Patches = patches
         ) -> np.ndarray:
             with torch.no_grad():
-                before = float(target.of(other.module.network(x).float().softmax(1))[0])
+                before = float(target.of(other.module.probabilities(other.module.network(x).float()))[0])
             return before - probabilities_under(other, x, patches, target, flags.batch_size, "batches")
 
         drops = drops_of(network)
         heat = spread_over(drops, patches, size)
         y, x_ = (int(value) for value in np.unravel_index(int(heat.argmax()), size))
-        facts = {"picture": example.name, **target.facts(logits), "size": list(size), "patch": patches.side}
+        facts = {
+            "picture": example.name,
+            **target.facts(network.module.probabilities(logits.float())),
+            "size": list(size),
+            "patch": patches.side,
+        }
         facts |= {"tops": patches.tops, "lefts": patches.lefts, "drops": np.round(drops, 5).tolist()}
         facts |= {"largest_drop": float(drops.max()), "most_needed_pixel": {"row": y, "column": x_}}
         if check is not None:

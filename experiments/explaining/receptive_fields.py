@@ -130,7 +130,13 @@ def draw(field: np.ndarray, box: tuple[int, int, int, int], numbers: dict[str, f
     corner, width, height = (left - 0.5, top - 0.5), right - left + 1, bottom - top + 1
     ax.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="white", linewidth=1.5, clip_on=True))
     ax.set_title(f"{name}: square root of the mean derivative", fontsize=9)
-    ax.set_xlabel("white: theoretical field, as far as it lies in the picture", fontsize=8)
+    inside = top > 0 or left > 0 or bottom < len(field) - 1 or right < field.shape[1] - 1
+    ax.set_xlabel(
+        "white: theoretical field, as far as it lies in the picture"
+        if inside
+        else f"the theoretical field, {width} x {height} pixels, is larger than the picture",
+        fontsize=8,
+    )
     columns = field.sum(0) / field.sum()
     places = np.arange(len(columns))
     middle, spread = (places * columns).sum(), numbers["deviation_of_columns"]
@@ -143,7 +149,7 @@ def draw(field: np.ndarray, box: tuple[int, int, int, int], numbers: dict[str, f
     profile.set_title(
         f"effective side {numbers['effective_side']:.0f} of {numbers['theoretical_side']:.0f} pixels", fontsize=9
     )
-    profile.set_xlabel("column of the picture; red: theoretical field", fontsize=8)
+    profile.set_xlabel(f"column of the picture{'; red: theoretical field' if inside else ''}", fontsize=8)
     profile.legend(fontsize=8, frameon=False)
     profile.spines[["top", "right"]].set_visible(False)
     for one in (ax, profile):

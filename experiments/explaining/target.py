@@ -30,10 +30,10 @@ class Target:
         one = scores[:, self.label]
         return one if self.pixels is None else one[:, self.pixels].mean(1)
 
-    def facts(self, logits: Tensor) -> dict[str, Any]:
+    def facts(self, probabilities: Tensor) -> dict[str, Any]:
         """What the target is and its probability, as plain values."""
         facts: dict[str, Any] = {"class": self.name, "label": self.label}
-        facts["probability"] = float(self.of(logits.detach().float().softmax(1))[0])
+        facts["probability"] = float(self.of(probabilities)[0])
         if self.pixels is not None:
             facts |= {"region": self.where, "pixels": int(self.pixels.sum())}
         return facts

@@ -21,7 +21,7 @@ from experiments.inference.trained import TrainedNetwork
 
 SIZES = ((64, 64), (65, 97), (131, 77), (160, 96))
 """Heights and widths in pixels, odd ones among them."""
-MAIN_SCORE = {"segmentation": "miou", "classification": "top1"}
+MAIN_SCORE = {"segmentation": "miou", "classification": "top1", "detection": "map"}
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Comparison:
 
     Args:
         difference: the largest difference of a probability over all sizes and images; for a file that computes labels,
-            the largest fraction of the labels of an image that differ.
-        score, exported_score: mIoU or top-1 accuracy of both on the same images.
+            the largest fraction of the labels of an image that differ; for boxes see `check_boxes.py`.
+        score, exported_score: mIoU, top-1 accuracy or mAP of both on the same images.
         images: how many these were.
     """
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -23,6 +23,7 @@ from datamodules.errors import DataError
 from experiments.command_line.process import RunError
 from experiments.inference.protocol import Predictor
 from experiments.inference.results import ClassificationResult, Result
+from experiments.inference.trained import TrainedNetwork
 
 MOST_MEGAPIXELS = 60
 """Larger pictures are refused before they are decoded: a small file can hold a picture that fills the memory."""
@@ -41,6 +42,22 @@ STYLE = """
 """
 
 
+class AnyAnswers(Protocol):
+    """What the page asks: `Answers`, or `demo_boxes.BoxAnswers`."""
+
+    least_shown: float
+    """Least confidence when the page opens."""
+    result: str
+    """What the page calls the result."""
+
+    @property
+    def refined(self) -> object | None:
+        """None if there is no CRF to switch on."""
+
+    def __call__(self, path: str | None, confidence: float, crf: bool = False) -> tuple[Image.Image | None, str, str]:
+        """The picture of the result, its bars as HTML, and a line; nothing for no picture."""
+
+
 class Answers:
     """What the page shows for a picture.
 
@@ -49,6 +66,9 @@ class Answers:
         refined: predicts with a CRF; None for classifiers.
         longest: pictures whose longer side has more pixels are reduced to that.
     """
+
+    least_shown = 0.0
+    result = "labels"
 
     def __init__(self, plain: Predictor, refined: Predictor | None, longest: int) -> None:
         self.plain, self.refined, self.longest = plain, refined, longest
@@ -67,7 +87,7 @@ class Answers:
         return overlay_of(result), bars(rows_of(result)), line
 
     def _predict(self, path: str, crf: bool) -> tuple[Result, str]:
-        image, reduced = self.read(Path(path))
+        image, reduced = read_picture(self.plain.network, Path(path), self.longest)
         predictor = self.refined if crf and self.refined is not None else self.plain
         start = time.perf_counter()
         result = predictor.network.result(predictor(image), image)
@@ -76,26 +96,31 @@ class Answers:
         height, width = image.shape[:2]
         return result, f"{width} x {height} pixels{reduced}, mean confidence {mean:.2f}, {seconds:.2f} s"
 
-    def read(self, path: Path) -> tuple[np.ndarray, str]:
-        """A picture uint8 `(H, W, 3)`, and a note if it was reduced."""
-        try:
-            with Image.open(path) as header:
-                pixels = header.width * header.height
-        except Exception:  # decoders raise what they like; reading it says what is wrong
-            pixels = 0
-        if pixels > MOST_MEGAPIXELS * 1e6:
-            raise ValueError(f"{path.name} has {pixels / 1e6:.0f} megapixels; this page takes {MOST_MEGAPIXELS}")
-        try:
-            image = self.plain.network.read(path)
-        except DataError as error:
-            raise ValueError(str(error).replace(str(path), path.name)) from None
-        factor = self.longest / max(image.shape[:2])
-        if factor >= 1:
-            return image, ""
-        size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
-        before = f"{image.shape[1]} x {image.shape[0]}"
-        smaller = cv2.resize(image, size, interpolation=cv2.INTER_AREA).reshape(*size[::-1], image.shape[2])
-        return smaller, f" (reduced from {before}; see --max-side)"
+
+def read_picture(network: TrainedNetwork, path: Path, longest: int) -> tuple[np.ndarray, str]:
+    """A picture uint8 `(H, W, 3)`, reduced to a longer side of `longest` pixels, and a note if it was.
+
+    Raises:
+        ValueError: the file is no picture, or too large.
+    """
+    try:
+        with Image.open(path) as header:
+            pixels = header.width * header.height
+    except Exception:  # decoders raise what they like; reading it says what is wrong
+        pixels = 0
+    if pixels > MOST_MEGAPIXELS * 1e6:
+        raise ValueError(f"{path.name} has {pixels / 1e6:.0f} megapixels; this page takes {MOST_MEGAPIXELS}")
+    try:
+        image = network.read(path)
+    except DataError as error:
+        raise ValueError(str(error).replace(str(path), path.name)) from None
+    factor = longest / max(image.shape[:2])
+    if factor >= 1:
+        return image, ""
+    size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
+    before = f"{image.shape[1]} x {image.shape[0]}"
+    smaller = cv2.resize(image, size, interpolation=cv2.INTER_AREA).reshape(*size[::-1], image.shape[2])
+    return smaller, f" (reduced from {before}; see --max-side)"
 
 
 def overlay_of(result: Result) -> Image.Image:
@@ -136,7 +161,7 @@ def bars(rows: list[Bar]) -> str:
     return f'<div class="bars">{"".join(cells)}</div>'
 
 
-def serve(answers: Answers, title: str, port: int, megabytes: int, ready: Callable[[str], None]) -> None:
+def serve(answers: AnyAnswers, title: str, port: int, megabytes: int, ready: Callable[[str], None]) -> None:
     """Serve the page on 127.0.0.1 until an interrupt.
 
     Args:
@@ -175,7 +200,7 @@ def serve(answers: Answers, title: str, port: int, megabytes: int, ready: Callab
             page.close(verbose=False)
 
 
-def build_page(answers: Answers, title: str) -> "gradio.Blocks":  # type: ignore[name-defined]  # noqa: F821
+def build_page(answers: AnyAnswers, title: str) -> "gradio.Blocks":  # type: ignore[name-defined]  # noqa: F821
     """The page: picture and settings on the left, what the network says on the right."""
     import gradio
 
@@ -195,14 +220,14 @@ def build_page(answers: Answers, title: str) -> "gradio.Blocks":  # type: ignore
                 # Gradio would open the file itself first, and say of a broken one only that there was an error.
                 picture.preprocess = lambda upload: upload and upload.path
                 confidence = gradio.Slider(
-                    0, 1, 0, step=0.01, label="least confidence", info="below it, there is no label"
+                    0, 1, answers.least_shown, step=0.01, label="least confidence", info="nothing below it is shown"
                 )
                 settings: list[Any] = [picture, confidence]
                 if answers.refined is not None:
                     settings.append(gradio.Checkbox(False, label="refine by the fully connected CRF (slower)"))
             with gradio.Column():
                 shown = gradio.Image(
-                    label="labels", format="png", interactive=False, buttons=["download", "fullscreen"]
+                    label=answers.result, format="png", interactive=False, buttons=["download", "fullscreen"]
                 )
                 line = gradio.Markdown()
                 table = gradio.HTML()

@@ -1,20 +1,24 @@
 """A trained network that detects objects: loading it, and what evaluate.py and predict.py do with it.
 
-Pictures keep their own size, and each is predicted once and whole.
+Each picture is predicted once and whole, at the size that the rule of the data set gives it; boxes are in its own
+pixels.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from datamodules.loader import Normalise
+from datamodules.proposals import METHODS, Method
 from experiments.command_line.protocol_flags import ProtocolFlags
+from experiments.inference.protocol import device_of
 from experiments.inference.trained import TrainedNetwork, checkpoint_of, hyperparameters, load_any
+from experiments.training.build import DEFAULT_PROPOSALS
 from heads import find_head
-from heads.box_head import Detections
+from heads.box_head import BoxHead, Detections
 from lightning_modules.detection_scores import on_cpu
 
 DEFAULTS: dict[str, Any] = {
@@ -35,7 +39,7 @@ def detects(run: str) -> bool:
 
 
 def load_detector(flags: ProtocolFlags, **others: tuple[Any, Any]) -> TrainedNetwork:
-    """The network of a run, for pictures at their own size.
+    """The network of a run, for whole pictures.
 
     Args:
         others: further flags that detection does not have: their value and the one that they must keep.
@@ -47,16 +51,36 @@ def load_detector(flags: ProtocolFlags, **others: tuple[Any, Any]) -> TrainedNet
     for name, (value, default) in given.items():
         if (list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value) != default:
             raise ValueError(f"--{name.replace('_', '-')} is not supported for networks that detect; leave it out")
-    return load_any(flags.run, None if flags.device == "auto" else flags.device)
+    return load_any(flags.run, device_of(flags.device))
 
 
 @torch.inference_mode()
-def detect(network: TrainedNetwork, image: np.ndarray) -> Detections:
-    """The objects of an image uint8 `(H, W, C)`, on the CPU."""
-    batch = Normalise(network.mean, network.std)(torch.from_numpy(np.ascontiguousarray(image))[None])
+def detect(network: TrainedNetwork, image: np.ndarray, proposals: np.ndarray | None = None) -> Detections:
+    """The objects of an image uint8 `(H, W, C)`, on the CPU.
+
+    Args:
+        proposals: boxes `(P, 4)` for a head that needs some; None: they are found as they were for training, or by
+            selective search if those came from a file.
+    """
+    inner = network.module.network
+    seen = np.ascontiguousarray(network.size_rule.apply(image))
+    (height, width), (own_height, own_width) = seen.shape[:2], image.shape[:2]
+    factors = torch.tensor([own_width / width, own_height / height]).repeat(2)
+    batch = Normalise(network.mean, network.std)(torch.from_numpy(seen)[None])
     parameter = next(network.module.parameters())
-    (found,) = network.module.network.detect(batch.to(parameter.device, parameter.dtype))
-    return on_cpu(found)  # type: ignore[return-value]
+    given = None
+    if cast("BoxHead", inner.head).needs_proposals:
+        boxes = proposals_method(network)(np.ascontiguousarray(image)) if proposals is None else proposals
+        given = [(torch.from_numpy(boxes) / factors).to(parameter.device)]
+    (found,) = inner.detect(batch.to(parameter.device, parameter.dtype), proposals=given)
+    found = on_cpu(found)
+    return found | {"boxes": found["boxes"] * factors}  # type: ignore[return-value]
+
+
+def proposals_method(network: TrainedNetwork) -> Method:
+    """How boxes are found in pictures that come without any."""
+    preprocessing = network.module.hparams["preprocessing"] or {}
+    return METHODS.get(preprocessing.get("proposals") or "", METHODS[DEFAULT_PROPOSALS])
 
 
 def rows_of(found: Detections) -> list[dict[str, Any]]:

@@ -55,8 +55,14 @@ def data_of(run: str, data: str | None, data_dir: str | None, network: TrainedNe
     """The data set of a run, or another one, ready to evaluate.
 
     Raises:
-        ValueError: the run's settings are missing, or the data set has other classes than the network.
+        ValueError: the run's settings are missing, the data set has other classes than the network, or its images have
+            several labels.
     """
+    if network.module.hparams["several_labels"]:
+        raise ValueError(
+            f"{run} gives images several labels, which this program does not support; run.py with --epochs 0 and "
+            "--start-from scores such networks, predict.py predicts"
+        )
     values = run_settings(checkpoint_of(Path(run)))
     if data is None and "data" not in values:
         raise ValueError(f"{run} has no config.yaml beside it; name the data set with --data and --data-dir")
@@ -105,10 +111,17 @@ class Scorer:
         none, gallery = Counts.none(data.num_classes), Gallery(worst, predictor.network, data.ignore_index)
         self.found = Evaluation(split, [], [], abstain, none, None, np.empty(0), [], [], {}, [], gallery)
 
-    def add(self, index: int, image: np.ndarray, truth: Any, name: str) -> tuple[float, Result]:
-        """Score one picture. Returns its own score and what was predicted."""
+    def add(
+        self,
+        index: int,
+        image: np.ndarray,
+        truth: Any,
+        name: str,
+        probabilities: np.ndarray,
+        uncalibrated: np.ndarray | None,
+    ) -> tuple[float, Result]:
+        """Score one picture and what `Predictor.both` says of it. Returns its own score and the prediction."""
         found, network = self.found, self.predictor.network
-        probabilities, uncalibrated = self.predictor.both(image, uncalibrated=True)
         if self.trimap is not None:
             counts = count_pixels(probabilities, truth, self.ignore_index, self.abstain)
             self.trimap.update(torch.from_numpy(probabilities)[None], torch.from_numpy(truth.astype(np.int64))[None])
@@ -173,12 +186,20 @@ def evaluate(
     scorers = [Scorer(predictor, data, split, abstain, worst) for predictor in predictors]
     changed = Gallery(worst, predictors[0].network, data.ignore_index)
     for one in with_progress(pictures(data, split), len(getattr(data, split).source), "pictures"):
-        if isinstance(one, DataError):
+        problem = str(one)
+        if not isinstance(one, DataError):
+            _, image, truth, name = one
+            try:
+                predicted = [predictor.both(image, uncalibrated=True) for predictor in predictors]
+                problem = ""
+            except ValueError as error:  # too few pixels, or too many
+                problem = f"{name}: {error}"
+        if problem or isinstance(one, DataError):
             for scorer in scorers:
-                scorer.found.skipped.append(str(one))
+                scorer.found.skipped.append(problem)
             continue
-        _, _, truth, name = one
-        scores, results = zip(*(scorer.add(*one) for scorer in scorers), strict=True)
+        added = [scorer.add(*one, *both) for scorer, both in zip(scorers, predicted, strict=True)]
+        scores, results = zip(*added, strict=True)
         if len(scorers) == 2:
             caption = f"{name} score {scores[0]:.3f}, the other {scores[1]:.3f}"
             changed.add(-abs(scores[0] - scores[1]), caption, truth, results)

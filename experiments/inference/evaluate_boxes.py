@@ -1,4 +1,4 @@
-"""evaluate.py for networks that detect objects: COCO's scores of a split, and the detections as a COCO result file."""
+"""evaluate.py for networks that detect objects: scores of a split, and the detections as a COCO result file."""
 
 import json
 import sys
@@ -32,13 +32,15 @@ def evaluate_boxes(
     data = data_of(flags.run, data_name, data_dir, network)
     if split not in data.splits:
         raise ValueError(f"--split {split}: the data set has {', '.join(data.splits)}")
-    scores, skipped, results = DetectionScores(), [], []
+    rule = network.module.hparams["ap_rule"]
+    scores, skipped, results = DetectionScores(rule), [], []
     for one in with_progress(pictures(data, split), len(getattr(data, split).source), "pictures"):
         if isinstance(one, DataError):
             skipped.append(str(one))
             continue
         index, image, truth, name = one
-        found = detect(network, image)
+        proposals = data.found[split].of(name, image) if data.found else None
+        found = detect(network, image, proposals)
         scores.update([name], [found], [truth.tensors()])
         results += [{"file_name": name} | row for row in coco_results(index, rows_of(found), range(data.num_classes))]
     if not scores.images:
@@ -52,6 +54,7 @@ def evaluate_boxes(
         "skipped": len(skipped),
         "data_fingerprint": data.fingerprint(),
         "classes": list(data.class_names),
+        "ap_rule": rule,
         "scores": numbers,
     }
     out.mkdir(parents=True, exist_ok=True)

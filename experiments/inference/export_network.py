@@ -1,13 +1,14 @@
 """Writes a trained network as a file that runs without this framework: torch.export, ONNX or OpenVINO.
 
 The file holds the whole way from uint8 pixels to probabilities or labels: normalisation, the network, upsampling to the
-image. Batch and image size are free, down to the smallest image that the network takes. That size, class names, colours
-and the size rule are in its metadata.
+image. Of a one-stage detector, it holds all up to the boxes and their scores; `suppression.py` makes objects of them.
+Batch and image size are free, down to the smallest image that the network takes. That size, class names, colours and
+the size rule are in its metadata.
 """
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -16,19 +17,26 @@ from torch.fx.experimental import _config as symbolic_shapes
 
 from experiments.inference.open_export import Runner, open_onnx, open_openvino
 from experiments.inference.trained import TrainedNetwork
+from heads import HEADS, find_head
+from heads.box_head import BoxHead
 
 Format = Literal["torch_export", "onnx", "openvino"]
-Output = Literal["probabilities", "labels"]
-SUFFIXES = {"torch_export": ".pt2", "onnx": ".onnx", "openvino": ".xml"}
+Output = Literal["probabilities", "labels", "boxes"]
 METADATA = "graft"
 """The key of the metadata, a JSON text."""
-TRACED_BATCH, TRACED_SIZE = 2, (65, 97)
-"""Batch, height and width of the traced example. The sides are odd, so that no layer fits them by chance."""
-"""Images uint8 `(B, 3, H, W)` -> probabilities float32 `(B, C, H, W)` or `(B, C)`, or labels int64 without C."""
+TRACED_BATCH, TRACED_SIZE, TRACED_SIZE_OF_BOXES = 2, (65, 97), (353, 449)
+"""Batch, height and width of the traced example. The sides are odd, so that no layer fits them by chance. Maps of
+detectors have strides up to 128, and the coarsest one needs several rows too."""
 
 
 class PixelsToOutput(nn.Module):
-    """uint8 images `(B, bands, H, W)`, usually RGB -> probabilities `(B, C, H, W)` or `(B, C)`, or labels without C."""
+    """uint8 images `(B, bands, H, W)`, usually RGB -> probabilities `(B, C, H, W)` or `(B, C)`, or labels without C.
+
+    Of a detector: all its boxes `(B, N, 4 + C)`, x1, y1, x2, y2 in pixels and the score of each class.
+
+    Raises:
+        ValueError: the network cannot be exported.
+    """
 
     shift: Tensor
     scale: Tensor
@@ -37,6 +45,13 @@ class PixelsToOutput(nn.Module):
         super().__init__()
         if network.module.crf is not None:
             raise ValueError("the network has learned a fully connected CRF, which cannot be exported")
+        head = find_head(network.module.hparams["head"])
+        if issubclass(head, BoxHead) and not head.one_stage:
+            others = [name for name, one in HEADS.items() if issubclass(one, BoxHead) and one.one_stage]
+            raise ValueError(
+                f"{network.module.hparams['head']} proposes boxes before it scores them, which cannot be exported; "
+                f"heads that can: {', '.join(others)}"
+            )
         self.network = network.module.network
         self.output = output
         self.temperature = network.temperature
@@ -44,7 +59,12 @@ class PixelsToOutput(nn.Module):
         self.register_buffer("scale", 1 / (255 * torch.tensor(network.std).view(1, -1, 1, 1)))
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.network((images.float() - self.shift) * self.scale)
+        pixels = (images.float() - self.shift) * self.scale
+        if self.output == "boxes":
+            head = cast("BoxHead", self.network.head)
+            size = (pixels.shape[2], pixels.shape[3])
+            return torch.cat(head.every_box(head(self.network.backbone(pixels)), size), 2)
+        logits = self.network(pixels)
         return (logits / self.temperature).softmax(1) if self.output == "probabilities" else logits.argmax(1)
 
 
@@ -55,7 +75,11 @@ def metadata_of(network: TrainedNetwork, output: Output) -> dict[str, Any]:
     shapes = {
         "probabilities": "float32 (B, C, H, W)" if per_pixel else "float32 (B, C)",
         "labels": "int64 (B, H, W)" if per_pixel else "int64 (B,)",
+        "boxes": "float32 (B, N, 4 + C): x1, y1, x2, y2 in pixels, then the scores of the classes; before suppression",
     }
+    head, suppression = network.module.network.head, {}
+    if output == "boxes":
+        suppression = {"score_threshold": head.score_threshold, "overlap": head.overlap, "most": head.most}
     return {
         "task": network.task,
         "input": f"images: uint8 (B, {bands}, 0 to 255, not normalised",
@@ -68,6 +92,7 @@ def metadata_of(network: TrainedNetwork, output: Output) -> dict[str, Any]:
         "temperature": network.temperature,
         "backbone": network.module.hparams["backbone"],
         "head": network.module.hparams["head"],
+        **suppression,
     }
 
 
@@ -117,7 +142,8 @@ def example_shape(network: TrainedNetwork) -> tuple[int, int, int, int]:
     """
     backbone = network.module.network.backbone
     least, stride = backbone.min_size, min(32, backbone.reductions[-1])
-    height, width = max(TRACED_SIZE[0], (least + stride) | 1), max(TRACED_SIZE[1], (least + 2 * stride) | 1)
+    size = TRACED_SIZE_OF_BOXES if network.task == "detection" else TRACED_SIZE
+    height, width = max(size[0], (least + stride) | 1), max(size[1], (least + 2 * stride) | 1)
     return TRACED_BATCH, network.in_channels, height, width
 
 

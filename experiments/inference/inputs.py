@@ -75,6 +75,7 @@ class Inputs:
         self.images: list[str] = []  # a string takes a tenth of the memory of a Path
         self.videos: list[str] = []
         self.cameras: list[int] = []
+        self.folders: set[Path] = set()
         self.passed_over: Counter[str] = Counter()
         for argument in arguments:
             self._add(argument)
@@ -88,6 +89,11 @@ class Inputs:
         """Paths that several inputs share up to their suffix, or that are inputs themselves; the results of these
         inputs keep the suffix in the name."""
         self._keep_inputs()
+        if self.out in self.folders:
+            raise ValueError(
+                f"--out {self.out} is a folder of pictures, whose results would be taken for pictures the next time; "
+                f"give another, such as {self.out / 'predictions'}"
+            )
 
     def __len__(self) -> int:
         """The number of image files and of frames, as far as the videos tell."""
@@ -133,9 +139,11 @@ class Inputs:
         elif path.is_file():
             self._add_file(path)
         else:
-            found = sorted(glob.glob(str(path), recursive=True))
+            matching = found = sorted(glob.glob(str(path), recursive=True))
             if self.out is not None:
-                found = [one for one in found if not Path(one).resolve().is_relative_to(self.out)]
+                found = [one for one in matching if not Path(one).resolve().is_relative_to(self.out)]
+            if matching and not found:
+                raise ValueError(f"--out {self.out} holds all files that match {argument}; give another folder")
             if not found:
                 raise ValueError(f"{argument}: no such file or folder, and no file matches it as a pattern")
             for one in found:
@@ -147,6 +155,7 @@ class Inputs:
     def _add_folder(self, folder: Path) -> None:
         before = len(self.images) + len(self.videos)
         top = folder.resolve()
+        self.folders.add(top)
         own = self.out if self.out is not None and top in self.out.parents else None  # results of an earlier time
         for name in sorted(str(path) for path in folder.rglob("*")):
             path = Path(name)
@@ -202,7 +211,7 @@ class Inputs:
             while self.frames is None or taken < self.frames:
                 more, frame = video.read()
                 if not more:
-                    return
+                    break
                 if number % self.every == 0:
                     taken += 1
                     rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
@@ -210,13 +219,15 @@ class Inputs:
                 number += 1
         finally:
             video.release()
+        if not number:
+            yield Unopened(name, stem, mark, path)
 
 
 class Unopened(Input):
-    """A video or camera that cannot be opened."""
+    """A video or camera that cannot be opened, or gives no frame."""
 
     def read(self, decode: Callable[[Path], np.ndarray]) -> np.ndarray:
-        raise ValueError(f"{self.name}: cannot be opened as a video")
+        raise ValueError("it cannot be opened as a video, or holds no frame")
 
 
 def absolute(path: Path) -> Path:

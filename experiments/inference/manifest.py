@@ -1,5 +1,6 @@
 """manifest.jsonl: one line per finished picture, so that a prediction that was killed goes on where it stopped."""
 
+import fcntl
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ class Manifest:
     """The manifest of an output folder. Its first line holds the settings, each further one a finished picture.
 
     Raises:
-        ValueError: the folder's manifest was written with other settings.
+        ValueError: the folder's manifest was written with other settings, is damaged, or is being written.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -24,11 +25,27 @@ class Manifest:
         self.finished: dict[str, str] = {}
         """The stamp of each finished picture, by its name."""
         folder.mkdir(parents=True, exist_ok=True)
-        if self.path.is_file():
-            self._read(settings)
-        if not self.path.is_file() or self.path.stat().st_size == 0:
-            self.path.write_text(json.dumps({"settings": settings}, ensure_ascii=False) + "\n", encoding="utf-8")
         self.file = self.path.open("a", **ANY_NAME)
+        try:
+            self._lock()
+            self._read(settings)
+            if not self.path.stat().st_size:
+                self.file.write(json.dumps({"settings": settings}, ensure_ascii=False) + "\n")
+                self.file.flush()
+        except BaseException:
+            self.close()
+            raise
+
+    def _lock(self) -> None:
+        """Keep other processes out until this one closes the file or ends; not all file systems can."""
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"--out {self.path.parent}: another process is predicting into it; wait, or give another"
+            ) from None
+        except OSError:
+            pass
 
     def _read(self, settings: dict[str, Any]) -> None:
         """Take over the finished pictures, and cut off a last line that was not written whole."""
@@ -40,16 +57,20 @@ class Manifest:
         lines = content[:whole].decode(**ANY_NAME).split("\n")[:-1]  # names may hold Unicode's other line ends
         if not lines:
             return
-        before = json.loads(lines[0])["settings"]
+        try:
+            before = json.loads(lines[0])["settings"]
+            finished = {entry["input"]: entry["stamp"] for entry in map(json.loads, lines[1:])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.path} is damaged, or no manifest of predict.py; give another --out, or remove the folder"
+            ) from error
         if before != settings:
             names = sorted(name for name in before.keys() | settings.keys() if before.get(name) != settings.get(name))
             raise ValueError(
                 f"--out {self.path.parent} holds predictions with another {', '.join(names)}; "
                 "give another --out, or remove the folder"
             )
-        for line in lines[1:]:
-            entry = json.loads(line)
-            self.finished[entry["input"]] = entry["stamp"]
+        self.finished = finished
 
     def unfinished(self, inputs: Inputs) -> tuple[Iterator[Input], int]:
         """The pictures that are not finished, or have changed since, and about how many there are."""

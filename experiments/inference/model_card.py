@@ -169,6 +169,7 @@ def training_list(results: Mapping[str, Any], training: Mapping[str, Any], setti
 def preprocessing_list(preprocessing: Mapping[str, Any], temperature: float) -> str:
     size = " x ".join(map(str, preprocessing["size"]))
     rules = {"own": "images keep their size", "stretch": f"images are resized to {size}"}
+    rules["within"] = f"images are resized in proportion, within sides of {size}"
     rules["centre_crop"] = f"the shorter side is resized to 8/7 of {size}, and the centre is cut out"
     lines = {
         "size (H x W)": rules[preprocessing["size_rule"]],

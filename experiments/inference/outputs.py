@@ -18,6 +18,8 @@ Kind = Literal["labels", "overlay", "probabilities", "coco", "csv", "film"]
 COCO_NAME = "coco.json"
 CSV_NAME = "predictions.csv"
 TOP = 5
+LONGEST_JPEG = 65_500
+"""Longest side in pixels that a JPEG file can have; larger overlays are reduced."""
 
 
 def files_of(result: Result, kinds: Iterable[str]) -> dict[str, bytes]:
@@ -26,7 +28,9 @@ def files_of(result: Result, kinds: Iterable[str]) -> dict[str, bytes]:
     if "labels" in kinds and isinstance(result, SegmentationResult):
         files[".png"] = label_png(result.labels, result.colours)
     if "overlay" in kinds:
-        files[".overlay.jpg"] = encoded(result.overlay(), "JPEG", quality=90)
+        picture = result.overlay()
+        picture.thumbnail((LONGEST_JPEG, LONGEST_JPEG))
+        files[".overlay.jpg"] = encoded(picture, "JPEG", quality=90)
     if "probabilities" in kinds:
         file = io.BytesIO()
         np.save(file, result.probabilities.astype(np.float16))

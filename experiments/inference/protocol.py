@@ -10,9 +10,10 @@ from torch import Tensor
 from experiments.command_line.crf_settings import read_crf_settings
 from experiments.command_line.protocol_flags import ProtocolFlags
 from experiments.inference.dense import densely_applied
-from experiments.inference.trained import TrainedNetwork, load, probabilities_of
+from experiments.inference.trained import TrainedNetwork, load
 from experiments.inference.views import MARGIN, views_of
 from experiments.inference.windows import reach_of, windowed_logits
+from experiments.training.fit import out_of_memory
 from heads.crf import CRFSettings, DenseCRF
 from lightning_modules.folding import fold_batch_norms
 
@@ -73,17 +74,29 @@ class Predictor:
         return max(self.network.module.network.backbone.reductions)
 
     def _plan(self, side: int) -> None:
-        """Choose overlap and radius, and say whether windows give what whole images would."""
+        """Choose overlap and radius, and say whether windows give what whole images would.
+
+        Raises:
+            ValueError: windows of this side are too small for the network, or for their overlap.
+        """
         reach = reach_of(self.network.module.network, self.network.in_channels)
         chosen = self.protocol.overlap
         exact = None if reach.radius is None else 2 * reach.radius
         if exact is not None and (exact <= chosen if chosen is not None else exact <= side - self.stride):
             self.radius, self.overlap = reach.radius or 0, exact if chosen is None else chosen
             self.note = f"windows overlap by {self.overlap} pixels: equal to predicting whole images"
-            return
-        self.overlap = side // 4 if chosen is None else chosen
-        why = reach.why or f"the network sees {reach.radius} pixels in each direction: an overlap of {exact} is exact"
-        self.note = f"windows overlap by {self.overlap} pixels and are blended: not equal to whole images ({why})"
+        else:
+            self.overlap = side // 4 if chosen is None else chosen
+            why = (
+                reach.why or f"the network sees {reach.radius} pixels in each direction: an overlap of {exact} is exact"
+            )
+            self.note = f"windows overlap by {self.overlap} pixels and are blended: not equal to whole images ({why})"
+        least = max(self.network.module.network.backbone.min_size, self.overlap + self.stride)
+        if side < least:
+            raise ValueError(
+                f"--window {side}: with an overlap of {self.overlap} pixels, this network needs windows of at least "
+                f"{least}"
+            )
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Class probabilities float32 of an image uint8 `(H, W, 3)`: `(C, H, W)` at its size, or `(C,)`."""
@@ -93,7 +106,21 @@ class Predictor:
         """Class probabilities as `__call__` gives them and, with `uncalibrated`, those at temperature 1.
 
         The latter are None if they are the same, and with a CRF, whose second run would take as long as the first.
+
+        Raises:
+            ValueError: the image has fewer pixels than the network takes, or more than the memory does.
         """
+        try:
+            return self._both(image, uncalibrated)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise ValueError(
+                f"{image.shape[1]}x{image.shape[0]} pixels need more memory than there is; cut them by --window, or "
+                "reduce the picture"
+            ) from error
+
+    def _both(self, image: np.ndarray, uncalibrated: bool) -> tuple[np.ndarray, np.ndarray | None]:
         protocol, network = self.protocol, self.network
         wanted = uncalibrated and protocol.crf is None and network.temperature != 1
         views = views_of(image, network.size_rule, protocol.scales, protocol.flip, protocol.crops, protocol.dense)
@@ -104,9 +131,9 @@ class Predictor:
             logits = self._logits(view.image)
             if view.mirrored and network.task == "segmentation":
                 logits = logits.flip(3)
-            total = plus(total, probabilities_of(logits, image.shape[:2]))
+            total = plus(total, network.probabilities_of(logits, image.shape[:2]))
             if wanted:
-                raw = plus(raw, probabilities_of(logits * network.temperature, image.shape[:2]))
+                raw = plus(raw, network.probabilities_of(logits * network.temperature, image.shape[:2]))
             count += 1
         assert total is not None
         mean = total / count

@@ -69,7 +69,7 @@ class ClassificationResult:
     """A class for a picture.
 
     Args:
-        probabilities: float32 `(C,)`, summing to 1.
+        probabilities: float32 `(C,)`, summing to 1, or each by itself where images have several labels.
         image: the picture, uint8 `(H, W, 3)`.
         colours: unused; both kinds of result are built alike.
         abstain: the label is -1 if the highest probability is below this.

@@ -83,7 +83,23 @@ class TrainedNetwork:
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """Class probabilities, float32: `(C, H, W)` at the size of the image uint8 `(H, W, 3)`, or `(C,)`."""
-        return probabilities_of(self.logits(self.size_rule.apply(image)), image.shape[:2])[0].numpy()
+        return self.probabilities_of(self.logits(self.size_rule.apply(image)), image.shape[:2])[0].numpy()
+
+    def probabilities_of(self, logits: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Probabilities from logits: `(1, C, h, w)` -> `(1, C, *size)`, or `(1, C)` -> `(1, C)`."""
+        if logits.dim() == 4 and logits.shape[2:] != size:
+            # Resizing logits gives smoother borders, and better scores, than resizing labels.
+            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        return self.module.probabilities(logits)
+
+    def check_size(self, image: np.ndarray) -> None:
+        """Raise a ValueError if an image that has passed the size rule is smaller than the network takes."""
+        least = self.module.network.backbone.min_size
+        if min(image.shape[:2]) < least:
+            raise ValueError(
+                f"{image.shape[1]}x{image.shape[0]} pixels are too few: {self.module.hparams['backbone']} needs sides "
+                f"of {least} or more; enlarge the picture"
+            )
 
     @torch.inference_mode()
     def logits(self, image: np.ndarray) -> Tensor:
@@ -94,12 +110,7 @@ class TrainedNetwork:
         Raises:
             ValueError: it is smaller than the network takes.
         """
-        least = self.module.network.backbone.min_size
-        if min(image.shape[:2]) < least:
-            raise ValueError(
-                f"{image.shape[1]}x{image.shape[0]} pixels are too few: {self.module.hparams['backbone']} needs sides "
-                f"of {least} or more; enlarge the picture"
-            )
+        self.check_size(image)
         batch = Normalise(self.mean, self.std)(torch.from_numpy(np.ascontiguousarray(image))[None])
         parameter = next(self.module.parameters())
         return self.module(batch.to(parameter.device, parameter.dtype)).float().cpu() / self.temperature
@@ -118,8 +129,8 @@ def load(path: str | Path, device: str | torch.device | None = None) -> TrainedN
     head = hyperparameters(checkpoint_of(Path(path)))["head"]
     if find_head(head).task == "detection":
         raise ValueError(
-            f"{path} detects objects ({head}); of the programs that use trained networks, only evaluate.py and "
-            "predict.py support that"
+            f"{path} detects objects ({head}); of the programs that use trained networks, only evaluate.py, "
+            "predict.py, export.py and demo.py support that"
         )
     return load_any(path, device)
 
@@ -146,14 +157,6 @@ def load_any(path: str | Path, device: str | torch.device | None = None) -> Trai
         preprocessing["least"],
         module.temperature,
     )
-
-
-def probabilities_of(logits: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Probabilities from logits: `(1, C, h, w)` -> `(1, C, *size)`, or `(1, C)` -> `(1, C)`."""
-    if logits.dim() == 4 and logits.shape[2:] != size:
-        # Resizing logits gives smoother borders, and better scores, than resizing labels.
-        logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-    return logits.softmax(1)
 
 
 def checkpoint_of(path: Path) -> Path:
@@ -187,11 +190,19 @@ def hyperparameters(checkpoint: Path) -> dict[str, Any]:
 
 
 def module_of(checkpoint: Path, hparams: dict[str, Any]) -> GraftModule:
-    """The module in a file whose `hyperparameters` are these, on the CPU."""
+    """The module in a file whose `hyperparameters` are these, on the CPU.
+
+    Raises:
+        ValueError: the file is of another version, whose networks have other tensors.
+    """
     if checkpoint.suffix == ".safetensors":
         return build_shared(checkpoint, hparams)
     kind = MODULES[find_head(hparams["head"]).task]
-    return kind.load_from_checkpoint(checkpoint, weights_only=True, map_location="cpu")
+    try:
+        return kind.load_from_checkpoint(checkpoint, weights_only=True, map_location="cpu")
+    except (RuntimeError, TypeError, KeyError) as error:  # of PyTorch, about tensors or arguments that do not fit
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{checkpoint} does not fit this version of Graft: {reason[:200]}; train again") from error
 
 
 def preprocessing_of_older(checkpoint: Path) -> dict[str, Any]:
@@ -217,7 +228,12 @@ def run_settings(checkpoint: Path) -> dict[str, Any]:
     if not file.is_file() or checkpoint.suffix == ".safetensors":
         return {}
     known = {one.name for one in dataclasses.fields(RunConfig)}
-    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        values = None
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} is damaged; write it again, or give the checkpoint a place of its own")
     return {name: value for name, value in values.items() if name in known}
 
 

@@ -60,18 +60,48 @@ def slots(jobs: int, gpus: str) -> list[Slot]:
     return [Slot({**environment, "CUDA_VISIBLE_DEVICES": share}, ["--devices", str(each)]) for share in shares]
 
 
-class Child:
-    """One run.py that is running, or has ended.
+class Started:
+    """A run in a process of its own, whose output is appended to `FOLDER.log`."""
 
-    Its output is appended to `FOLDER.log`. It runs in a session of its own, so that a Ctrl-C in the terminal does not
-    reach it or its data-loader workers (which would print tracebacks); the parent forwards signals instead.
-    """
-
-    def __init__(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.log = folder.with_name(folder.name + ".log")
         self.started = time.monotonic()
         folder.parent.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def code(self) -> int | None:
+        """The exit code; None while it runs."""
+        raise NotImplementedError
+
+    def stop(self, signum: int) -> None:
+        """Send the signal to run.py alone; it saves, and then ends its data-loader workers and other ranks itself."""
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """End it and all processes that it started, at once."""
+        raise NotImplementedError
+
+    def last_line(self) -> str:
+        """The last line of its log that is not blank."""
+        with self.log.open("rb") as log:
+            log.seek(max(0, self.log.stat().st_size - 4096))
+            lines = log.read().decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+class Child(Started):
+    """One run.py that is running, or has ended.
+
+    It runs in a session of its own, so that a Ctrl-C in the terminal does not reach it or its data-loader workers
+    (which would print tracebacks); the parent forwards signals instead.
+    """
+
+    def __init__(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
+        super().__init__(folder)
         inherited = {name: value for name, value in os.environ.items() if name != "GRAFT_RUN_FOLDER"}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -84,33 +114,19 @@ class Child:
                 preexec_fn=end_with_parent,
             )
 
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.started
-
     def code(self) -> int | None:
-        """The exit code; None while it runs."""
         return self.process.poll()
 
     def stop(self, signum: int) -> None:
-        """Send the signal to run.py alone; it saves, and then ends its data-loader workers and other ranks itself."""
         if self.code() is None:
             self.process.send_signal(signum)
 
     def kill(self) -> None:
-        """End it and all processes that it started, at once."""
         if self.code() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
 
-    def last_line(self) -> str:
-        """The last line of its log that is not blank."""
-        with self.log.open("rb") as log:
-            log.seek(max(0, self.log.stat().st_size - 4096))
-            lines = log.read().decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
-
-def failure(child: Child) -> str:
+def failure(child: Started) -> str:
     """Why a run that has ended is not finished."""
     code = child.code()
     return f"exit code {code}: {child.last_line()}" if code else f"exit code 0, but {read_run(child.folder).reason}"
@@ -157,7 +173,7 @@ class Signals:
         while len(self.received) == known and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, 0.1))
 
-    def pass_on(self, running: Iterable[Child]) -> None:
+    def pass_on(self, running: Iterable[Started]) -> None:
         """Forward the signals that have come since the last call."""
         for signum in self.received[self.passed_on :]:
             for child in running:

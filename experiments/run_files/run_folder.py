@@ -138,6 +138,8 @@ def check_continues(config: RunConfig, folder: RunFolder) -> None:
             f"--name: {folder.path} holds a finished run; another --name starts a new one, --resume with more --epochs "
             "continues it"
         )
+    if not config.epochs and folder.last_checkpoint.is_file():
+        raise ValueError(f"--epochs 0: {folder.path} holds a trained network; evaluate.py {folder.path} scores it")
     other = changed_setting(config, folder, () if config.resume else LONGER)
     if other is not None:
         name, there, here = other

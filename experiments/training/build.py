@@ -12,9 +12,11 @@ from datamodules import DATAMODULES
 from datamodules.base import GraftDataModule
 from datamodules.class_weights import class_weights
 from datamodules.errors import DataError
+from datamodules.size_rules import Fit
 from experiments.command_line.crf_settings import read_crf_settings
 from experiments.command_line.run_config import RunConfig
-from heads import find_head
+from heads import HEADS, find_head
+from heads.box_head import BoxHead
 from lightning_modules.base import GraftModule
 from lightning_modules.classification import ClassificationModule
 from lightning_modules.detection import DetectionModule
@@ -26,6 +28,7 @@ MODULES: dict[str, type[GraftModule]] = {
     "detection": DetectionModule,
 }
 NO_CLASS = -100
+DEFAULT_PROPOSALS = "selective_search"
 
 
 def prepare(config: RunConfig) -> tuple[GraftDataModule, GraftModule]:
@@ -91,8 +94,40 @@ def build_data(config: RunConfig) -> GraftDataModule:
         augmentation=config.augmentation,
         mask_suffix=config.mask_suffix,
         in_channels=config.in_channels,
+        fit=size_for(config),
         weigh_borders="unet_border" in config.loss,
+        object_masks=issubclass(head, BoxHead) and head.needs_masks,
+        several_labels="binary_cross_entropy" in config.loss,
+        proposals=proposals_of(config),
     )
+
+
+def proposals_of(config: RunConfig) -> str | None:
+    """The method or file of proposals, if the head needs some.
+
+    Raises:
+        ValueError: some are given to a head that needs none.
+    """
+    head = find_head(config.head)
+    if issubclass(head, BoxHead) and head.needs_proposals:
+        return config.proposals or DEFAULT_PROPOSALS
+    if config.proposals is not None:
+        needing = [name for name, one in HEADS.items() if issubclass(one, BoxHead) and one.needs_proposals]
+        raise ValueError(f"--proposals are for {' and '.join(needing)}; {config.head} takes none, leave the flag out")
+    return None
+
+
+def size_for(config: RunConfig) -> Fit | None:
+    """The size rule of a detector's images: the user's, or what the head needs.
+
+    Raises:
+        ValueError: the head sees whole images, which the user's rule leaves in several sizes.
+    """
+    if not find_head(config.head).sees_whole_image:
+        return config.fit
+    if config.fit not in (None, "stretch"):
+        raise ValueError(f"--fit {config.fit}: {config.head} sees whole images of one size; use stretch, its default")
+    return "stretch"
 
 
 def pixel_scale(std: tuple[float, ...], in_channels: int) -> tuple[float, ...] | None:
@@ -101,6 +136,13 @@ def pixel_scale(std: tuple[float, ...], in_channels: int) -> tuple[float, ...] |
     The constants of AlexNet's response normalisation belong to that scale.
     """
     return (1 / 255,) * in_channels if set(std) == {1 / 255} else None
+
+
+def ap_rule_of(config: RunConfig, data: GraftDataModule) -> str:
+    """How detections are scored. Raises ValueError if `--ap-rule` is given and nothing is detected."""
+    if config.ap_rule is not None and data.task != "detection":
+        raise ValueError(f"--ap-rule {config.ap_rule} is for heads that detect; leave it out for {config.head}")
+    return config.ap_rule or data.ap_rule
 
 
 def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] | None = None) -> GraftModule:
@@ -114,11 +156,13 @@ def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] |
         in_channels=config.in_channels,
         backbone_options=config.backbone_options,
         head_options=config.head_options,
+        placement=config.placement,
         crf=crf,
         loss=config.loss,
         class_weights=class_weights(config.class_weights, data),
         label_smoothing=config.label_smoothing,
         aux_weight=config.aux_weight,
+        several_labels=data.several_labels,
         # In classification no label is ignored: 255 is a class of ImageNet, so this is an index that never occurs.
         ignore_index=data.ignore_index if data.task == "segmentation" else NO_CLASS,
         optimizer=config.optimizer,
@@ -126,12 +170,16 @@ def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] |
         backbone_lr_mult=config.backbone_lr_mult,
         bias_lr_mult=config.bias_lr_mult,
         freeze_backbone=config.freeze_backbone,
+        freeze_stages=config.freeze_stages,
         freeze_norms=config.freeze_norms,
+        norm_momentum=config.norm_momentum,
         layer_decay=config.layer_decay,
         checkpoint_activations=config.checkpoint_activations,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         schedule=config.schedule,
+        milestones=config.milestones,
         warmup=config.warmup,
+        ap_rule=ap_rule_of(config, data),
         preprocessing=data.preprocessing(),
     )

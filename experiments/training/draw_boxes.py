@@ -13,12 +13,12 @@ LEAST_SCORE = 0.3
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 
-def shown(objects: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The objects to draw, as arrays: all of a truth, the confident ones of detections."""
+def shown(objects: Mapping[str, Any], least: float = LEAST_SCORE) -> dict[str, np.ndarray]:
+    """The objects to draw, as arrays: all of a truth, of detections those that score at least so much."""
     arrays = {name: np.asarray(value) for name, value in objects.items()}
     if "scores" not in arrays:
         return arrays
-    confident = arrays["scores"] >= LEAST_SCORE
+    confident = arrays["scores"] >= least
     return {name: values[confident] for name, values in arrays.items()}
 
 
@@ -27,16 +27,18 @@ def draw_boxes(
     objects: Mapping[str, Any],
     class_names: Sequence[str],
     colours: Sequence[Sequence[int]] | np.ndarray,
+    least: float = LEAST_SCORE,
 ) -> np.ndarray:
     """A copy of an image uint8 `(H, W, 3)`, enlarged if it is small, with boxes, class names and scores.
 
     Args:
         objects: `boxes` `(N, 4)`, `labels` `(N,)` and, for detections, `scores` `(N,)`.
         colours: RGB in 0..255 of each class.
+        least: detections below this score are not drawn.
     """
     canvas = enlarged(image)
     factor = canvas.shape[0] / image.shape[0]
-    drawn = shown(objects)
+    drawn = shown(objects, least)
     scores = drawn.get("scores", [None] * len(drawn["labels"]))
     # The most confident box is drawn last, over the others.
     for box, label, score in reversed(list(zip(drawn["boxes"], drawn["labels"], scores, strict=True))):

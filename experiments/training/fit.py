@@ -1,6 +1,5 @@
 """Trains, and turns errors that a person can do something about into one line; the run folder can still be resumed."""
 
-import errno
 import os
 import signal
 from pathlib import Path
@@ -12,12 +11,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from datamodules.base import GraftDataModule
 from datamodules.worker_faults import explain_worker_fault
 from experiments.callbacks.finite_loss import resume_hint
-from experiments.command_line.process import RunError, end_with_parent
+from experiments.command_line.process import NO_ROOM, NOT_WRITABLE, RunError, end_with_parent
 from experiments.run_files.run_folder import RUN_FOLDER_VARIABLE, RunFolder
 from lightning_modules.base import GraftModule
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def fit(
@@ -58,7 +54,7 @@ def user_message(error: BaseException, trainer: pl.Trainer) -> str | None:
     if isinstance(error, OSError) and error.errno in (*NO_ROOM, *NOT_WRITABLE):
         doing = "free some space" if error.errno in NO_ROOM else "make it writable"
         return f"{error.filename} cannot be written ({error.strerror}); {doing}"
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text:
+    if out_of_memory(error):
         return (
             "out of memory; lower --batch-size (and raise --accumulate as much) or --image-size, or use --precision "
             "bf16-mixed or --checkpoint-activations"
@@ -69,3 +65,8 @@ def user_message(error: BaseException, trainer: pl.Trainer) -> str | None:
             "lines of output"
         )
     return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory of the machine or of the GPU could not be had."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

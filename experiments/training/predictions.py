@@ -8,7 +8,7 @@ the boxes too, in pixels of the PNGs.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import matplotlib
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from datamodules.bands import as_rgb
 from datamodules.base import GraftDataModule
@@ -71,14 +72,36 @@ def samples_by_index(module: GraftModule, data: GraftDataModule) -> dict[int, Sa
     items = {index: item for index in indices if (item := data.val[index]) is not None}
     module.eval()
     with torch.inference_mode():  # one by one: images may differ in size
-        outputs = [module(item["image"][None].to(module.device)) for item in items.values()]
+        outputs = [output_of(module, item) for item in items.values()]
     images = [as_rgb(data.to_pixels(item["image"]).permute(1, 2, 0).numpy()) for item in items.values()]
+    truths: list[Any]
+    predictions: list[Any]
     if data.task == "detection":
         truths, predictions = [item["target"] for item in items.values()], [on_cpu(found) for (found,) in outputs]
     else:
         truths = [item["target"].numpy() for item in items.values()]
-        predictions = [logits.argmax(1)[0].cpu().numpy() for logits in outputs]
+        predictions = [predicted(module, logits)[0].cpu().numpy() for logits in outputs]
     return dict(zip(items, zip(images, truths, predictions, strict=True), strict=True))
+
+
+def predicted(module: GraftModule, logits: Tensor) -> Tensor:
+    """The class of each pixel or image; of several labels, 1 for each class that is likelier than not, `(B, C)`."""
+    return (logits > 0).long() if module.hparams["several_labels"] else logits.argmax(1)
+
+
+def label_names(labels: np.ndarray, class_names: Sequence[str]) -> str:
+    """The name of a class, or those of the labels 0 or 1 `(C,)`."""
+    if labels.ndim == 0:
+        return class_names[int(labels)]
+    return ", ".join(class_names[i] for i in np.flatnonzero(labels).tolist()) or "none"
+
+
+def output_of(module: GraftModule, item: Mapping[str, Any]) -> Any:
+    """The logits or detections of one sample, among its proposals if it has some."""
+    image = item["image"][None].to(module.device)
+    if isinstance(item["target"], dict) and "proposals" in item["target"]:
+        return module(image, [item["target"]["proposals"].to(module.device)])
+    return module(image)
 
 
 def coloured(labels: np.ndarray, data: GraftDataModule) -> np.ndarray:
@@ -111,7 +134,7 @@ def write_singly(drawn: dict[int, Sample], data: GraftDataModule, folder: Path) 
         Image.fromarray(picture_of_image).save(folder / f"{index:05d}-image.png", optimize=True)
         for kind, labels in (("truth", truth), ("prediction", prediction)):
             if data.task == "classification":
-                entry[kind] = data.class_names[int(labels)]
+                entry[kind] = label_names(labels, data.class_names)
                 continue
             entry[kind] = f"{index:05d}-{kind}.png"
             if data.task == "detection":
@@ -186,7 +209,7 @@ def draw_rows(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], data: Graft
 def draw_classification(rows: list[Sample], data: GraftDataModule) -> plt.Figure:
     figure, axes = plt.subplots(1, len(rows), figsize=(1.8 * len(rows), 2.2), squeeze=False, layout="constrained")
     for ax, (image, truth, prediction) in zip(axes[0], rows, strict=True):
-        said, right = data.class_names[int(prediction)], data.class_names[int(truth)]
+        said, right = (label_names(one, data.class_names) for one in (prediction, truth))
         ax.imshow(image)
         ax.axis("off")
         ax.set_title(said if said == right else f"{said} (is {right})", color="green" if said == right else "crimson")

@@ -30,7 +30,8 @@ def score_and_report(
 ) -> None:
     """Score the best checkpoint, write results.json, draw predictions.png and print the table.
 
-    The pictures come last, so that an error while drawing loses no score.
+    Without epochs, the network is scored as it is, and becomes the best checkpoint. The pictures come last, so that an
+    error while drawing loses no score.
 
     Args:
         crf: settings of the CRF of `--crf`, or None.
@@ -43,6 +44,8 @@ def score_and_report(
         set_model_state_dict(module, state["state_dict"], options=StateDictOptions(full_state_dict=True))
         best_epoch, best_step = int(state["epoch"]) + 1, int(state["global_step"])
     scores = evaluate(trainer, module, data)
+    if not config.epochs:
+        trainer.save_checkpoint(folder.checkpoints / "best.ckpt")  # no epoch has, and other programs read it
     skipped = {split: skipped_samples(trainer, data, split) for split in data.splits}
     if crf is not None and config.crf == "test":
         module.add_crf(crf, trainable=False)
