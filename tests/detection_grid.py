@@ -1,7 +1,7 @@
 """Train one step of every backbone under every head that detects, and look for a gradient on every parameter.
 
-`PYTHONPATH=. python tests/detection_grid.py [BACKBONE ...] [--heads HEAD ...]` prints a line a pair and exits with 1 if a
-parameter has no gradient. The tests do a few of the same.
+`PYTHONPATH=. python tests/detection_grid.py [BACKBONE ...] [--heads HEAD ...]` prints a line a pair and exits with 1 if
+a parameter has no gradient. The tests do a few of the same.
 """
 
 import argparse
