@@ -22,6 +22,8 @@ then keep their initial values:
   `--backbone resnet101 --backbone-options '{group_width: 100}'`.
 - `stem`: "3x3" puts three 3x3 convolutions in the place of the first 7x7 (ResNet-C), with which PSPNet's authors and
   MMSegmentation train. torchvision publishes no weights for it; `--weights FILE` takes timm's, such as resnet50c's.
+- `removed`: blocks, counted from 0, of which only the shortcut is left. Veit, Wilber, Belongie 2016 (arXiv:1605.06431)
+  remove blocks of trained networks, which are sums over 2^n paths: `--start-from RUN/checkpoints/best.ckpt --epochs 0`.
 - `multi_grid`: a further dilation rate for each block of the last stage, such as (1, 2, 4) (DeepLabv3,
   arXiv:1706.05587, section 3.2.1). It has no parameters, but the published weights were trained without it. The rates
   multiply those of exact dilation, where the block that gives up its stride keeps the rate of the stage before: at
@@ -34,6 +36,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.atrous import Step, atrous_steps
@@ -119,6 +122,18 @@ def conv3x3(in_channels: int, out_channels: int, stride: int, dilation: int, sty
     )
 
 
+class OnlyShortcut(nn.Module):
+    """What is left of a block without its residual."""
+
+    def __init__(self, block: BasicBlock | Bottleneck) -> None:
+        super().__init__()
+        self.downsample = block.downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.downsample is not None
+        return F.relu(self.downsample(x))
+
+
 class LastStage(nn.Module):
     """The last stage, global average pooling and the output layer, if there are classes: `(B, C, H, W)` -> `(B, D)`."""
 
@@ -186,6 +201,7 @@ class ResNet(Backbone):
         multi_grid: Sequence[int] = (),
         c4: bool = False,
         stem: Literal["7x7", "3x3"] = "7x7",
+        removed: Sequence[int] = (),
     ) -> None:
         super().__init__(variant)
         if stem not in ("7x7", "3x3"):
@@ -205,6 +221,7 @@ class ResNet(Backbone):
             groups=(groups, row.groups),
             group_width=(group_width, row.group_width),
             stem=(stem, "7x7"),
+            removed=(tuple(removed), ()),
         )
         plain = Style(groups, group_width, reduction_of(se, se_reduction), shortcut)
         styles = (4 - deformable) * [plain] + deformable * [plain._replace(deformable=deformable_version)]
@@ -231,8 +248,27 @@ class ResNet(Backbone):
         self.features = widths[3] * c
         self.channels = (64, *(width * c for width in widths))[:maps]
         self.reductions = (first.reduction, *(step.reduction for step in stages))[:maps]
+        self.remove(removed)
         self.initialise(self)
         self.load(weights)
+
+    def remove(self, numbers: Sequence[int]) -> None:
+        """Leave only the shortcut of some blocks, which are counted over all stages.
+
+        Raises:
+            ValueError: there are no such blocks, or no shortcuts.
+        """
+        stages = [self.layer1, self.layer2, self.layer3, *([] if self.c4 else [self.layer4])]
+        blocks = [(stage, i) for stage in stages for i in range(len(stage))]
+        for number in numbers:
+            if not 0 <= number < len(blocks):
+                raise ValueError(f"removed has {number}; {self.variant} has the blocks 0 to {len(blocks) - 1} here")
+            stage, i = blocks[number]
+            block = stage[i]
+            if isinstance(block, (BasicBlock, Bottleneck)):
+                if block.downsample is None:
+                    raise ValueError("removed leaves shortcuts, and shortcut none has none; leave one of the two out")
+                stage[i] = OnlyShortcut(block)
 
     def initialise(self, part: nn.Module) -> None:
         """Initialise all weights of a part for training from scratch."""

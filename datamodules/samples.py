@@ -103,8 +103,9 @@ class Samples(Dataset[dict[str, Any] | None]):
                 objects = np.where(out["mask"] == IGNORE_INDEX, 0, out["mask"])
                 found["border_weights"] = torch.from_numpy(border_weights(objects))
             return found
-        several = isinstance(self.source, SourceOfSeveralLabels)
-        labels = torch.from_numpy(self.source.labels_of(target)) if several else torch.tensor(target)
+        labels = torch.tensor(target)
+        if isinstance(self.source, SourceOfSeveralLabels):
+            labels = torch.from_numpy(self.source.labels_of(target))
         return {"image": tensor(self.pipeline(image=image)["image"]), "target": labels, "name": name}
 
     def load(self, index: int) -> Sample:

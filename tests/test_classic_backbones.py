@@ -12,6 +12,7 @@ from backbones import BACKBONES
 from backbones import backbone as backbone_module
 from backbones.alexnet import VARIANTS as ALEXNETS
 from backbones.alexnet import TowerNorm
+from backbones.alexnet_towers import TowersOnDevices
 from backbones.backbone import Backbone
 from backbones.fully_connected import FullyConnected
 from backbones.vgg import VARIANTS as VGGS
@@ -59,6 +60,20 @@ def test_the_towers_meet_at_the_third_convolution_only() -> None:
         after = backbone(x)
     assert torch.equal(before[1][:, :128], after[1][:, :128])
     assert not torch.equal(before[2][:, :128], after[2][:, :128])
+
+
+def test_towers_on_two_devices_compute_the_same() -> None:
+    """With a second device that computes no values, the second tower's layers are seen to lie there."""
+    whole = BACKBONES["alexnet_2gpu"]()
+    split = TowersOnDevices(whole, ("cpu", "cpu"))
+    x = torch.randn(2, 3, 99, 67)
+    for one, other in zip(split(x), whole(x), strict=True):
+        torch.testing.assert_close(one, other)
+    assert sum(p.numel() for p in split.parameters()) == sum(p.numel() for p in whole.parameters())
+    apart = TowersOnDevices(whole, ("cpu", "meta"))
+    assert [{p.device.type for p in tower.parameters()} for tower in apart.towers] == [{"cpu"}, {"meta"}]
+    with pytest.raises(ValueError, match="for the two towers of alexnet_2gpu"):
+        TowersOnDevices(BACKBONES["alexnet"](), ("cpu", "cpu"))
 
 
 def test_response_normalisation_is_the_papers() -> None:

@@ -70,6 +70,7 @@ TABLES: list[Row] = [
 ]
 
 KNOBS: list[tuple[str, dict[str, Any]]] = [
+    ("resnet18", {"stem": "3x3", "removed": [1, 3]}),
     ("resnet18", {"shortcut": "none", "se_reduction": 4}),
     ("resnet50", {"groups": 2, "group_width": 24, "se_reduction": 8}),
     ("resnet20", {"shortcut": "none"}),

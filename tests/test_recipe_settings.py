@@ -52,7 +52,7 @@ def test_what_cannot_be_sampled_is_refused(narrow: None, tmp_path: Path) -> None
     torch.save(whole.state_dict(), tmp_path / "maps.pth")
     for name, hidden, message in (
         ("maps.pth", 16, "needs fc6 and fc7 in the file of --weights, which has none"),
-        ("all.pth", 128, "hidden=128, more than the 64 neurons"),
+        ("all.pth", 128, "hidden=128, above the 64 neurons"),
     ):
         torch.save(whole.state_dict() | whole.classifier(7).state_dict(), tmp_path / "all.pth")
         options = {"sampled": True, "hidden": hidden}

@@ -6,7 +6,7 @@ Statistics are of the images as stored, before augmentation, at most 500 of them
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -70,7 +70,7 @@ def of_one(samples: Samples, index: int, num_classes: int) -> tuple[np.ndarray, 
     image, target, _ = samples.load(index)
     labels = target.labels if isinstance(target, Objects) else np.ravel(target)
     if isinstance(samples.source, SourceOfSeveralLabels):
-        labels = np.flatnonzero(samples.source.labels_of(target))
+        labels = np.flatnonzero(samples.source.labels_of(cast("int", target)))
     counts = np.bincount(labels, minlength=256 if isinstance(target, np.ndarray) else num_classes)
     counts = np.append(counts[:num_classes], counts[num_classes:].sum())
     # From how often each level occurs: exact, and faster than arithmetic on all pixels.

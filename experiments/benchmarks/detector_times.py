@@ -25,13 +25,14 @@ from datamodules.proposals import METHODS
 from experiments.command_line.rcnn_flags import RCNNConfig
 from experiments.inference.detector import detect
 from experiments.inference.trained import load_any
+from experiments.region_svms.detector import Detector
 from experiments.region_svms.fit_and_score import fit_and_score, read_fitted
 from experiments.run import main as run
 
 HEADS = {"fastrcnn": "{hidden: 256}", "fasterrcnn": "{width: 128, hidden: 256}"}
 """The heads that are trained, with their options."""
 POOLINGS = {"warp": "R-CNN", "spp": "SPP-net"}
-Step = Callable[[np.ndarray, np.ndarray | None], object]
+Step = Callable[[np.ndarray, np.ndarray], object]
 """What is timed: a detector for an image and its proposals."""
 
 
@@ -47,6 +48,13 @@ def train(asked: argparse.Namespace, head: str) -> Path:
         if run(arguments):
             raise SystemExit(1)
     return folder
+
+
+def fit(asked: argparse.Namespace, pooling: str) -> Detector:
+    """R-CNN or SPP-net, scored if it has not been before."""
+    settings = rcnn_settings(asked, pooling)
+    scored = (asked.out / pooling / "results.json").is_file()
+    return read_fitted(settings) if scored else fit_and_score(settings)
 
 
 def rcnn_settings(asked: argparse.Namespace, pooling: str) -> RCNNConfig:
@@ -76,9 +84,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/detector_times"), help="folder of all runs")
     asked = parser.parse_args()
     trained = {head: train(asked, head) for head in HEADS}
-    for pooling in POOLINGS:
-        if not (asked.out / pooling / "results.json").is_file():
-            fit_and_score(rcnn_settings(asked, pooling))
+    fitted = {pooling: fit(asked, pooling) for pooling in POOLINGS}
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     source = Digits("detection", workers=0, batch_size=1).sources()["val"]
@@ -94,8 +100,7 @@ def main() -> None:
     print("|---|--:|---|--:|--:|")
     for pooling, name in POOLINGS.items():
         results = json.loads((asked.out / pooling / "results.json").read_text(encoding="utf-8"))
-        fitted = read_fitted(rcnn_settings(asked, pooling))
-        own = seconds(lambda image, found, fitted=fitted: fitted.detect(image, found), pictures)  # type: ignore[misc]
+        own = seconds(fitted[pooling].detect, pictures)
         print(row(name, results["scores"]["map50"], own, proposing))
     for head, name in (("fastrcnn", "Fast R-CNN"), ("fasterrcnn", "Faster R-CNN")):
         results = json.loads((trained[head] / "results.json").read_text(encoding="utf-8"))

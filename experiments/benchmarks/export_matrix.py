@@ -32,7 +32,7 @@ from experiments.command_line.export_formats import SUFFIXES
 from experiments.command_line.known_names import ROOT, catalogue
 from experiments.command_line.run_config import RunConfig, to_yaml
 from experiments.evaluate import main as evaluate
-from experiments.inference.check_export import MAIN_SCORE, compare
+from experiments.inference.check_export import compare
 from experiments.inference.evaluate_all import data_of
 from experiments.inference.export_network import metadata_of, runner, trace, write_openvino, write_program
 from experiments.inference.trained import load
@@ -67,7 +67,9 @@ def families() -> list[str]:
 
 
 def all_pairs() -> list[tuple[str, str]]:
-    pairs = [(HEADS_ON, head) for head, build in HEADS.items() if build.task in MAIN_SCORE]
+    pairs = [
+        (HEADS_ON, head) for head, build in HEADS.items() if build.task != "detection"
+    ]  # whose boxes are no probabilities
     return list(dict.fromkeys([*pairs, *((backbone, head) for backbone in families() for head in UNDER)]))
 
 

@@ -68,7 +68,8 @@ def stack(settings: Mapping[str, Any]) -> nn.Sequential:
     `convolutions` lists them: `kernel`, `channels`, and if they are not 1: `dilation`, `stride`, `groups`. `up` makes
     one transposed, with that stride and without padding.
     """
-    before, layers = settings.get("in_channels", 3), []
+    before = settings.get("in_channels", 3)
+    layers: list[nn.Module] = []
     for one in settings["convolutions"]:
         kernel, after, rate = one["kernel"], one.get("channels", before), one.get("dilation", 1)
         if "up" in one:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.claiming.claim import Cell, Claim, is_counted
-from experiments.claiming.relation import Relation
+from experiments.claiming.relation import Relation, Value
 from experiments.comparing.means import Difference, paired_difference
 from experiments.run_files.read_run import Run, read_run
 
@@ -47,15 +47,19 @@ def find(claim: Claim, values: Values) -> list[Finding]:
 
 def judge(relation: Relation, values: Values) -> Finding:
     if is_counted(relation.measure):
-        holds = relation.holds(lambda arm, measure: values[arm][measure][0])
+        holds = relation.holds(of_seed(values, 0))
         return Finding(relation, "holds" if holds else "does not hold", None)
     there = [values.get(arm, {}).get(measure, {}) for arm, measure in relation.values]
     seeds = set.intersection(*(set(one) for one in there))
-    differences = {seed: relation.difference(lambda arm, measure, s=seed: values[arm][measure][s]) for seed in seeds}
+    differences = {seed: relation.difference(of_seed(values, seed)) for seed in seeds}
     difference = paired_difference(differences, dict.fromkeys(seeds, 0.0))
     if difference is None or not difference.is_clear:
         return Finding(relation, "undecided", difference)
     return Finding(relation, "holds" if difference.mean > 0 else "does not hold", difference)
+
+
+def of_seed(values: Values, seed: int) -> Value:
+    return lambda arm, measure: values[arm][measure][seed]
 
 
 def overall(findings: list[Finding]) -> Verdict:

@@ -32,8 +32,8 @@ from lightning_modules.network import Network
 METHODS = {"warp": "R-CNN", "spp": "SPP-net"}
 
 
-def fit_and_score(config: RCNNConfig) -> dict[str, Any]:
-    """Fit on the training split, score another one, and return what results.json holds.
+def fit_and_score(config: RCNNConfig) -> Detector:
+    """Fit on the training split, score another one, write results.json, and return the detector.
 
     Raises:
         ValueError: network or data cannot work; one line says why.
@@ -72,7 +72,7 @@ def fit_and_score(config: RCNNConfig) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "results.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     show(content, out)
-    return content
+    return detector
 
 
 def fitted(

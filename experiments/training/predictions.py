@@ -74,6 +74,8 @@ def samples_by_index(module: GraftModule, data: GraftDataModule) -> dict[int, Sa
     with torch.inference_mode():  # one by one: images may differ in size
         outputs = [output_of(module, item) for item in items.values()]
     images = [as_rgb(data.to_pixels(item["image"]).permute(1, 2, 0).numpy()) for item in items.values()]
+    truths: list[Any]
+    predictions: list[Any]
     if data.task == "detection":
         truths, predictions = [item["target"] for item in items.values()], [on_cpu(found) for (found,) in outputs]
     else:
@@ -91,7 +93,7 @@ def label_names(labels: np.ndarray, class_names: Sequence[str]) -> str:
     """The name of a class, or those of the labels 0 or 1 `(C,)`."""
     if labels.ndim == 0:
         return class_names[int(labels)]
-    return ", ".join(class_names[i] for i in np.flatnonzero(labels)) or "none"
+    return ", ".join(class_names[i] for i in np.flatnonzero(labels).tolist()) or "none"
 
 
 def output_of(module: GraftModule, item: Mapping[str, Any]) -> Any:
