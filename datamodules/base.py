@@ -62,6 +62,8 @@ class GraftDataModule(DataModuleWithLoaders):
     """Whether images may have another number of bands than three."""
     ap_rule: ClassVar[str] = "coco"
     """How its detections are scored unless the user says otherwise; see `lightning_modules/detection_scores.py`."""
+    has_object_masks: ClassVar[bool] = False
+    """Whether a head can learn the mask of each object from it."""
     several_labels: bool = False
     """Whether images have any number of labels; targets are then 0 or 1 int64 (B, C)."""
     class_names: tuple[str, ...]
@@ -87,6 +89,7 @@ class GraftDataModule(DataModuleWithLoaders):
         in_channels: int = RGB,
         fit: Fit | None = None,
         weigh_borders: bool = False,
+        object_masks: bool = False,
         several_labels: bool = False,
         proposals: str | None = None,
     ) -> None:
@@ -100,6 +103,7 @@ class GraftDataModule(DataModuleWithLoaders):
         `mask_suffix` is what the names of masks add to those of their images, and `in_channels` the number of bands of
         the images, both for data sets of plain folders. `fit` brings the images of a detector to a size before all
         else; None keeps theirs. With `weigh_borders`, training batches have `border_weights` for the loss unet_border.
+        With `object_masks`, the objects of a detector have masks.
         With `several_labels`, data sets that can hold several labels per image are read so.
         With `proposals`, a method or a file (see `datamodules/proposals.py`), objects have proposals, and training
         images are the same in each epoch. With `mean` or `std` None, `setup()` measures it on the training images.
@@ -129,6 +133,12 @@ class GraftDataModule(DataModuleWithLoaders):
             raise DataError(f"--fit is for heads that detect; leave it out for {task}")
         self.fit: Fit = fit or "own"
         self.weigh_borders = weigh_borders
+        if object_masks and not self.has_object_masks:
+            raise DataError(
+                f"the head learns the masks of objects, and --data {name} gives boxes only; use --head fasterrcnn "
+                "or --data digits"
+            )
+        self.object_masks = object_masks
         self.several_labels = several_labels and self.takes_several_labels and task == "classification"
         if proposals is not None and task != "detection":
             raise DataError(f"--proposals are boxes that may hold an object; leave the flag out in {task}")

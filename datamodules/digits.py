@@ -8,7 +8,8 @@ it is asked for, in about half a millisecond. In those of digits_turned, digits 
 of 10.
 """
 
-from typing import ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import albumentations as A
 import cv2
@@ -27,6 +28,7 @@ class Digits(GraftDataModule):
     """Single digits to classify, or scenes in which digits and background are to be segmented."""
 
     tasks: ClassVar[tuple[Task, ...]] = ("classification", "segmentation", "detection")
+    has_object_masks = True
 
     SCENES: ClassVar[dict[str, int]] = {"train": 448, "val": 128, "test": 128}
     """Number of scenes in each split; the training scenes are new in every epoch."""
@@ -49,7 +51,7 @@ class Digits(GraftDataModule):
         self.class_names = tuple(map(str, range(10)))
         if self.task == "classification":
             return {split: LoneDigits(glyphs, labels, ids, self.image_size) for split, ids in parts.items()}
-        scenes = BoxedScenes if self.task == "detection" else Scenes
+        scenes = MaskedScenes if self.object_masks else BoxedScenes if self.task == "detection" else Scenes
         if self.task == "segmentation":
             self.class_names = ("background", *self.class_names)
         self.endless_training = True
@@ -138,6 +140,8 @@ class Scenes:
     of the background it covers."""
     WIDEST = 140
     """Most columns of a photograph in one scene: the width of the narrowest strip, so that all splits look alike."""
+    gives_masks: ClassVar[bool] = False
+    """Whether `painted` gives the mask of each digit too."""
     INK = (0.3, 0.6)
     """Grey levels in [0, 1] of a glyph below which it is transparent and above which it is opaque; lower levels give
     thicker strokes."""
@@ -180,6 +184,7 @@ class Scenes:
         mask = np.zeros(self.size, np.uint8)
         placed: list[tuple[float, float, float]] = []
         boxes: list[tuple[int, int, int, int]] = []
+        masks: list[Any] = []
         classes: list[int] = []
         count = int(generator.integers(min(self.HEIGHTS), max(self.HEIGHTS) + 1))
         for digit in generator.choice(self.ids, count, replace=False):
@@ -195,9 +200,11 @@ class Scenes:
             under += alpha * (self.colour(generator, under, alpha)[:, None, None] - under)
             labels[alpha >= 0.5] = 1 + self.labels[digit]
             boxes.append(box_around(alpha >= 0.5, top, left))
+            masks.append(placed_in(self.size, alpha >= 0.5, top, left) if self.gives_masks else None)
             classes.append(self.labels[digit])
         pixels = np.ascontiguousarray(image.round().astype(np.uint8).transpose(1, 2, 0))
-        return pixels, mask, objects_of(boxes, classes)
+        objects = objects_of(boxes, classes)
+        return pixels, mask, replace(objects, masks=np.stack(masks)) if self.gives_masks else objects
 
     def crop(self, generator: np.random.Generator) -> np.ndarray:
         """A random part of a photograph with the aspect ratio of the scene, flipped half of the time."""
@@ -254,6 +261,19 @@ class BoxedScenes(Scenes):
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | Objects, str]:
         image, _, objects = self.painted(index)
         return image, objects, f"scene-{index:04d}"
+
+
+class MaskedScenes(BoxedScenes):
+    """The same with the mask of each digit's ink, also where another digit covers a part of it."""
+
+    gives_masks = True
+
+
+def placed_in(size: tuple[int, int], ink: np.ndarray, top: int, left: int) -> np.ndarray:
+    """A bool image of H and W `size` with `ink` from row `top` and column `left` on."""
+    image = np.zeros(size, bool)
+    image[top : top + ink.shape[0], left : left + ink.shape[1]] = ink
+    return image
 
 
 def box_around(ink: np.ndarray, top: int, left: int) -> tuple[int, int, int, int]:

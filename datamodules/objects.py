@@ -29,6 +29,8 @@ class Objects:
     """int64 `(N,)`."""
     crowd: np.ndarray
     """bool `(N,)`: regions of many objects, or difficult ones, which neither train nor count in scores."""
+    masks: np.ndarray | None = None
+    """bool `(N, H, W)` where the data have a mask of each object, and the head learns them."""
     proposals: np.ndarray | None = None
     """float32 `(P, 4)`: boxes that may hold an object, if they are found beforehand; see `datamodules/proposals.py`."""
 
@@ -39,7 +41,8 @@ class Objects:
             "labels": torch.from_numpy(self.labels),
             "iscrowd": torch.from_numpy(self.crowd).long(),
         }
-        return found if self.proposals is None else found | {"proposals": torch.from_numpy(self.proposals)}
+        more = {"masks": self.masks, "proposals": self.proposals}
+        return found | {name: torch.from_numpy(value) for name, value in more.items() if value is not None}
 
 
 def objects_of(boxes: Any, labels: Any, crowd: Any = None) -> Objects:
@@ -65,6 +68,8 @@ def transformed(pipeline: A.Compose, image: np.ndarray, objects: Objects) -> tup
     """Image and objects after a pipeline that was composed for boxes; objects stay if it changes images only."""
     if not pipeline.processors:
         return pipeline(image=image)["image"], objects
+    if objects.masks is not None:
+        return transformed_with_masks(pipeline, image, objects, objects.masks)
     moving = objects if objects.proposals is None else with_proposals(objects, objects.proposals)
     out = pipeline(image=image, bboxes=moving.boxes, labels=moving.labels, crowd=moving.crowd)
     moved = objects_of(out["bboxes"], out["labels"], out["crowd"])
@@ -82,3 +87,16 @@ def with_proposals(objects: Objects, proposals: np.ndarray) -> Objects:
         np.concatenate([objects.labels, np.full(len(proposals), PROPOSED)]),
         np.concatenate([objects.crowd, np.zeros(len(proposals), bool)]),
     )
+
+
+def transformed_with_masks(
+    pipeline: A.Compose, image: np.ndarray, objects: Objects, masks: np.ndarray
+) -> tuple[np.ndarray, Objects]:
+    """`transformed` for objects with masks; those of boxes that are left out are left out too."""
+    rows = np.arange(len(masks))
+    given = {"masks": masks.astype(np.uint8)} if len(masks) else {}  # albumentations takes no empty stack
+    out = pipeline(image=image, bboxes=objects.boxes, labels=rows, crowd=objects.crowd, **given)
+    kept = np.asarray(out["labels"], np.int64).reshape(-1)
+    moved = np.stack(list(out["masks"])) if len(masks) else np.zeros((0, *out["image"].shape[:2]))
+    found = objects_of(out["bboxes"], objects.labels[kept], out["crowd"])
+    return out["image"], replace(found, masks=moved[kept].astype(bool))

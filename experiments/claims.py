@@ -7,8 +7,10 @@ skips finished runs and continues the others.
 import json
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -91,11 +93,10 @@ def try_all(plan: list[tuple[Claim, list[Cell]]], config: ClaimsConfig) -> int:
 
 def conclude(claim: Claim, cells: list[Cell], folder: Path, config: ClaimsConfig) -> None:
     """Judge a claim; write claim.json and claim.png, and print what was found."""
-    from experiments.claiming.measured import measure_arm
     from experiments.claiming.picture import draw
     from experiments.claiming.verdict import find, gather, overall
 
-    values = gather(claim, cells, measure_arm)
+    values = gather(claim, cells, count)
     findings = find(claim, values)
     verdict = overall(findings)
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,6 +128,13 @@ def conclude(claim: Claim, cells: list[Cell], folder: Path, config: ClaimsConfig
     print(f"{claim.name}: {verdict} at this size. {claim.statement}" if claim.trained else f"{claim.name}: {verdict}.")
     for one in findings:
         print(f"  {one.relation.measure}: {one.relation.text}: {one.verdict} ({one.said})", flush=True)
+
+
+def count(measure: str, settings: Mapping[str, Any]) -> float:
+    """A number of an arm that needs no training. Imports torch, which most claims need only in their runs."""
+    from experiments.claiming.measured import measure_arm
+
+    return measure_arm(measure, settings)
 
 
 def write_page(folder: Path) -> None:

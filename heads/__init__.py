@@ -18,6 +18,7 @@ from heads.fpn import FPN
 from heads.head import Head
 from heads.hypercolumn import Hypercolumn
 from heads.lraspp import LRASPP
+from heads.maskrcnn import MaskRCNN
 from heads.pspnet import PSPNet
 from heads.retinanet import RetinaNet
 from heads.spp import SPP
@@ -49,6 +50,7 @@ HEADS: dict[str, type[Head]] = {
     "fasterrcnn": FasterRCNN,
     "fasterrcnn_c4": FasterRCNNC4,
     "fasterrcnn_dc5": FasterRCNNDC5,
+    "maskrcnn": MaskRCNN,
     "fastrcnn": FastRCNN,
     "yolov1": YOLOv1,
 }

@@ -28,6 +28,8 @@ class Objects(TypedDict):
     """float32 `(N, 4)`; N may be 0."""
     labels: Tensor
     """int64 `(N,)`."""
+    masks: NotRequired[Tensor]
+    """bool `(N, H, W)`, for heads that learn them."""
     proposals: NotRequired[Tensor]
     """float32 `(P, 4)`: boxes that may hold an object, if they come with the data."""
 
@@ -41,6 +43,8 @@ class Detections(TypedDict):
     """float32 `(N,)` in [0, 1]."""
     labels: Tensor
     """int64 `(N,)`."""
+    masks: NotRequired[Tensor]
+    """float32 `(N, 28, 28)` in [0, 1] within the box, from heads that find them."""
 
 
 class BoxHead(Head):
@@ -52,6 +56,8 @@ class BoxHead(Head):
 
     task = "detection"
     needs_padded_maps = True
+    needs_masks: ClassVar[bool] = False
+    """Whether it learns the mask of each object too."""
     one_stage: ClassVar[bool] = True
     """Whether it scores a fixed set of boxes, which `every_box` gives; others propose boxes first."""
     loss_terms: ClassVar[tuple[str, ...]]

@@ -75,6 +75,10 @@ class MaskRCNN(FasterRCNN):
 
     def mask_loss(self, outputs: Outputs, drawn: Drawn, targets: Sequence[Objects]) -> Sums:
         """The cross-entropy of the masks of the regions that have an object, and the number of their values."""
+        if any("masks" not in objects for objects in targets):
+            raise ValueError(
+                "maskrcnn learns the masks of objects, and a target has boxes only; use fasterrcnn for those"
+            )
         boxes = [regions[: len(indices)] for regions, indices in zip(drawn.boxes, drawn.objects, strict=True)]
         logits = self.masks(self.pool(outputs.maps, boxes, MaskBranch.SIDE))
         classes = drawn.classes[drawn.classes > 0]

@@ -91,8 +91,8 @@ def without_crowds(objects: Mapping[str, Tensor]) -> Objects:
     if "iscrowd" not in objects:
         return cast("Objects", objects)
     single = objects["iscrowd"] == 0
-    alone: Any = {"boxes": objects["boxes"][single], "labels": objects["labels"][single]}
-    return alone | {"proposals": objects["proposals"]} if "proposals" in objects else alone
+    kept = {name: objects[name][single] for name in ("boxes", "labels", "masks") if name in objects}
+    return cast("Objects", kept | {name: objects[name] for name in ("proposals",) if name in objects})
 
 
 def stacked(terms: dict[str, Sums]) -> Sums:

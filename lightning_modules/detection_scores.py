@@ -107,4 +107,4 @@ class DetectionScores(nn.Module):
 
 
 def on_cpu(tensors: Any) -> dict[str, Tensor]:
-    return {name: value.detach().cpu() for name, value in tensors.items()}
+    return {name: value.detach().cpu() for name, value in tensors.items() if name != "masks"}

@@ -16,10 +16,16 @@ from tests.quick_weights import make_weights_quick
 LONGEST = (
     "test_slurm.py",  # waits for jobs
     "test_two_processes.py",
-    "test_network.py",
     "test_backbones.py",
+    "test_network.py",
+    "test_export_heads.py",
     "test_preemption.py",
+    "test_export.py",
     "test_faults.py",
+    "test_detection.py",
+    "test_detection_heads.py",
+    "test_recipes.py",
+    "test_knobs.py",
 )
 """They begin first, so that no process ends long after the others."""
 
@@ -27,13 +33,18 @@ LONGEST = (
 def pytest_configure(config: pytest.Config) -> None:
     if sys.platform == "linux":  # Gloo would take the interface of the host's name, which may be a VPN or not resolve
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    if "PYTEST_XDIST_WORKER" in os.environ:  # one process for each core
+    if "PYTEST_XDIST_WORKER" in os.environ:  # no fewer processes than cores
         torch.set_num_threads(1)
     # `--precision auto` is float32 in tests, whatever processor they run on. Programs that tests start choose
     # themselves.
     torch.cpu.get_capabilities = dict  # type: ignore[assignment]
     # Sums depend on the number of threads in their last bits: processes that tests start are to have as many.
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: some tests mostly wait, for jobs of SLURM, ranks that were killed or servers."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,6 +55,7 @@ def pytest_collection_finish() -> None:
     """Leave what is imported by now out of collecting garbage, which would look at a million objects every time."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(5_000)
 
 
 @pytest.fixture(autouse=True)

@@ -22,5 +22,5 @@ def fake_run(arguments: list[str], log: str) -> None:
         "data": "digits", "task": "classification", "splits": {}, "image_size": [], "classes": [], "ignore_index": -100,
     }  # fmt: skip
     score = 1.0 + config.seed - config.max_steps
-    (folder / "metrics.csv").write_text(f"epoch,train/loss_epoch\n1,{score}\n")
+    (folder / "metrics.csv").write_text(f"epoch,train/loss_epoch\n1,99\n2,{score}\n")
     (folder / "results.json").write_text(json.dumps({"scores": {"test": {"loss": score}}, "protocol": protocol}))

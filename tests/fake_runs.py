@@ -48,7 +48,7 @@ def write_run(
     with (folder / "metrics.csv").open("w", encoding="utf-8", newline="") as file:
         scores = ["val/loss", "val/miou", *(f"val/{name}" for name in per_class)]
         writer = csv.writer(file)
-        writer.writerow(["epoch", "step", "lr", "train/loss", *scores])
+        writer.writerow(["epoch", "step", "lr", "train/loss_epoch", *scores])
         for epoch in range(1, epochs + 1):
             share = epoch / epochs
             values = [1 - miou * share, miou * share, *(value * share for value in per_class.values())]

@@ -25,8 +25,9 @@ import torch
 
 import experiments.training.train  # noqa: F401  # before forking: each trial would import it again
 from experiments.run import main as run
+from tests.interrupted_runs import SMALL
 
-NETWORK = ("--backbone", "mobilenet_v3_small", "--head", "deeplabv3", "--aux-weight", "0.4")  # draws dropout masks
+NETWORK = (*SMALL, "--aux-weight", "0.4")
 
 
 def make_data(root: Path, images: int = 12) -> Path:

@@ -4,6 +4,11 @@ import timm
 import torchvision
 from torch import nn
 
+from backbones import BACKBONES
+
+FIRST = {build.func: name for name, build in reversed(BACKBONES.items())}  # type: ignore[attr-defined]
+"""The first variant of each class. What costs much is tried on these, where the others only repeat their layers."""
+
 # Names that differ, and networks torchvision does not have. Backbones absent from both libraries are None: their
 # parameter count is the only oracle.
 TIMM: dict[str, str] = {

@@ -23,6 +23,6 @@ def make_pairs(root: Path) -> Path:
 
 def small(folder: Path, out: Path, *more: str) -> list[str]:
     return [
-        "--backbone", "resnet18", "--head", "unet", "--data", "folders", "--data-dir", str(folder), "--out", str(out),
+        "--backbone", "resnet20", "--head", "unet", "--data", "folders", "--data-dir", str(folder), "--out", str(out),
         "--image-size", "32", "--batch-size", "2", "--epochs", "2", "--workers", "0", "--accelerator", "cpu", *more,
     ]  # fmt: skip

@@ -28,7 +28,8 @@ PLAN = Plan(
 def test_ways_are_compared_on_the_same_images(
     crf_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(crf_arguments(crf_folder, tmp_path, "--backbone", "lenet5", "--name", "a", "--max-steps", "3")) == 0
+    small = ["--backbone", "lenet5", "--head", "hypercolumn", "--name", "a", "--max-steps", "3"]
+    assert run(crf_arguments(crf_folder, tmp_path, *small)) == 0
     flags = ["--only", "onnxruntime", "int8", "--repeats", "2", "--seconds", "0.01", "--calibration", "3"]
     assert benchmark([str(tmp_path / "a"), *flags, "--limit", "3", "--batch", "2"]) == 0
     out = tmp_path / "a" / "benchmark"

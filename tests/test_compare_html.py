@@ -123,7 +123,7 @@ def test_rows_are_drawn_as_picked(page: Any) -> None:
     assert page.evaluate(names) == ["vgg16 · unet"]
     section.locator("[data-pick=all]").click()
     assert len(page.evaluate(names)) == 6
-    section.locator(".column").select_option("train/loss")
+    section.locator(".column").select_option("train/loss_epoch")
     assert page.evaluate("document.querySelector('.curves').data.at(-1).y[0] > 1")
     section.locator(".column").select_option("val/miou")
 

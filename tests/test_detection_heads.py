@@ -36,7 +36,7 @@ PUBLISHED = {
     "fcos": ("resnet50", oracles.fcos_resnet50_fpn, 32_269_600),
     "ssd": ("vgg16", oracles.ssd300_vgg16, 35_641_826),
     "fasterrcnn": ("resnet50", oracles.fasterrcnn_resnet50_fpn, 41_755_286),
-    # "maskrcnn": ("resnet50", oracles.maskrcnn_resnet50_fpn, 44_401_393),
+    "maskrcnn": ("resnet50", oracles.maskrcnn_resnet50_fpn, 44_401_393),
 }
 BACKGROUND_CLASS = {"ssd": 1, "fasterrcnn": 1, "maskrcnn": 1}
 """Classes that the head has besides those of the data, which come first."""

@@ -14,20 +14,48 @@ import torch
 from PIL import Image
 
 from experiments.export import main as export
+from experiments.inference import export_network
 from experiments.inference.export_network import runner
-from experiments.inference.trained import load
+from experiments.inference.trained import TrainedNetwork, load
 from experiments.run import main as run
 from tests.conftest import crf_arguments
 from tests.test_structure import PACKAGES
 from tests.test_structure import ROOT as PROJECT
 
 SIZES = ((48, 64), (33, 47), (64, 96), (71, 65))
+GRAPHS: dict[tuple[str, ...], torch.export.ExportedProgram] = {}
+"""The traced networks, by backbone, head and output."""
+FILES: dict[tuple[int, str], bytes] = {}
+"""The ONNX files, by graph and metadata."""
+
+
+@pytest.fixture(autouse=True)
+def _each_graph_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every network is traced, and written as ONNX, once for all tests: that takes ten seconds."""
+    trace, write = export_network.trace, export_network.write_onnx
+
+    def trace_once(network: TrainedNetwork, output: export_network.Output) -> torch.export.ExportedProgram:
+        key = (network.module.hparams["backbone"], network.module.hparams["head"], output)
+        if key not in GRAPHS:
+            GRAPHS[key] = trace(network, output)
+        return GRAPHS[key]
+
+    def write_once(program: torch.export.ExportedProgram, path: Path, metadata: str) -> None:
+        key = (id(program), metadata)
+        if key not in FILES:
+            write(program, path, metadata)
+            FILES[key] = path.read_bytes()
+        path.write_bytes(FILES[key])
+
+    monkeypatch.setattr(export_network, "trace", trace_once)
+    monkeypatch.setattr(export_network, "write_onnx", write_once)
 
 
 @pytest.fixture(scope="module")
 def segmenter(crf_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("export")
-    assert run(crf_arguments(crf_folder, out, "--name", "seg", "--image-size", "48", "64")) == 0
+    flags = ["--head", "lraspp", "--image-size", "48", "64", "--max-steps", "4"]
+    assert run(crf_arguments(crf_folder, out, "--name", "seg", *flags)) == 0
     return out / "seg"
 
 
@@ -92,8 +120,6 @@ def test_a_damaged_file_is_refused(
     small_segmenter: Path, damage: Callable[[onnx.ModelProto], None], monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     """It runs at every size: only the comparison can notice."""
-    from experiments.inference import export_network
-
     write = export_network.write_onnx
 
     def damaged(program, path: Path, metadata: str) -> None:

@@ -164,7 +164,7 @@ def test_a_second_signal_kills_what_does_not_stop(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell children of their parent's death")
 def test_no_run_outlives_a_grid_that_is_killed(tmp_path: Path) -> None:
     running = start_grid(tmp_path, STAND_IN_SECONDS="60")
-    wait_until((tmp_path / "resnet18-unet-s0" / "config.yaml").is_file)
+    wait_until(lambda: (tmp_path / "calls.jsonl").is_file() and calls(tmp_path))
     running.kill()
     running.wait(60)
     wait_until(lambda: not alive(calls(tmp_path)[0]["pid"]))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from backbones import vit
 from lightning_modules.classification import ClassificationModule
 from lightning_modules.schedules import SCHEDULES, learning_rate_factor
 from lightning_modules.segmentation import SegmentationModule
@@ -136,13 +137,13 @@ def test_one_class_teaches_nothing(kind) -> None:
     ],
 )  # fmt: skip
 def test_a_network_in_another_precision_trains_and_scores(
-    tmp_path, kind, backbone, head, options, precision: str, dtype: torch.dtype
+    tmp_path, kind, backbone, head, options, precision: str, dtype: torch.dtype, monkeypatch, quick_weights
 ) -> None:
-    torch.manual_seed(0)
+    monkeypatch.setitem(vit.VARIANTS, "vit_b_32", vit.Variant(patch=32, channels=64, depth=2, heads=2))
     module = kind(backbone, head, NAMES, lr=1e-3, **options)
     before = module.network.state_dict()
     trainer = quiet_trainer(tmp_path, max_epochs=1, precision=precision)
-    loader = DataLoader(items(kind.task), 2)
+    loader = DataLoader(items(kind.task, 4), 2)
     trainer.fit(module, loader, loader)
     parameters = dict(module.network.named_parameters())
     assert {parameter.dtype for parameter in parameters.values()} == {dtype}

@@ -147,7 +147,7 @@ def test_binned_pools_are_pytorchs_adaptive_ones(size: tuple[int, int], bins: in
 
 @pytest.mark.parametrize(
     ("backbone", "head"),
-    [*(("resnet18", head) for head in ("fcn8s", "deeplab", "pspnet", "unet")), ("vgg11", "fcn8s")],
+    [("resnet18", "pspnet"), ("vgg11", "fcn8s")],  # fixed numbers of bins, and maps that begin elsewhere
 )
 def test_exported_networks_take_other_sizes(backbone: str, head: str) -> None:
     """Sizes that no stride divides, exported at one that all divide: nothing is frozen."""

@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the processes that get signals run this file
@@ -18,7 +17,8 @@ from experiments.callbacks import preemption
 from experiments.run import main
 from lightning_modules.segmentation import SegmentationModule
 from tests.interrupted_runs import STEPS, arguments, make_data, same_end
-from tests.warm_process import run_python
+from tests.kill_trials import finish, start
+from tests.warm_process import run_python, start_python
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -132,25 +132,28 @@ def test_loaders_outlive_a_signal_to_all_processes(folder: Path, whole: Path, tm
 
 def test_processes_agree_where_one_gets_the_signal(folder: Path, tmp_path: Path) -> None:
     """The second of two, which tells the first no sooner than with the next step. torchrun goes on, as on two nodes."""
-    common = arguments(folder, tmp_path, "--strategy", "ddp")
-    with ThreadPoolExecutor() as both:
-        uninterrupted = both.submit(call, *common, "--devices", "2", "--name", "whole")
-        done = call(*common, "--devices", "2", "--name", "cut", INTERRUPT_RANK_1="4")
-    assert uninterrupted.result().returncode == 0, uninterrupted.result().stderr
-    assert (done.returncode, done.stderr.count("stopped by SIGTERM after step 5")) == (143, 1), done.stderr
+    common = arguments(folder, tmp_path)
+    for name, at, code in (("whole", "0", 0), ("cut", "4", 143)):
+        done = call("--ranks", str(tmp_path / f"{name}.log"), *common, "--name", name, INTERRUPT_RANK_1=at)
+        said = (tmp_path / f"{name}.log").read_text()
+        assert (done.returncode, said.count("stopped by SIGTERM after step 5")) == (code, int(code > 0)), said
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
+    launch = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
     command = [*launch, f"--rdzv-endpoint=localhost:{port}", str(ROOT / "experiments" / "run.py"), *common]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    nodes = [subprocess.Popen([*command, "--nodes", "2", "--name", "cut"], env=environment) for _ in range(2)]
+    nodes = [start_python([*command, "--nodes", "2", "--strategy", "ddp", "--name", "cut"], env=environment)]
+    nodes.append(start_python([*command, "--nodes", "2", "--strategy", "ddp", "--name", "cut"], env=environment))
     assert [node.wait(200) for node in nodes] == [0, 0]
     same_end(tmp_path / "cut", tmp_path / "whole")
 
 
 def program() -> int:
-    """run.py, in which a step sends a signal: in rank 1, or to all processes of the group."""
+    """run.py, in which a step sends a signal: in rank 1, or to all processes of the group.
+
+    After `--ranks LOG`, it is run in two ranks, and the exit code is that of the first.
+    """
     original = SegmentationModule.training_step
 
     def step(self: SegmentationModule, batch: dict, index: int) -> torch.Tensor:
@@ -164,6 +167,8 @@ def program() -> int:
         return original(self, batch, index)
 
     SegmentationModule.training_step = step  # type: ignore[method-assign]
+    if sys.argv[1] == "--ranks":
+        return finish(start(sys.argv[3:], Path(sys.argv[2]), 2))[0]
     return main(sys.argv[1:])
 
 

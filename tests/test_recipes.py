@@ -14,14 +14,20 @@ from datamodules import DATAMODULES
 from experiments.command_line.run_config import RunConfig, parse
 from experiments.run import main
 from experiments.training.stages import stages
-from heads import dilatednet, find_head
-from heads.yolov1 import YOLOv1
+from heads import HEADS, dilatednet, find_head
 from lightning_modules.network import Network
 from tests import fake_data
 from tests.fake_data import make_fake
 
 FOLDER = Path(__file__).resolve().parent.parent / "experiments" / "recipes"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+NARROW = {
+    "yolov1": {"width": 16, "hidden": 16},
+    "ssd": {"width": 64},
+    "retinanet": {"width": 32},
+    "fasterrcnn": {"width": 32, "hidden": 16},
+}
+"""Options of heads that detect, which make them narrower."""
 FIELDS = ("Command", "Hardware", "Expected", "Source", "Deviations")
 
 
@@ -77,7 +83,8 @@ def test_the_network_of_a_recipe_can_be_built(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_trains(name: str, small: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("no_pictures", "quick_weights", "small")
+def test_a_recipe_trains(name: str, tmp_path: Path) -> None:
     """Two steps of a thin or shallow copy of its network, with all its other settings."""
     settings = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     data_dir = make_fake(settings["data"], find_head(settings["head"]).task, tmp_path / "data")
@@ -101,8 +108,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dilatednet, "MARGIN", 32)
     thin = tuple(tuple((channels // 16, side) for channels, side in stage) for stage in yolo.STAGES)
     monkeypatch.setattr(yolo, "STAGES", thin)
-    for option in ("width", "hidden"):
-        monkeypatch.setitem(YOLOv1.__init__.__kwdefaults__, option, 16)
+    monkeypatch.setattr(fully_connected.FullyConnected, "channels", 8)
+    for name, options in NARROW.items():
+        for option, value in options.items():
+            monkeypatch.setitem(HEADS[name].__init__.__kwdefaults__, option, value)
     monkeypatch.setattr(dilatednet, "FORMS", {layers: form[-2:] for layers, form in dilatednet.FORMS.items()})
     monkeypatch.setattr(unet_encoder, "CHANNELS", (4, 8, 16, 32, 64))
     for name in ("resnet50", "resnet101"):

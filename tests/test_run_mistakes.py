@@ -148,13 +148,16 @@ def test_more_mistakes_leave_nothing(folder: Path, tmp_path: Path, capsys) -> No
     for more, message in (
         (["--batch-size", "9"], "--batch-size 9 is larger than the 8 training images; use at most 8"),
         (["--name", "foreign"], "foreign exists and is not a run folder"),
-        (["--weights", str(weights)], "does not fit resnet18"),
+        (["--backbone", "resnet18", "--weights", str(weights)], "does not fit resnet18"),
         (["--name", "new", "--resume"], "has no config.yaml"),
         (["--head-options", "{depth: 3}"], "unet has no option 'depth'"),
         (["--accelerator", "tpu"], "--accelerator tpu --devices auto --strategy auto: "),
         (["--strategy", "dpp"], "invalid strategy name: `strategy='dpp'`"),
         (["--sync-batchnorm"], "--sync-batchnorm: PyTorch synchronises batch norms on GPUs only"),
-        (["--batch-size", "1"], "--batch-size 1 --image-size 32 32: a batch norm of resnet18 or unet has one value"),
+        (
+            ["--backbone", "resnet18", "--batch-size", "1"],
+            "--batch-size 1 --image-size 32 32: a batch norm of resnet18 or unet has one value",
+        ),
     ):
         assert main(small(folder, tmp_path / "runs", *more)) == 2
         error = capsys.readouterr().err.strip().splitlines()

@@ -12,10 +12,17 @@ import pytest
 
 from tests.interrupted_runs import arguments, make_data, same_end
 from tests.slurm_cluster import ask, cluster, missing, wait
+from tests.warm_process import run_python
 
 ROOT = Path(__file__).resolve().parent.parent
 LONG = ("--epochs", "40")  # 120 steps of two processes, of which signals cut off most
 JOBS_S = 150
+TWO_RANKS = """
+import sys
+from pathlib import Path
+from tests.kill_trials import finish, start
+sys.exit(max(map(abs, finish(start(sys.argv[2:], Path(sys.argv[1]), 2)))))
+"""
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
@@ -35,6 +42,12 @@ class Jobs:
         assert done.returncode == 0, done.stderr
         return re.findall(r"job (\d+);", done.stdout)[0]
 
+    def finish(self, name: str) -> None:
+        """Train to the end without SLURM, with two ranks on this machine."""
+        flags = arguments(self.data, self.out, *LONG, "--name", name)
+        done = run_python(["-c", TWO_RANKS, str(self.out / "here.log"), *flags], env=self.environment)
+        assert done.returncode == 0, (self.out / "here.log").read_text()
+
     def log(self, name: str) -> str:
         return (self.out / f"{name}.log").read_text()
 
@@ -46,7 +59,10 @@ class Jobs:
 
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
-    """All jobs of this file, run at the same time: one to its end, one signalled, one cancelled, and an array."""
+    """All jobs of this file, run at the same time: one that is signalled, one that is cancelled, and an array.
+
+    And the run `whole`, of as many ranks, that nothing interrupts.
+    """
     root = tmp_path_factory.mktemp("slurm")
     data, out = make_data(root / "pairs"), root / "runs"
     (root / "cluster").mkdir()
@@ -56,7 +72,17 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
         made = Jobs(environment, data, out)
         grid = root / "grid.txt"
         lines = [
-            ["python", "experiments/run.py", *arguments(data, out, "--name", f"seed{i}", "--seed", str(i))]
+            [
+                "python",
+                "experiments/run.py",
+                "--name",
+                f"seed{i}",
+                "--seed",
+                str(i),
+                "--out",
+                str(out),
+                "--print-config",
+            ]
             for i in (0, 1)
         ]
         grid.write_text("# two seeds\n" + "".join(f"{shlex.join(line)}\n" for line in lines))
@@ -64,17 +90,17 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
             "--nodes", "2", run=[*arguments(data, out, *LONG, "--logger", "wandb"), "--name", "signalled"]
         )
         cancelled = made.submit("--nodes", "2", run=[*arguments(data, out, *LONG), "--name", "cancelled"])
-        made.submit("--nodes", "2", run=[*arguments(data, out, *LONG), "--name", "whole"])
         made.submit("--array", str(grid), "--at-once", "1", run=[])
         made.when("signalled", "scancel", "--signal=USR1", signalled)
         made.when("cancelled", "scancel", cancelled)
+        made.finish("whole")
         wait(lambda: not ask(environment, "squeue", "-h"), "jobs do not end", JOBS_S)
         yield made
 
 
 def test_two_nodes_train_together(jobs: Jobs) -> None:
-    assert "MEMBER: 2/2" in jobs.log("whole")
-    assert (jobs.out / "whole" / "results.json").is_file(), jobs.log("whole")
+    assert "MEMBER: 2/2" in jobs.log("signalled")
+    assert (jobs.out / "signalled" / "results.json").is_file(), jobs.log("signalled")
 
 
 def test_a_job_that_gets_its_signal_queues_itself_again(jobs: Jobs) -> None:
@@ -92,17 +118,15 @@ def test_a_cancelled_job_leaves_a_folder_to_go_on_in(jobs: Jobs) -> None:
     log = jobs.log("cancelled")
     assert "stopped by SIGTERM after" in log, log
     assert not (jobs.out / "cancelled" / "results.json").exists()
-    more = ["--name", "cancelled", "--devices", "2", "--strategy", "ddp"]
-    command = [sys.executable, str(ROOT / "experiments" / "run.py"), *arguments(jobs.data, jobs.out, *LONG), *more]
-    done = subprocess.run(command, env=jobs.environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
+    jobs.finish("cancelled")
     same_end(jobs.out / "cancelled", jobs.out / "whole")
 
 
 def test_a_grid_is_an_array(jobs: Jobs) -> None:
     for number in (0, 1):
-        assert (jobs.out / f"seed{number}" / "results.json").is_file(), jobs.log(f"grid.{number}")
         assert f"--name seed{number}" in jobs.log(f"grid.{number}")
+        assert f"\nname: seed{number}\n" in jobs.log(f"grid.{number}")
+        assert f"\nseed: {number}\n" in jobs.log(f"grid.{number}")
 
 
 def test_gpus_are_asked_for_as_the_trainer_will_use_them(jobs: Jobs, tmp_path: Path) -> None:

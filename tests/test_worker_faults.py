@@ -15,6 +15,8 @@ import pytest
 from datamodules import worker_faults, worker_signals
 from datamodules.node_folder import NODE_FOLDER
 from datamodules.worker_faults import explain_worker_fault
+from tests.obedient_worker import work
+from tests.warm_process import LIBRARIES, run_python
 
 ROOT = Path(__file__).resolve().parent.parent
 KILLED = "a data-loader worker was killed, as the system does when memory runs out; use fewer --workers"
@@ -73,12 +75,6 @@ def test_other_ends_of_workers(text: str, said: str | None) -> None:
 
 
 # Signals
-
-
-def work(ready: str) -> None:
-    worker_signals.ignore_signals_except_parents()
-    Path(ready).touch()
-    time.sleep(60)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
@@ -152,10 +148,9 @@ print(sum(len(batch["name"]) for batch in data.train_dataloader()))
 
 @pytest.mark.parametrize("system", WITHOUT)
 def test_an_epoch_without_what_other_systems_lack(system: str, crf_folder: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys\n{WITHOUT[system]}\n{EPOCH}", str(crf_folder), str(tmp_path)],
-        cwd=ROOT, env={name: value for name, value in os.environ.items() if name != NODE_FOLDER},
-        capture_output=True, text=True, timeout=240, check=False,
+    done = run_python(
+        ["-c", f"import sys\n{WITHOUT[system]}\n{EPOCH}", str(crf_folder), str(tmp_path)],
+        env={name: value for name, value in os.environ.items() if name != NODE_FOLDER}, imported=LIBRARIES,
     )  # fmt: skip
     assert (done.returncode, done.stdout.strip()) == (0, "8"), done.stderr[-2000:]
     assert "Traceback" not in done.stderr

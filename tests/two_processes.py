@@ -19,10 +19,16 @@ from backbones import convnext, vit
 from experiments.callbacks.checkpoints import Checkpoints
 from tests.kill_trials import arguments, differences, finish, make_data, start, trial, whole_run
 
-NO_NORMS = ("--backbone", "lenet5", "--head", "hypercolumn", "--optimizer", "sgd", "--lr", "0.1", "--aux-weight", "0")
-NO_BATCH_NORMS = ("--backbone", "convnext_tiny", "--head", "fcn32s", "--aux-weight", "0")
+
+def backbone(name: str) -> tuple[str, ...]:
+    """Flags for another backbone than that of kill_trials.py, whose options do not suit it."""
+    return ("--backbone", name, "--backbone-options", "{}")
+
+
+NO_NORMS = (*backbone("lenet5"), "--head", "hypercolumn", "--optimizer", "sgd", "--lr", "0.1", "--aux-weight", "0")
+NO_BATCH_NORMS = (*backbone("convnext_tiny"), "--head", "fcn32s", "--aux-weight", "0")
 """A network of which `small` makes the backbone small, as of the next."""
-VIT = ("--backbone", "vit_b_32", "--head", "fcn32s", "--aux-weight", "0", "--max-steps", "3", "--optimizer", "sgd")
+VIT = (*backbone("vit_b_32"), "--head", "fcn32s", "--aux-weight", "0", "--max-steps", "3", "--optimizer", "sgd")
 
 
 def results(folder: Path) -> dict:

@@ -1,13 +1,15 @@
 """Programs of Graft as processes of their own, without the seconds that each would spend on importing torch.
 
-A server imports everything once and forks for each program. What a test sees of it is what it would see of
-`python ARGUMENTS`: exit code, output, signals, process id, working directory and environment. What is about starting
-itself (which modules are imported, `--help` in no time, another checkout) needs a real process.
+A server imports everything once, for all processes of a test session, and forks for each program. What a test sees of
+it is what it would see of `python ARGUMENTS`: exit code, output, signals, process id, working directory and
+environment. What is about starting itself (which modules are imported, `--help` in no time, another checkout) needs a
+real process.
 """
 
 import contextlib
 import functools
 import gc
+import hashlib
 import importlib
 import json
 import os
@@ -17,12 +19,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 GRAFT = ("experiments.training.train",)
@@ -130,29 +135,52 @@ def run_python(arguments: Sequence[str], *, timeout: float = 200, **options: Any
 
 @functools.cache
 def server(imported: tuple[str, ...]) -> socket.socket:
-    """Start the server of this process that has imported these modules. It ends with this process."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.warm_process", str(theirs.fileno()), *imported],
-            cwd=ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-    return ours
+    """Connect to the session's server that has imported these modules; the first process of the session starts it.
+
+    It ends with the last process that is connected.
+    """
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    name = hashlib.sha256(" ".join([session, *imported]).encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"graft-warm-{os.getuid()}-{name}"  # Linux takes up to 107 bytes
+    requests = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with FileLock(f"{path}.lock"):
+        try:
+            requests.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            path.unlink(missing_ok=True)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+                listener.bind(str(path))
+                listener.listen()
+                subprocess.Popen(
+                    [sys.executable, "-m", "tests.warm_process", str(listener.fileno()), str(path), *imported],
+                    cwd=ROOT, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL, start_new_session=True,
+                )  # fmt: skip
+                requests.connect(str(path))  # and waits in line until the server has imported everything
+    return requests
 
 
 # In the server
 
 
-def serve(requests: socket.socket) -> dict[str, Any]:
-    """Fork for each request, and return it in the process that is to be the program."""
+def serve(listener: socket.socket, path: Path) -> dict[str, Any]:
+    """Fork for each request, and return it in the process that is to be the program. Ends with the last connection."""
+    connected: list[socket.socket] = []
     while True:
+        requests = next_request(listener, connected)
         message, files, _, _ = socket.recv_fds(requests, LARGEST_REQUEST, 4)
         while reaped():
             pass
         if not message:
-            os._exit(0)
-        if not os.fork():
+            connected.remove(requests)
             requests.close()
+            if not connected:
+                path.unlink(missing_ok=True)  # nobody can connect from now on; one may just have done so
+                if not select.select([listener], [], [], 0)[0]:
+                    os._exit(0)
+            continue
+        if not os.fork():
+            for one in (listener, *connected):
+                one.close()
             control = socket.socket(fileno=files[3])
             if not (pid := os.fork()):
                 control.close()
@@ -165,6 +193,15 @@ def serve(requests: socket.socket) -> dict[str, Any]:
             watch(pid, control)
         for file in files:
             os.close(file)
+
+
+def next_request(listener: socket.socket, connected: list[socket.socket]) -> socket.socket:
+    """Wait until one of the connected processes asks for something or ends; others may connect meanwhile."""
+    while True:
+        ready = select.select([listener, *connected], [], [])[0]
+        if listener not in ready:
+            return ready[0]
+        connected.append(listener.accept()[0])
 
 
 def reaped() -> bool:
@@ -215,11 +252,11 @@ def become(request: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    for name in sys.argv[2:]:
+    for name in sys.argv[3:]:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # collecting garbage would copy all pages after each fork
-    become(serve(socket.socket(fileno=int(sys.argv[1]))))
+    become(serve(socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2])))
 
 
 if __name__ == "__main__":

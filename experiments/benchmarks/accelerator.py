@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from experiments.command_line.progress import with_progress
 from experiments.run_files.generated_part import replace_part
 from heads.crf import CRFSettings, DenseCRF
+from lightning_modules.metrics import SegmentationScores
 from lightning_modules.segmentation import SegmentationModule
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -67,8 +68,10 @@ class Training:
         """One training step under autocast of `dtype`, if given; the loss."""
         network = self.module.network
         with torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            forward = self.module.compiled_with_aux or network.forward_with_aux
-            logits, aux = forward(self.images) if network.has_aux else (network(self.images), [])
+            if network.has_aux:
+                logits, aux = (self.module.compiled_with_aux or network.forward_with_aux)(self.images)
+            else:
+                logits, aux = network(self.images), []
         loss = self.module.loss(logits, self.labels)
         for one in aux:
             loss = loss + self.module.aux_weight * self.module.loss(one, self.labels)
@@ -154,12 +157,12 @@ def synchronisations(asked: Asked) -> Table:
     """How often a training step and a metric's update make the processor wait for the device, as PyTorch counts it."""
     training = Training(asked, asked.backbone)
     training.step()
-    scores = training.module.split_scores("val")
+    scores = cast("SegmentationScores", training.module.split_scores("val"))
     logits = torch.randn(asked.batch, CLASSES, asked.size, asked.size, device=asked.device)
     rows = [["part", "synchronisations"]]
     for name, work in (
         ("training step", training.step),
-        ("update of the metric", lambda: scores.update(logits, training.labels)),  # type: ignore[arg-type]
+        ("update of the metric", lambda: scores.update(logits, training.labels)),
     ):
         with synchronisation_warnings(asked) as caught:
             work()

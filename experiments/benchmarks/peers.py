@@ -117,6 +117,7 @@ class Side:
         self.images = images.contiguous(memory_format=torch.channels_last)
         self.labels = torch.randint(0, CLASSES, (job.batch, job.size, job.size), device=self.device)
         self.loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+        network: nn.Module
         if job.side == "graft":
             classes = [str(one) for one in range(CLASSES)]
             module = SegmentationModule(pair.backbone, pair.head, classes, output_stride=pair.output_stride)

@@ -18,7 +18,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -32,6 +32,7 @@ from experiments.inference.benchmark_files import machine
 from experiments.inference.worker import forget_peak, peak_memory
 from experiments.run_files.atomic_file import write_atomically
 from experiments.run_files.generated_part import replace_part
+from lightning_modules.metrics import SegmentationScores
 from lightning_modules.segmentation import SegmentationModule
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -118,6 +119,7 @@ def metric_cost(point: Point, steps: int, threads: int) -> Measured:
     """Fraction of a validation step (network, loss, metric) that the metric takes, and bytes it needs per pixel."""
     torch.set_num_threads(threads)
     module, (images, labels) = module_of(point).eval(), batch_of(point)
+    scores = cast("SegmentationScores", module.split_scores("val"))
     times: list[tuple[float, float]] = []
     with torch.inference_mode():
         for _ in range(1 + steps):
@@ -125,10 +127,9 @@ def metric_cost(point: Point, steps: int, threads: int) -> Measured:
             logits = module.network(images)
             module.loss.sums(logits, labels)  # type: ignore[operator]
             counted = time.perf_counter()
-            module.split_scores("val").update(logits, labels)  # type: ignore[arg-type]
+            scores.update(logits, labels)
             times.append((time.perf_counter() - counted, time.perf_counter() - started))
-        module.zero_grad()
-        taken = extra_bytes(lambda: module.split_scores("val").update(logits, labels))  # type: ignore[arg-type]
+        taken = extra_bytes(lambda: scores.update(logits, labels))
     metric, whole = min(times[1:], key=lambda pair: pair[0] / pair[1])
     return {"share": metric / whole, "bytes_per_pixel": taken / labels.numel()}
 

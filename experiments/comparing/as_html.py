@@ -47,7 +47,7 @@ def page(comparison: Comparison) -> str:
 
 def table_data(table: Table, budget: int) -> dict[str, Any]:
     metric = f"val/{table.metric}"
-    columns = list(dict.fromkeys([metric, "val/loss", "train/loss"]))
+    columns = list(dict.fromkeys([metric, "val/loss", "train/loss_epoch"]))
     return {
         "protocol": describe(table.protocol),
         "classes": [str(name) for name in table.protocol["classes"]],

@@ -50,7 +50,7 @@ class Run:
     """Those of `COSTS` that are known."""
     versions: Mapping[str, str] = field(default_factory=dict)
     curve: Sequence[EpochRow] = ()
-    """Rows of metrics.csv, one an epoch, by column ("epoch", "train/loss", "val/miou" ...); of unfinished runs too."""
+    """Rows of metrics.csv, one an epoch, by column ("epoch", "train/loss_epoch" ...); of unfinished runs too."""
     pictures: Sequence[Picture] = ()
     colours: Mapping[str, str] = field(default_factory=dict)
     """"#rrggbb" of each class in the pictures."""

@@ -96,6 +96,7 @@ def build_data(config: RunConfig) -> GraftDataModule:
         in_channels=config.in_channels,
         fit=size_for(config),
         weigh_borders="unet_border" in config.loss,
+        object_masks=issubclass(head, BoxHead) and head.needs_masks,
         several_labels="binary_cross_entropy" in config.loss,
         proposals=proposals_of(config),
     )
