@@ -8,7 +8,7 @@ has; scales of RoIAlign are the strides and are not guessed from the sizes of ma
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ class FasterRCNN(BoxHead):
     """
 
     one_stage = False
-    loss_terms = ("objectness", "proposals", "classification", "boxes")
+    loss_terms: ClassVar[tuple[str, ...]] = ("objectness", "proposals", "classification", "boxes")
     SAMPLED, POSITIVE = 512, 0.25
     """Proposals of an image that the loss is computed from, and the part of them that has an object at most."""
     USUAL_SIDE, USUAL_STRIDE = 224, 16

@@ -5,7 +5,7 @@ names and all numbers are torchvision's; the paper's own, for a single map, are 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +43,7 @@ class PairedRPNHead(RPNHead):
         super().__init__(width, anchors)
         self.cls_logits = nn.Conv2d(width, 2 * anchors, 1)
         nn.init.normal_(self.cls_logits.weight, 0, 0.01)
-        nn.init.zeros_(self.cls_logits.bias)
+        nn.init.zeros_(cast("Tensor", self.cls_logits.bias))
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         logits, codes = super().forward(x)

@@ -194,7 +194,7 @@ class UnpaddedConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        below, right = (torch.sym_max(0, 3 - n) for n in x.shape[2:])
+        below, right = (cast("int", torch.sym_max(0, 3 - n)) for n in x.shape[2:])
         return super().forward(F.pad(x, (0, right, 0, below)))
 
 

@@ -101,10 +101,11 @@ def is_constant(x: torch.Tensor) -> bool:
 
 @pytest.fixture
 def few_regions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last stage of a ResNet costs much for each region that the loss draws."""
-    from heads.fasterrcnn_c4 import FasterRCNNC4
+    """The last stage of a ResNet, behind RoI pooling, costs much for each region."""
+    from heads import fasterrcnn_c4
 
-    monkeypatch.setattr(FasterRCNNC4, "SAMPLED", 8)
+    monkeypatch.setattr(fasterrcnn_c4.FasterRCNNC4, "SAMPLED", 8)
+    monkeypatch.setattr(fasterrcnn_c4, "KEPT", {True: (500, 50), False: (500, 20)})
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,17 @@
 """Train one step of every backbone under every head that detects, and look for a gradient on every parameter.
 
-`PYTHONPATH=. python tests/detection_grid.py [BACKBONE ...]` prints a line a pair and exits with 1 if a parameter
-has no gradient. The tests do a few of the same.
+`PYTHONPATH=. python tests/detection_grid.py [BACKBONE ...] [--heads HEAD ...]` prints a line a pair and exits with 1 if
+a parameter has no gradient. The tests do a few of the same.
 """
 
+import argparse
 import sys
 import time
 
 import torch
 
 from backbones import BACKBONES
+from heads.fasterrcnn_c4 import FasterRCNNC4
 from lightning_modules.network import Network
 from tests.test_detection_heads import CLASSES, DETECTORS, NARROW, objects, total
 
@@ -32,12 +34,17 @@ def train_one_step(backbone: str, head: str) -> str:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("backbones", nargs="*", default=list(BACKBONES))
+    parser.add_argument("--heads", nargs="+", default=DETECTORS)
+    settings = parser.parse_args()
+    FasterRCNNC4.SAMPLED = 8  # the layers behind regions are the same for any number of them
     failed = 0
-    for backbone in sys.argv[1:] or BACKBONES:
-        for head in DETECTORS:
+    for backbone in settings.backbones:
+        for head in settings.heads:
             torch.manual_seed(0)
             began = time.process_time()
             found = train_one_step(backbone, head)
             failed += found.startswith("WITHOUT")
-            print(f"{backbone:24} {head:12} {time.process_time() - began:5.1f} s  {found}", flush=True)
+            print(f"{backbone:24} {head:16} {time.process_time() - began:5.1f} s  {found}", flush=True)
     sys.exit(bool(failed))

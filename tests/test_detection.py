@@ -28,7 +28,6 @@ from experiments.inference.trained import load_any
 from experiments.run import main
 from experiments.run_files.read_run import read_run
 from heads import HEADS
-from heads.fasterrcnn_c4 import FasterRCNNC4
 from lightning_modules.detection import DetectionModule, without_crowds
 from lightning_modules.detection_scores import DetectionScores
 from tests.overfit_detection import mask_overlap, overfit, scene
@@ -182,9 +181,9 @@ def test_two_processes_report_the_score_of_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_one_image_can_be_learned(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("few_regions")
+def test_one_image_can_be_learned(name: str) -> None:
     """Until all boxes are found; overfit_detection.py goes on to mAP 1, on several backbones."""
-    monkeypatch.setattr(FasterRCNNC4, "SAMPLED", 8)  # the last stage of a ResNet costs much for each region
     learned = overfit("resnet18", name, most=80, every=10, rate=2e-3, enough=0.6)
     assert learned.map50 == pytest.approx(1)
     if HEADS[name].needs_masks:
