@@ -30,7 +30,8 @@ class ClassMachine:
 
     def __init__(self, positives: np.ndarray, seed: int) -> None:
         self.positives, self.seed = positives, seed
-        self.negatives = np.zeros((0, positives.shape[1]), np.float32)
+        self.negatives = np.zeros((0, positives.shape[1]), np.float16)
+        """In half precision, as features are cached: those of all classes are gigabytes."""
         self.waiting: list[np.ndarray] = []
         self.weights, self.bias = np.zeros(positives.shape[1], np.float32), 0.0
         self.trained = False
@@ -43,7 +44,7 @@ class ClassMachine:
         """Keep the hard ones of an image's negatives `(N, D)`, and train when there are many new ones."""
         hard = negatives[self.scores(negatives) > HARD] if self.trained else negatives
         if len(hard):
-            self.waiting.append(hard)
+            self.waiting.append(hard.astype(np.float16))
         if sum(map(len, self.waiting)) >= NEW_NEGATIVES:
             self.train()
 
