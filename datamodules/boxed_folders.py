@@ -65,7 +65,8 @@ def boxed_folders(root: Path, others: Counter[str]) -> tuple[tuple[str, ...], di
     for kind in (".xml", ".txt", ".yaml", ".yml", ".names"):
         others.pop(kind, None)
     splits = splits_of(images, settings, root)
-    if not any(key in found for key in splits.get("test", ())) and splits.pop("test", None):
+    if "test" in splits and not any(key in found for key in splits["test"]):
+        del splits["test"]
         note(f"the test images in {root} have no annotation files: they are left out")
     read = read_xml if xml else read_txt
     annotations = {

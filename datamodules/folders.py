@@ -16,6 +16,7 @@ without labels are left out.
 """
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -39,6 +40,8 @@ from datamodules.size_rules import SizeRule
 from datamodules.split_folders import SPLITS, contents, split_folders
 from datamodules.turned import note_turned
 
+Finder = Callable[[Path, Counter[str]], Mapping[str, MaskedImages | LabelledImages | BoxedFiles]]
+"""Finds the splits in a folder, and counts the files that it passes over."""
 LAYOUTS = {
     "segmentation": "--data-dir must name a folder with images/ and masks/",
     "classification": "--data-dir must name a folder with a folder of images per class",
@@ -67,8 +70,12 @@ class Folders(GraftDataModule):
         if not root.is_dir() or not any(root.iterdir()):
             raise DataError(f"{root} is {'empty' if root.is_dir() else 'not a folder'}; {layout}")
         passed_over: Counter[str] = Counter()
-        find = {"segmentation": self._masked, "classification": self._labelled, "detection": self._boxed}[self.task]
-        sources = find(root, passed_over)
+        finders: dict[str, Finder] = {
+            "segmentation": self._masked,
+            "classification": self._labelled,
+            "detection": self._boxed,
+        }
+        sources = finders[self.task](root, passed_over)
         if passed_over:
             note(f"passed over in {root}: {kinds(passed_over)}")
         images = [source.paths(index)[0] for source in sources.values() for index in range(len(source))]

@@ -23,7 +23,7 @@ from datamodules.download import ensure_files
 from datamodules.errors import DataError
 from datamodules.files import MaskedImages, identity
 from datamodules.pairing import Pair, pair_listed
-from datamodules.voc_boxes import ARCHIVE_2012, NAMES, boxed_splits
+from datamodules.voc_boxes import ARCHIVE_2012, NAMES, Sets, boxed_splits
 
 CLASSES: dict[str, Colour] = {
     "background": (0, 0, 0),
@@ -66,7 +66,7 @@ class Voc(GraftDataModule):
     def sources(self) -> dict[str, Source]:
         if self.task == "detection":
             self.class_names, self.palette = NAMES, tuple(CLASSES.values())[1:]
-            sets = {split: (("2012", split),) for split in ("train", "val")}
+            sets: dict[str, Sets] = {split: (("2012", split),) for split in ("train", "val")}
             return boxed_splits(self.data_dir, "data/voc", sets, [ARCHIVE_2012], download=self.download)
         root = Path(self.data_dir or "data/voc")
         voc = root / "VOCdevkit" / "VOC2012"

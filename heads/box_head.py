@@ -60,6 +60,12 @@ class BoxHead(Head):
     """Whether it learns the mask of each object too."""
     one_stage: ClassVar[bool] = True
     """Whether it is exported: it scores a fixed set of boxes, which `every_box` gives. Others propose boxes first."""
+    score_threshold: float
+    """Detections below it are dropped."""
+    overlap: float
+    """IoU above which the lower-scored of two detections of one class is dropped."""
+    most: int
+    """Detections per image at most."""
     loss_terms: ClassVar[tuple[str, ...]]
     """Names of the terms that `losses` returns; the loss is their sum."""
     needs_proposals: ClassVar[bool] = False

@@ -115,10 +115,11 @@ class YOLOv1(BoxHead):
 
     def losses(self, outputs: Outputs, targets: Sequence[Objects], sizes: Sequence[Size]) -> dict[str, Sums]:
         classes, boxes = exact(outputs.classes), exact(outputs.boxes)
-        terms = torch.stack([
-            self.image_losses(*one, objects, extent(sizes))
-            for *one, objects in zip(classes, boxes, targets, strict=True)
-        ]).sum(0)  # fmt: skip
+        each = [
+            self.image_losses(own_classes, own_boxes, objects, extent(sizes))
+            for own_classes, own_boxes, objects in zip(classes, boxes, targets, strict=True)
+        ]
+        terms = torch.stack(each).sum(0)
         images = torch.tensor(float(len(targets)), device=boxes.device)
         return {name: (term, images) for name, term in zip(self.loss_terms, terms, strict=True)}
 

@@ -6,15 +6,20 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import albumentations as A
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
 from datamodules import DATAMODULES
 from datamodules.base import GraftDataModule
 from datamodules.decoding import read_image, read_mask
+from datamodules.errors import DataError
 from datamodules.files import MaskedImages
+from datamodules.loader import Normalise
+from datamodules.samples import Samples
 from experiments.run import main
 from tests.fake_data import photo, save, two_labels
 
@@ -371,3 +376,24 @@ def test_images_of_many_sizes_make_one_batch_and_true_pixels_count(tmp_path: Pat
     assert batch["image"].shape == (2, 5, 6, 3)
     assert [int((one == 1).sum()) for one in batch["target"]] == [24, 15]
     assert set(batch["target"].unique().tolist()) == {1, 255}
+
+
+def test_a_row_of_unreadable_samples_is_read_once() -> None:
+    """Not once for each of them, which would take the square of their number."""
+    reads: list[int] = []
+
+    class Half:
+        def __len__(self) -> int:
+            return 40
+
+        def __getitem__(self, index: int) -> tuple[np.ndarray, int, str]:
+            reads.append(index)
+            if 10 <= index < 30:
+                raise DataError(f"{index} cannot be read")
+            return photo(0), 0, str(index)
+
+    samples = Samples(Half(), A.Compose([]), 0, Normalise(IMAGENET_MEAN, IMAGENET_STD), on_bad_sample="replace")
+    for epoch in range(2):
+        names = [samples[epoch, index]["name"] for index in range(40)]  # type: ignore[index]
+        assert names == [str(index if not 10 <= index < 30 else 30) for index in range(40)]
+    assert sum(10 <= index < 30 for index in reads) == 20

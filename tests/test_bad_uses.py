@@ -136,6 +136,9 @@ def test_explanations_are_not_explained(classifier: Path, photos: Path) -> None:
     for _ in range(2):
         assert explain(command) == 0
     assert len(list((photos / "explanations").rglob("*.png"))) == 2
+    Image.new("RGB", (40, 40)).save(photos / "c.png")
+    assert explain([str(classifier), str(photos / "c.png"), "--out", str(photos)]) == 0, "nothing would be replaced"
+    assert (photos / "c.gradcam.png").is_file()
 
 
 def test_a_manifest_is_read_strictly_and_written_by_one(run: Path, photos: Path, tmp_path: Path, capsys) -> None:

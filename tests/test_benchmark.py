@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from experiments.benchmark import main as benchmark
-from experiments.benchmarks.inference_peers import rewrite
 from experiments.inference.benchmark_all import Plan, Row, as_values, noting
 from experiments.inference.counts import count_pixels
 from experiments.inference.runtimes import RUNTIMES
 from experiments.inference.worker import Worker, WorkerError, timed
 from experiments.run import main as run
+from experiments.run_files.generated_part import replace_part
 from tests.conftest import crf_arguments
 from tests.doubling import doubling
 
@@ -119,10 +119,10 @@ def test_a_part_of_a_readme_is_rewritten(tmp_path: Path) -> None:
     file = tmp_path / "README.md"
     whole = "before\n<!-- begin a -->\n{}\n<!-- end a -->\nbetween\n<!-- begin a b -->\nother\n<!-- end a b -->\n"
     file.write_text(whole.format("old"))
-    rewrite(file, "a", "new")
+    replace_part(file, "a", "new")
     assert file.read_text() == whole.format("new")
     with pytest.raises(ValueError, match="lacks the lines"):
-        rewrite(file, "c", "new")
+        replace_part(file, "c", "new")
 
 
 @pytest.mark.parametrize(

@@ -12,21 +12,9 @@ import pytest
 import torch
 
 from experiments.benchmarks import accelerator, all, crf_speed, loader_speed, peers, scale, trainer_overhead
-from experiments.run_files.generated_part import replace_part
 
 pytestmark = pytest.mark.usefixtures("quick_weights")
 ASKED = argparse.Namespace(batch=4, size=256, repetitions=5, compile=False, device="cpu")
-
-
-def test_only_the_part_between_the_comments_is_replaced(tmp_path: Path) -> None:
-    file = tmp_path / "README.md"
-    file.write_text("a\n<!-- begin x.py -->\nold\n<!-- end x.py -->\nb\n<!-- begin y.py -->\n<!-- end y.py -->\n")
-    replace_part(file, "x.py", "new")
-    assert file.read_text() == (
-        "a\n<!-- begin x.py -->\nnew\n<!-- end x.py -->\nb\n<!-- begin y.py -->\n<!-- end y.py -->\n"
-    )
-    with pytest.raises(ValueError, match=r"README\.md lacks the lines <!-- begin z\.py -->"):
-        replace_part(file, "z.py", "new")
 
 
 @pytest.mark.parametrize("module", [accelerator, crf_speed, loader_speed, peers, scale, trainer_overhead])

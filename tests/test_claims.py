@@ -217,8 +217,8 @@ def test_the_page_counts_verdicts() -> None:
     finding = {"measure": "test/top1", "relation": "a > b", "verdict": "holds", "said": "+0.1 [+0.05, +0.15], 3 seeds"}
     found = {"statement": "s", "source": "x", "note": "n", "verdict": "holds", "findings": [finding], "seconds": 120.0}
     results = [Result("one", found, b""), Result("two", found | {"verdict": "undecided"}, b"")]
-    assert "2 claims: 1 holds, 1 undecided. All runs together took 4 minutes" in page(results)
-    assert "`test/top1: a > b` +0.1 [+0.05, +0.15], 3 seeds" in markdown(results)
+    assert "2 claims: 1 hold, 1 are undecided at this size. All runs together took 4 minutes" in page(results)
+    assert "`test/top1: a > b` holds (+0.1 [+0.05, +0.15], 3 seeds)" in markdown(results)
 
 
 @pytest.mark.parametrize(

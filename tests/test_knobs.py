@@ -63,7 +63,7 @@ FIRST_STAGES = {
 
 @pytest.mark.parametrize(("name", "frozen"), FIRST_STAGES.items())
 def test_the_first_stages_are_frozen(name: str, frozen: tuple[str, ...]) -> None:
-    module = build(name, "fcn32s", freeze_stages=2).train()
+    module = build(name, "hypercolumn", freeze_stages=2).train()
     for key, parameter in module.network.named_parameters():
         part = key.removeprefix("backbone.")
         assert parameter.requires_grad != any(part.startswith(f"{one}.") for one in frozen), key
@@ -71,7 +71,7 @@ def test_the_first_stages_are_frozen(name: str, frozen: tuple[str, ...]) -> None
         if isinstance(part, nn.BatchNorm2d):
             assert part.training != any(f"{key}.".startswith(f"backbone.{one}.") for one in frozen), key
     with pytest.raises(ValueError, match="--freeze-stages is 6; resnet18 has 5 maps, so give at most that"):
-        build("resnet18", "fcn32s", freeze_stages=6)
+        build("resnet18", "hypercolumn", freeze_stages=6)
 
 
 def test_frozen_norms_keep_their_statistics_and_learn_their_scales() -> None:

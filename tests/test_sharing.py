@@ -354,6 +354,7 @@ LOADERS = {
     "explain": ["EVIL", "PICTURE", "--out", "OUT"],
     "export": ["EVIL", "--to", "torch_export"],
     "predict": ["EVIL", "PICTURE", "--out", "OUT"],
+    "rcnn": ["--run", "EVIL", "--out", "OUT"],
     "run --resume": ["TRAIN", "--epochs", "3", "--out", "EVIL/..", "--name", "one", "--resume", "--crf", "test"],
     "run --start-from": ["TRAIN", "--out", "OUT", "--start-from", "EVIL/checkpoints/best.ckpt"],
     "run --weights": ["TRAIN", "--out", "OUT", "--weights", "EVIL/checkpoints/best.ckpt"],
@@ -362,7 +363,7 @@ LOADERS = {
     "tune_crf": ["EVIL", "--processes", "1"],
 }
 """The programs that load checkpoints, and their arguments; words in capitals are replaced."""
-LOAD_NONE = {"catalogue", "compare", "fidelity", "grid", "report", "show_data", "submit", "tune"}
+LOAD_NONE = {"catalogue", "claims", "compare", "fidelity", "grid", "propose", "report", "show_data", "submit", "tune"}
 
 
 @pytest.mark.parametrize("case", [case for case in LOADERS if case.split()[0] in PROGRAMS])

@@ -1,4 +1,4 @@
-"""YOLOv1: the published number of parameters, the loss of a hand-made picture, decoding, and one image learned."""
+"""YOLOv1: the published number of parameters, the loss of a hand-made picture, and decoding."""
 
 import pytest
 import torch
@@ -8,7 +8,6 @@ from backbones.yolo import YOLO
 from experiments.command_line.run_config import RunConfig
 from experiments.training.build import size_for
 from heads.yolov1 import Outputs, YOLOv1
-from lightning_modules.detection_scores import DetectionScores
 from lightning_modules.network import Network
 
 SIZE = (20, 40)
@@ -91,24 +90,6 @@ def test_overlapping_boxes_of_one_class_are_suppressed(head: YOLOv1) -> None:
     (found,) = head.detections(Outputs(classes, boxes, (4,)), [SIZE])
     assert found["labels"].tolist() == [0, 2]
     assert found["scores"].tolist() == [1.0, 1.0]  # cut to 1
-
-
-def test_one_image_is_learned() -> None:
-    """At the size at which the four convolutions of the head leave a 2x2 map of resnet18."""
-    torch.manual_seed(0)
-    network = Network("resnet18", "yolov1", 3, head_options={"grid": 3, "width": 32, "hidden": 64, "dropout": 0.0})
-    images = torch.rand(2, 3, 96, 128)
-    targets = [objects((10, 12, 60, 50), (70, 40, 120, 90), labels=(0, 2)), objects(labels=())]
-    optimizer = torch.optim.AdamW(network.train().parameters(), lr=2e-3)
-    for _ in range(60):
-        losses = network.losses(images, targets, [(96, 128)] * 2)
-        optimizer.zero_grad()
-        torch.stack([total / count for total, count in losses.values()]).sum().backward()
-        optimizer.step()
-    scores = DetectionScores()
-    with torch.inference_mode():
-        scores.update(["one", "two"], network.eval().detect(images), targets)
-    assert scores.scores(["a", "b", "c"])["map50"] == pytest.approx(1)
 
 
 def test_whole_images_are_stretched() -> None:

@@ -174,7 +174,8 @@ def serve(listener: socket.socket, path: Path) -> dict[str, Any]:
             connected.remove(requests)
             requests.close()
             if not connected:
-                path.unlink(missing_ok=True)  # nobody can connect from now on; one may just have done so
+                for file in (path, Path(f"{path}.lock")):
+                    file.unlink(missing_ok=True)  # nobody can connect from now on; one may just have done so
                 if not select.select([listener], [], [], 0)[0]:
                     os._exit(0)
             continue

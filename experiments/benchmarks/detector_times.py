@@ -26,12 +26,13 @@ from experiments.command_line.rcnn_flags import RCNNConfig
 from experiments.inference.detector import detect
 from experiments.inference.trained import load_any
 from experiments.region_svms.detector import Detector
+from experiments.region_svms.features import Pooling
 from experiments.region_svms.fit_and_score import fit_and_score, read_fitted
 from experiments.run import main as run
 
 HEADS = {"fastrcnn": "{hidden: 256}", "fasterrcnn": "{width: 128, hidden: 256}"}
 """The heads that are trained, with their options."""
-POOLINGS = {"warp": "R-CNN", "spp": "SPP-net"}
+POOLINGS: dict[Pooling, str] = {"warp": "R-CNN", "spp": "SPP-net"}
 Step = Callable[[np.ndarray, np.ndarray], object]
 """What is timed: a detector for an image and its proposals."""
 
@@ -50,18 +51,18 @@ def train(asked: argparse.Namespace, head: str) -> Path:
     return folder
 
 
-def fit(asked: argparse.Namespace, pooling: str) -> Detector:
+def fit(asked: argparse.Namespace, pooling: Pooling) -> Detector:
     """R-CNN or SPP-net, scored if it has not been before."""
     settings = rcnn_settings(asked, pooling)
     scored = (asked.out / pooling / "results.json").is_file()
     return read_fitted(settings) if scored else fit_and_score(settings)
 
 
-def rcnn_settings(asked: argparse.Namespace, pooling: str) -> RCNNConfig:
+def rcnn_settings(asked: argparse.Namespace, pooling: Pooling) -> RCNNConfig:
     return RCNNConfig(
         run=str(asked.out / "fastrcnn"), pooling=pooling, side=asked.side, images=asked.images, device="cpu",
         out=str(asked.out / pooling),
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
 
 
 def seconds(step: Step, pictures: list[tuple[np.ndarray, np.ndarray]]) -> float:

@@ -29,7 +29,7 @@ from experiments.inference.benchmark_files import machine, versions
 from experiments.inference.open_export import Made, open_onnx, open_openvino
 from experiments.inference.runtimes import run_module
 from experiments.inference.worker import Worker, WorkerError
-from experiments.run_files.atomic_file import write_atomically
+from experiments.run_files.generated_part import replace_part
 
 CLASSES = 21
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -254,21 +254,6 @@ def kept_scores(runs: list[str], images: int, threads: int) -> str:
     return "\n".join(lines)
 
 
-def rewrite(path: Path, part: str, text: str) -> None:
-    """Put the text between the markers of a part of a README.
-
-    Raises:
-        ValueError: the markers are missing.
-    """
-    first, last = f"<!-- begin {part} -->", f"<!-- end {part} -->"
-    content = path.read_text(encoding="utf-8")
-    before, begin, rest = content.partition(first)
-    _, end, after = rest.partition(last)
-    if not begin or not end:
-        raise ValueError(f"{path} lacks the lines {first} and {last}")
-    write_atomically(path, f"{before}{first}\n{text}\n{last}{after}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=4)
@@ -296,7 +281,7 @@ def main() -> None:
     for part, text in parts.items():
         print(f"{text}\n")
         if asked.readme:
-            rewrite(README, part, text)
+            replace_part(README, part, text)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,8 @@ PRECISIONS = {"float32": False, "bfloat16": True}
 """Whether autocast is on."""
 TURNS = {"training": ("graft", "peer"), "inference": ("graft", "peer", "folded")}
 """What is timed by turns; "folded" is Graft's too."""
+LEAST_REPETITIONS, SECONDS = 3, 30.0
+"""What is timed by turns for longer than these seconds has so few repetitions."""
 SAME = 0.005
 """Structures coincide if their operations differ by less than this fraction."""
 Row = dict[str, Any]
@@ -235,7 +237,10 @@ def measure(asked: argparse.Namespace, pair: str) -> Row:
 def timed(pools: dict[str, ProcessPoolExecutor], repetitions: int, what: str, precision: str) -> Row:
     """For each way of `TURNS`: median seconds, and the median and range of the peer's time over its own, by turns."""
     times: dict[str, list[float]] = {way: [] for way in TURNS[what]}
+    started = time.monotonic()
     for repetition in range(repetitions + 1):  # the first for nothing: memory is allocated, kernels are chosen
+        if repetition > LEAST_REPETITIONS and time.monotonic() - started > SECONDS:
+            break
         for way in TURNS[what]:
             pool = pools["peer" if way == "peer" else "graft"]
             took = pool.submit(seconds, "folded" if way == "folded" else what, precision).result()
@@ -273,8 +278,8 @@ def conditions(asked: argparse.Namespace) -> str:
     return (
         f"{card}{about['processor']} ({', '.join(about['extensions'])}), {torch.get_num_threads()} threads; "
         f"{versions}; {asked.batch} images of {asked.size}x{asked.size}, "
-        f"{'compiled' if asked.compile else 'eager'}; medians of {asked.repetitions} alternated repetitions, and their "
-        "range."
+        f"{'compiled' if asked.compile else 'eager'}; medians of {asked.repetitions} alternated repetitions "
+        f"({LEAST_REPETITIONS} where they take more than {SECONDS:.0f} s), and their range."
     )
 
 

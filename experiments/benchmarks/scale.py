@@ -209,7 +209,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="timed steps of each point")
     parser.add_argument("--threads", type=int, default=machine()["cores"], help="of all processes together")
     parser.add_argument("--only", nargs="+", type=int, choices=range(len(AXES)), help="some of: " + "; ".join(AXES))
-    parser.add_argument("--out", type=Path, help="folder for scale.json and scale.png; else the picture of the README")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--picture", type=Path, default=PLOT, help="PNG file to draw")
     parser.add_argument("--readme", action="store_true", help="write the table into experiments/README.md")
     asked = parser.parse_args()
     chosen = {
@@ -225,14 +226,14 @@ def main() -> None:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             job = pool.submit(metric_cost, Point(classes=classes, batch=2), asked.steps, asked.threads)
             metric[str(classes)] = job.result()
-    if asked.out is not None:
-        asked.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(asked.out / "scale.json", json.dumps({"lines": results, "metric": metric}, indent=2) + "\n")
-    draw(results, PLOT if asked.out is None else asked.out / "scale.png")
+    if asked.json is not None:
+        write_atomically(asked.json, json.dumps({"lines": results, "metric": metric}, indent=2) + "\n")
+    draw(results, asked.picture)
     text = as_markdown(results, metric)
     print(text)
     if asked.readme:
-        replace_part(README, "scale.py", text)
+        picture = "![seconds and memory of a training step](images/scale.png)"
+        replace_part(README, "scale.py", f"{text}\n\n{picture}")
 
 
 if __name__ == "__main__":

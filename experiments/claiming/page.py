@@ -12,6 +12,7 @@ from experiments.run_files.json_file import read_json
 
 STYLE = Path(__file__).resolve().parents[1] / "comparing" / "page" / "page.css"
 CLASSES = {"holds": "good", "does not hold": "bad", "undecided": "std"}
+MANY = {"holds": "hold", "does not hold": "do not hold", "undecided": "are undecided at this size"}
 METHOD = (
     "A relation holds if the 95 % Student t interval of its difference, paired by seed, lies above zero; it does not "
     "hold if the interval lies below; otherwise it is undecided at this size. A claim holds if all of its relations "
@@ -55,15 +56,15 @@ def markdown(results: Sequence[Result]) -> str:
     """A table with a row for each claim."""
     lines = ["| claim | at this size | differences with 95 % interval |", "|---|---|---|"]
     for one in results:
-        numbers = "; ".join(f"`{text}` {said}" for text, _, said in one.relations)
+        numbers = "; ".join(f"`{text}` {verdict} ({said})" for text, verdict, said in one.relations)
         lines.append(f"| {one.name} | {one.verdict} | {numbers} |")
     return "\n".join(lines) + "\n"
 
 
 def page(results: Sequence[Result]) -> str:
     """The text of the page."""
-    counts = {verdict: sum(one.verdict == verdict for one in results) for verdict in CLASSES}
-    summary = ", ".join(f"{number} {verdict}" for verdict, number in counts.items() if number)
+    counts = {words: sum(one.verdict == verdict for one in results) for verdict, words in MANY.items()}
+    summary = ", ".join(f"{number} {words}" for words, number in counts.items() if number)
     seconds = sum(one.found["seconds"] for one in results)
     rows = "\n".join(row(one) for one in results)
     sections = "\n".join(section(one) for one in results)

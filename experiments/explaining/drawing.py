@@ -61,12 +61,13 @@ def panel(image: np.ndarray, caption: str, target: Target | None = None, least: 
 
 
 def outlined(image: np.ndarray, box: dict[str, int]) -> np.ndarray:
-    """A picture uint8 `(H, W, C)` with the outline of a box, whose last row and column belong to it; shown as RGB."""
-    drawn = np.ascontiguousarray(as_rgb(image).copy())
-    corners = (box["left"], box["top"]), (box["right"], box["bottom"])
-    width = max(1, max(image.shape[:2]) // 300)
-    cv2.rectangle(drawn, *corners, (255, 255, 255), 3 * width)
-    cv2.rectangle(drawn, *corners, (220, 0, 120), width)
+    """A picture uint8 `(H, W, C)`, enlarged, with the outline of a box, whose last row and column belong to it."""
+    drawn = np.ascontiguousarray(enlarged(as_rgb(image)).copy())
+    scale = drawn.shape[1] / image.shape[1]
+    first = round(box["left"] * scale), round(box["top"] * scale)
+    last = round((box["right"] + 1) * scale) - 1, round((box["bottom"] + 1) * scale) - 1
+    cv2.rectangle(drawn, first, last, (255, 255, 255), 4)
+    cv2.rectangle(drawn, first, last, (220, 0, 120), 2)
     return drawn
 
 

@@ -78,7 +78,8 @@ class Examples:
             raise ValueError(f"none of the pictures can be read; the first: {self.problems[0]}")
 
     def _of_files(self, title: str) -> Iterator[Example]:
-        inputs = list(Inputs(self.flags.inputs, out=Path(self.flags.out)))
+        endings = (f".{self.flags.method}.png",)
+        inputs = list(Inputs(self.flags.inputs, out=Path(self.flags.out), endings=endings))
         for one in with_progress(spread(inputs, self.flags.limit), self.flags.limit or len(inputs), title):
             try:
                 image = one.read(self.network.read)

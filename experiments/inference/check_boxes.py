@@ -1,5 +1,7 @@
 """Holds an exported detector to the network it came from: the same boxes and scores at several sizes, the same mAP."""
 
+from typing import cast
+
 import cv2
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from experiments.inference.export_network import PixelsToOutput
 from experiments.inference.open_export import Runner
 from experiments.inference.suppression import suppress
 from experiments.inference.trained import TrainedNetwork
+from heads.box_head import BoxHead, Detections
 from lightning_modules.detection_scores import DetectionScores
 
 
@@ -23,7 +26,7 @@ def compare_boxes(network: TrainedNetwork, run: Runner, data: GraftDataModule, s
     heights of the image.
     """
     reference = PixelsToOutput(network, "boxes").eval().cpu()
-    head, rule = network.module.network.head, network.module.hparams["ap_rule"]
+    head, rule = cast("BoxHead", network.module.network.head), network.module.hparams["ap_rule"]
     least = network.module.network.backbone.min_size
     ours, theirs = DetectionScores(rule), DetectionScores(rule)
     picked = set(np.linspace(0, len(getattr(data, split).source) - 1, most).astype(int).tolist())
@@ -41,9 +44,10 @@ def compare_boxes(network: TrainedNetwork, run: Runner, data: GraftDataModule, s
             exported[0], size, threshold=head.score_threshold, overlap=head.overlap, most=head.most
         )
         factors = np.tile([image.shape[1] / size[1], image.shape[0] / size[0]], 2)
-        found = {"boxes": (boxes * factors).astype(np.float32), "scores": scores, "labels": labels}
+        arrays = {"boxes": (boxes * factors).astype(np.float32), "scores": scores, "labels": labels}
+        found = cast("Detections", {key: torch.from_numpy(value) for key, value in arrays.items()})
         ours.update([name], [detect(network, image)], [truth.tensors()])
-        theirs.update([name], [{key: torch.from_numpy(value) for key, value in found.items()}], [truth.tensors()])
+        theirs.update([name], [found], [truth.tensors()])
     if not ours.images:
         raise ValueError(f"no image of the {split} split can be read, so the file cannot be checked")
     both = [float(scores.scores(data.class_names)["map"]) for scores in (ours, theirs)]

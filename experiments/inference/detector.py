@@ -73,8 +73,8 @@ def detect(network: TrainedNetwork, image: np.ndarray, proposals: np.ndarray | N
         boxes = proposals_method(network)(np.ascontiguousarray(image)) if proposals is None else proposals
         given = [(torch.from_numpy(boxes) / factors).to(parameter.device)]
     (found,) = inner.detect(batch.to(parameter.device, parameter.dtype), proposals=given)
-    found = on_cpu(found)
-    return found | {"boxes": found["boxes"] * factors}  # type: ignore[return-value]
+    kept = on_cpu(found)
+    return kept | {"boxes": kept["boxes"] * factors}  # type: ignore[return-value]
 
 
 def proposals_method(network: TrainedNetwork) -> Method:

@@ -61,16 +61,23 @@ class Inputs:
         every: take every so-many-th frame of videos and cameras.
         frames: stop after this many frames of each video or camera; None takes all.
         out: folder of the results, which is left out where it lies in a folder of pictures.
+        endings: of the results, which must not have the name of an input.
 
     Raises:
         ValueError: an argument names nothing, a folder holds no pictures, or a result would replace an input.
     """
 
     def __init__(
-        self, arguments: list[str], every: int = 1, frames: int | None = None, out: Path | None = None
+        self,
+        arguments: list[str],
+        every: int = 1,
+        frames: int | None = None,
+        out: Path | None = None,
+        endings: tuple[str, ...] = ENDINGS,
     ) -> None:
         self.every = every
         self.frames = frames
+        self.endings = endings
         self.out = None if out is None else out.resolve()
         self.images: list[str] = []  # a string takes a tenth of the memory of a Path
         self.videos: list[str] = []
@@ -116,7 +123,7 @@ class Inputs:
         within = {whole for path in files if Path(whole := os.path.abspath(path)).is_relative_to(self.out)}
         for path in files if within else ():
             stem = self.out / self.stem_of(Path(path))
-            lost = next((name for ending in ENDINGS if (name := f"{stem}{ending}") in within), None)
+            lost = next((name for ending in self.endings if (name := f"{stem}{ending}") in within), None)
             if lost is not None:
                 raise ValueError(
                     f"--out {self.out}: the results of {path} would replace the input {lost}; give another"
