@@ -59,7 +59,7 @@ class BoxHead(Head):
     needs_masks: ClassVar[bool] = False
     """Whether it learns the mask of each object too."""
     one_stage: ClassVar[bool] = True
-    """Whether it scores a fixed set of boxes, which `every_box` gives; others propose boxes first."""
+    """Whether it is exported: it scores a fixed set of boxes, which `every_box` gives. Others propose boxes first."""
     score_threshold: float
     """Detections below it are dropped."""
     overlap: float

@@ -69,6 +69,7 @@ class SSD(BoxHead):
     """
 
     loss_terms = ("classification", "boxes")
+    one_stage = False  # for export: tracing its extra layers for images of any size takes minutes
     output_stride = 16
     backbone_options = {"before_pools": True, "ceil_mode": True}
     NEGATIVES = 3
@@ -152,10 +153,6 @@ class SSD(BoxHead):
         learned = (truth > 0) | hardest(crossed, truth > 0, self.NEGATIVES)
         count = torch.tensor(float(sum(found)), device=truth.device)
         return {"classification": (crossed[learned].sum(), count), "boxes": (torch.stack(errors).sum(), count)}
-
-    def every_box(self, outputs: Outputs, size: Size) -> tuple[Tensor, Tensor]:
-        boxes = decode(exact(outputs.codes), outputs.anchors, BOX_WEIGHTS)
-        return boxes, exact(outputs.logits).softmax(2)[..., 1:]
 
     def detections(self, outputs: Outputs, sizes: Sequence[Size]) -> list[Detections]:
         scores, codes = exact(outputs.logits).softmax(2)[..., 1:], exact(outputs.codes)

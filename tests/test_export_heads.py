@@ -43,7 +43,6 @@ CHEAPER = {
     "dilatednet": {"layers": 7, "padding": "reflect"},
     "retinanet": {"width": 32},
     "fcos": {"width": 64},
-    "ssd": {"width": 16, "side": 64},
     "yolov1": {"width": 8, "hidden": 16},
 }
 """Options under which a head is the same network, only narrower."""
