@@ -128,7 +128,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 PATHS = {
     "data_dir": "~/data", "weights": "~/w.pth", "start_from": "~/best.ckpt", "class_weights": "~/weights.txt",
-    "augmentation": "~/a.yaml", "crf_settings": "~/crf.yaml", "out": "~/runs",
+    "augmentation": "~/a.yaml", "crf_settings": "~/crf.yaml", "proposals": "~/p.npz", "out": "~/runs",
 }  # fmt: skip
 
 
