@@ -139,10 +139,10 @@ def test_cityscapes_and_addresses_are_those_of_torchvision() -> None:
         one = published[train_id]
         assert (name, label_id, colour) == (one.name, one.id, one.color)
     ours = {archive[:2] for archive in (*voc_boxes.Voc0712.ARCHIVES, *pet.ARCHIVES, *flowers102.ARCHIVES)}
-    theirs = torchvision.datasets.voc.DATASET_YEAR_DICT["2012"]
+    years = torchvision.datasets.voc.DATASET_YEAR_DICT
     flowers = torchvision.datasets.Flowers102
     assert ours == {
-        (theirs["url"], theirs["md5"]),
+        *((years[year]["url"], years[year]["md5"]) for year in ("2007", "2007-test", "2012")),
         *torchvision.datasets.OxfordIIITPet._RESOURCES,
         *((flowers._download_url_prefix + file, md5) for file, md5 in flowers._file_dict.values()),
     }

@@ -34,7 +34,7 @@ SIZES = ((65, 97), (31, 39))
 """Heights and widths in pixels. At the second, the coarsest map is a single row."""
 SIZES_OF_BOXES = ((150, 97), (65, 290))
 """On both sides of the stride of 128 that detectors have."""
-DEEP = ("fcos", "ssd")
+DEEP = ("fcos",)
 """Heads whose towers take half a minute as ONNX; that of retinanet is written."""
 CHEAPER = {
     "spp": {"hidden": 16},
@@ -48,7 +48,7 @@ CHEAPER = {
 """Options under which a head is the same network, only narrower."""
 EXPORTED = (
     "classifier", "spp", "fcn8s", "deeplab", "pspnet", "lraspp", "dilatednet", "hypercolumn", "unet", "fpn",
-    "retinanet", "fcos", "ssd", "yolov1",
+    "retinanet", "fcos", "yolov1",
 )  # fmt: skip
 """Heads whose layers are those of all heads that are exported."""
 BOTH_FORMATS = ("fcn8s", "pspnet")

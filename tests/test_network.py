@@ -355,7 +355,7 @@ def test_unknown_names_and_options_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Network(*arguments, CLASSES)
-    with pytest.raises(ValueError, match="unet has no option 'depth'; it has: up, norm, width"):
+    with pytest.raises(ValueError, match="unet has no option 'depth'; it has: up, norm, join, width"):
         Network("resnet18", "unet", CLASSES, head_options={"depth": 3})
     with pytest.raises(ValueError, match="output_stride is 4"):
         Network("resnet18", "unet", CLASSES, output_stride=4)

@@ -64,7 +64,7 @@ FORMS = [
     ),
     ("vgg11", {"remove_pools": True}),
     ("vgg11", {"pools": "3x3"}),
-    *((name, {}) for name in ("resnet20", "resnetv2_50", "densenet40")),
+    *((name, {}) for name in ("resnet20", "resnetv2_50", "densenet40", "yolov1")),
     ("densenet100_bc", {"depth": 36, "blocks": 5}),
     ("densenet121", {"compression": 0.3, "bottleneck": 0}),
     ("googlenet", {"naive": True, "true_5x5": True}),

@@ -86,7 +86,7 @@ class Predictor:
             self.radius, self.overlap = reach.radius or 0, exact if chosen is None else chosen
             self.note = f"windows overlap by {self.overlap} pixels: equal to predicting whole images"
         else:
-            self.overlap = side // 4 if chosen is None else chosen
+            self.overlap = max(0, min(side // 4, side - self.stride)) if chosen is None else chosen
             why = (
                 reach.why or f"the network sees {reach.radius} pixels in each direction: an overlap of {exact} is exact"
             )
