@@ -244,7 +244,7 @@ def test_what_does_not_fit_the_task_is_refused(
         (predict, (classifier, photos, "--save", "coco"), "--save coco is for segmentation networks"),
         (predict, (classifier, photos, "--save", "labels"), "--save labels is for segmentation networks"),
         (predict, (classifier, photos, "--window", "64"), "--window and --crf are for segmentation networks"),
-        (predict, (run, photos, "--window", "4"), "--window 4: with an overlap of 1 pixels, this network needs"),
+        (predict, (run, photos, "--window", "4"), "--window 4: with an overlap of 0 pixels, this network needs"),
         (predict, (run, photos, "--window", "64", "--overlap", "64"), "--window 64: with an overlap of 64 pixels"),
         (predict, (run, photos, "--device", "cuda:9"), "--device cuda:9: PyTorch cannot use it here"),
         (explain, (run, photos, "--device", "nonsense"), "--device nonsense: PyTorch cannot use it here"),

@@ -15,7 +15,7 @@ from tests.slurm_cluster import ask, cluster, missing, wait
 from tests.warm_process import run_python
 
 ROOT = Path(__file__).resolve().parent.parent
-LONG = ("--epochs", "40")  # 120 steps of two processes, of which signals cut off most
+LONG = ("--epochs", "60")  # 180 steps of two processes, of which signals cut off most
 JOBS_S = 150
 TWO_RANKS = """
 import sys
@@ -51,10 +51,16 @@ class Jobs:
     def log(self, name: str) -> str:
         return (self.out / f"{name}.log").read_text()
 
-    def when(self, name: str, *command: str) -> None:
-        """Do something to a job once its run has finished its first epoch."""
-        wait((self.out / name / "metrics.csv").exists, f"{name} does not train", JOBS_S)
-        ask(self.environment, *command)
+    def at_first_epochs(self, commands: dict[str, list[str]]) -> None:
+        """Do something to each job, by the name of its run, as soon as that has finished its first epoch."""
+        left = dict(commands)
+
+        def all_done() -> bool:
+            for name in [name for name in left if (self.out / name / "metrics.csv").exists()]:
+                ask(self.environment, *left.pop(name))
+            return not left
+
+        wait(all_done, f"one of {', '.join(commands)} does not train", JOBS_S)
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +97,9 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
         )
         cancelled = made.submit("--nodes", "2", run=[*arguments(data, out, *LONG), "--name", "cancelled"])
         made.submit("--array", str(grid), "--at-once", "1", run=[])
-        made.when("signalled", "scancel", "--signal=USR1", signalled)
-        made.when("cancelled", "scancel", cancelled)
+        made.at_first_epochs(
+            {"signalled": ["scancel", "--signal=USR1", signalled], "cancelled": ["scancel", cancelled]}
+        )
         made.finish("whole")
         wait(lambda: not ask(environment, "squeue", "-h"), "jobs do not end", JOBS_S)
         yield made
