@@ -13,15 +13,15 @@ training and 6,000 to 300 otherwise, proposals with a side below 16 pixels are d
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from heads.anchors import centred_anchors
-from heads.box_head import BoxHead, Detections, Objects, Size, Sums
+from heads.box_head import Detections, Objects, Size, Sums
 from heads.head import last
-from heads.regions import LinearLayers, draw_regions, papers_predictor, predict, region_detections, region_losses
-from heads.roi_pooling import Pooling, pool_regions, regions_of
+from heads.regions import RegionHead, draw_regions, region_detections, region_losses
+from heads.roi_pooling import Pooling
 from heads.rpn import Proposed, RegionProposals
 
 KEPT = {True: (12_000, 2_000), False: (6_000, 300)}
@@ -36,7 +36,7 @@ class Outputs(NamedTuple):
     proposed: Proposed
 
 
-class FasterRCNNC4(BoxHead):
+class FasterRCNNC4(RegionHead):
     """Proposals from the last map, each classified and corrected by the published layers behind it.
 
     Args:
@@ -52,15 +52,10 @@ class FasterRCNNC4(BoxHead):
         most: detections per image at most.
     """
 
-    one_stage = False
     loss_terms = ("objectness", "proposals", "classification", "boxes")
-    output_stride = 16
     backbone_options = {"c4": True, "before_pools": True}
-    takes_region_layers = True
     SAMPLED, POSITIVE = 128, 0.25
     """Regions of an image that the loss is computed from, and the part of them that has an object at most."""
-    BETA = 1.0
-    """Error of a region's box below which smooth L1 is quadratic."""
 
     def __init__(
         self,
@@ -81,14 +76,7 @@ class FasterRCNNC4(BoxHead):
         if not anchor_scales or min(anchor_scales) <= 0:
             raise ValueError(f"anchor_scales is {list(anchor_scales)}; give one or more numbers above 0")
         level = last(reductions)
-        super().__init__(reductions, [level])
-        self.classifier = classifier
-        """The published layers, which weights are loaded into."""
-        self.layers = LinearLayers(channels[level], hidden) if classifier is None else None
-        behind: Any = self.layers if classifier is None else classifier
-        self.side: int = behind.side
-        """Values along each side of a pooled region."""
-        self.box_predictor = papers_predictor(behind.channels, num_classes)
+        super().__init__(channels, reductions, num_classes, level, classifier, hidden)
         anchors = centred_anchors(reductions[level], anchor_scales)
         self.rpn = RegionProposals(
             channels[level],
@@ -99,18 +87,12 @@ class FasterRCNNC4(BoxHead):
             inside_only=inside_only,
             paired=True,
         )
-        self.pooling: Pooling = pooling
+        self.pooling = pooling
         self.score_threshold, self.overlap, self.most = score_threshold, overlap, most
 
     def forward(self, features: list[Tensor]) -> Outputs:
         x = features[-1]
         return Outputs(x, self.rpn([x], [self.offsets[-1]]))
-
-    def classify(self, x: Tensor, boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Boxes `(R_i, 4)` of each image -> logits `(R, C + 1)` and codes `(R, C + 1, 4)`."""
-        pooled = pool_regions(x, regions_of(boxes), self.side, self.stride, self.offsets[-1], self.pooling)
-        layers: Any = self.classifier if self.layers is None else self.layers
-        return predict(self.box_predictor, layers(pooled))
 
     def losses(self, outputs: Outputs, targets: Sequence[Objects], sizes: Sequence[Size]) -> dict[str, Sums]:
         proposals = self.rpn.proposals(outputs.proposed, sizes)

@@ -13,14 +13,13 @@ dilated to stride 16 takes the place of the last stage of other backbones.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from heads.box_head import BoxHead, Detections, Objects, Size, Sums
-from heads.regions import LinearLayers, draw_regions, papers_predictor, predict, region_detections, region_losses
-from heads.roi_pooling import pool_regions, regions_of
+from heads.box_head import Detections, Objects, Size, Sums
+from heads.regions import RegionHead, draw_regions, region_detections, region_losses
 from heads.sliding_windows import sliding_windows
 
 WINDOWS = 1000
@@ -36,7 +35,7 @@ class Outputs(NamedTuple):
     """Boxes `(P_i, 4)` of each image."""
 
 
-class FastRCNN(BoxHead):
+class FastRCNN(RegionHead):
     """Classifies and corrects the boxes that it is given.
 
     Args:
@@ -48,16 +47,11 @@ class FastRCNN(BoxHead):
     """
 
     loss_terms = ("classification", "boxes")
-    output_stride = 16
     backbone_options = {"before_pools": True}
     needs_proposals = True
-    takes_region_layers = True
-    one_stage = False
     SAMPLED, POSITIVE, LEAST_OVERLAP = 64, 0.25, 0.1
     """Proposals of an image that the loss is computed from, the part of them that has an object at most, and the IoU
     with an object from which on the others are drawn."""
-    BETA = 1.0
-    """Error below which smooth L1 is quadratic."""
 
     def __init__(
         self,
@@ -71,14 +65,7 @@ class FastRCNN(BoxHead):
         overlap: float = 0.3,
         most: int = 100,
     ) -> None:
-        super().__init__(reductions, [len(reductions) - 1])
-        self.classifier = classifier
-        """The published layers, which weights are loaded into."""
-        self.layers = LinearLayers(channels[-1], hidden) if classifier is None else None
-        behind: Any = self.layers if classifier is None else classifier
-        self.side: int = behind.side
-        """Values along each side of a pooled region."""
-        self.box_predictor = papers_predictor(behind.channels, num_classes)
+        super().__init__(channels, reductions, num_classes, len(reductions) - 1, classifier, hidden)
         self.score_threshold, self.overlap, self.most = score_threshold, overlap, most
 
     def forward(self, features: list[Tensor]) -> Outputs:
@@ -86,12 +73,6 @@ class FastRCNN(BoxHead):
 
     def with_proposals(self, outputs: Outputs, proposals: Sequence[Tensor]) -> Outputs:
         return outputs._replace(proposals=proposals)
-
-    def classify(self, x: Tensor, boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits `(R, C + 1)` and codes `(R, C + 1, 4)` of the boxes `(R_i, 4)` of each image."""
-        pooled = pool_regions(x, regions_of(boxes), self.side, self.stride, self.offsets[-1])
-        layers: Any = self.classifier if self.layers is None else self.layers
-        return predict(self.box_predictor, layers(pooled))
 
     def losses(self, outputs: Outputs, targets: Sequence[Objects], sizes: Sequence[Size]) -> dict[str, Sums]:
         given = [one.get("proposals") for one in targets]

@@ -5,7 +5,7 @@ here. Numbers and layers are torchvision's, whose names the predictor keeps.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,8 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.ops import box_iou
 
 from heads.anchors import IGNORED, decode, encode, match
-from heads.box_head import Detections, Objects, Size, Sums, exact, suppressed
+from heads.box_head import BoxHead, Detections, Objects, Size, Sums, exact, suppressed
+from heads.roi_pooling import Pooling, pool_regions, regions_of
 from heads.rpn import draw
 
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -140,3 +141,44 @@ def region_detections(
         corrected = decode(code[rows, labels + 1], boxes[rows], BOX_WEIGHTS)
         found.append(suppressed(corrected, of_classes[rows, labels], labels, size, overlap, most, LEAST_SIDE))
     return found
+
+
+class RegionHead(BoxHead):
+    """Classifies regions of one map by the published layers behind that map, or else by two new linear layers.
+
+    Args:
+        level: index of the map.
+        classifier: the backbone's `region_layers`, or None.
+        hidden: width of the two linear layers that stand there without a classifier.
+    """
+
+    one_stage = False
+    output_stride = 16
+    takes_region_layers = True
+    BETA = 1.0
+    """Error of a region's box below which smooth L1 is quadratic."""
+    pooling: Pooling = "max"
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        reductions: Sequence[int],
+        num_classes: int,
+        level: int,
+        classifier: nn.Module | None,
+        hidden: int,
+    ) -> None:
+        super().__init__(reductions, [level])
+        self.classifier = classifier
+        """The published layers, which weights are loaded into."""
+        self.layers = LinearLayers(channels[level], hidden) if classifier is None else None
+        behind: Any = self.layers if classifier is None else classifier
+        self.side: int = behind.side
+        """Values along each side of a pooled region."""
+        self.box_predictor = papers_predictor(behind.channels, num_classes)
+
+    def classify(self, x: Tensor, boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Boxes `(R_i, 4)` of each image -> logits `(R, C + 1)` and codes `(R, C + 1, 4)`."""
+        pooled = pool_regions(x, regions_of(boxes), self.side, self.stride, self.offsets[-1], self.pooling)
+        layers: Any = self.classifier if self.layers is None else self.layers
+        return predict(self.box_predictor, layers(pooled))
