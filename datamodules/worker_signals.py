@@ -21,6 +21,7 @@ def sigterm_blocked() -> Iterator[None]:
     """Start workers in here: they inherit that SIGTERM is blocked, and so do all their threads.
 
     A worker that is not forked starts threads while it imports numpy and torch, before `ignore_signals_except_parents`.
+    A fork server that ran before keeps its own signal mask, and gives that one to its workers.
     """
     if not hasattr(signal, "sigwaitinfo"):
         yield

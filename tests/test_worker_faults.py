@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -81,6 +82,7 @@ def test_other_ends_of_workers(text: str, said: str | None) -> None:
 def test_a_worker_ends_by_its_parents_signal_only(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However it was started: the parent of a process from a fork server is another process."""
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda: method)
+    forkserver._forkserver._stop()  # one of another test would not block SIGTERM
     worker = multiprocessing.get_context(method).Process(target=work, args=(str(tmp_path / "ready"),), daemon=True)
     with worker_signals.sigterm_blocked():
         worker.start()
