@@ -69,7 +69,6 @@ class SSD(BoxHead):
     """
 
     loss_terms = ("classification", "boxes")
-    one_stage = False  # for export: tracing its extra layers for images of any size takes minutes
     output_stride = 16
     backbone_options = {"before_pools": True, "ceil_mode": True}
     NEGATIVES = 3
@@ -154,6 +153,10 @@ class SSD(BoxHead):
         count = torch.tensor(float(sum(found)), device=truth.device)
         return {"classification": (crossed[learned].sum(), count), "boxes": (torch.stack(errors).sum(), count)}
 
+    def every_box(self, outputs: Outputs, size: Size) -> tuple[Tensor, Tensor]:
+        scores = exact(outputs.logits).softmax(2)[..., 1:]
+        return decode(exact(outputs.codes), outputs.anchors, BOX_WEIGHTS), scores
+
     def detections(self, outputs: Outputs, sizes: Sequence[Size]) -> list[Detections]:
         scores, codes = exact(outputs.logits).softmax(2)[..., 1:], exact(outputs.codes)
         found = []
@@ -191,8 +194,11 @@ class UnpaddedConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        below, right = (cast("int", torch.sym_max(0, 3 - n)) for n in x.shape[2:])
-        return super().forward(F.pad(x, (0, right, 0, below)))
+        # Of a maximum of sizes, tracing for export would take minutes. Where there are three values, nothing is added.
+        height, width = x.shape[2:]
+        longer = F.pad(x, (0, 2, 0, 2))
+        longer = torch.cat([longer[:, :, :3], longer[:, :, 3:height]], 2)
+        return super().forward(torch.cat([longer[..., :3], longer[..., 3:width]], 3))
 
 
 def extra_layers(width: int, strides: Sequence[int], side: int) -> tuple[nn.ModuleList, list[int], list[float]]:

@@ -43,12 +43,13 @@ CHEAPER = {
     "dilatednet": {"layers": 7, "padding": "reflect"},
     "retinanet": {"width": 32},
     "fcos": {"width": 64},
+    "ssd": {"width": 16, "side": 300},
     "yolov1": {"width": 8, "hidden": 16},
 }
 """Options under which a head is the same network, only narrower."""
 EXPORTED = (
     "classifier", "spp", "fcn8s", "deeplab", "pspnet", "lraspp", "dilatednet", "hypercolumn", "unet", "fpn",
-    "retinanet", "fcos", "yolov1",
+    "retinanet", "fcos", "ssd", "yolov1",
 )  # fmt: skip
 """Heads whose layers are those of all heads that are exported."""
 BOTH_FORMATS = ("fcn8s", "pspnet")

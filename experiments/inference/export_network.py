@@ -49,8 +49,8 @@ class PixelsToOutput(nn.Module):
         if issubclass(head, BoxHead) and not head.one_stage:
             others = [name for name, one in HEADS.items() if issubclass(one, BoxHead) and one.one_stage]
             raise ValueError(
-                f"{network.module.hparams['head']} cannot be exported: it proposes boxes before it scores them, or has "
-                f"maps whose sizes are too hard to trace; heads that can: {', '.join(others)}"
+                f"{network.module.hparams['head']} cannot be exported: it proposes boxes before it scores them; heads "
+                f"that can: {', '.join(others)}"
             )
         self.network = network.module.network
         self.output = output
