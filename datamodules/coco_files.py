@@ -78,8 +78,11 @@ def read_annotations(path: Path) -> dict[str, Any]:
     for key, needs in (("images", ("id", "file_name")), ("annotations", ("image_id", "category_id")),
                        ("categories", ("id", "name"))):  # fmt: skip
         rows = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(rows, list) or not all(need in row for row in rows for need in needs):
+        if not isinstance(rows, list) or not all(
+            isinstance(row, dict) and need in row for row in rows for need in needs
+        ):
             raise DataError(f"{path} is not in COCO's format: it has no list {key} with {' and '.join(needs)} in each")
+        check_values(rows, key, path)
     for key, text in (("images", "file_name"), ("categories", "name")):
         for row in content[key]:
             if not isinstance(row[text], str):
@@ -88,6 +91,24 @@ def read_annotations(path: Path) -> dict[str, Any]:
         if twice:
             raise DataError(f"{path} lists the id {twice[0]} twice under {key}; give each its own")
     return content
+
+
+def check_values(rows: list[dict[str, Any]], key: str, path: Path) -> None:
+    """Raises ValueError if an id is neither a number nor a text, or a size is no number."""
+    for number, row in enumerate(rows):
+        for name in ("id", "image_id", "category_id"):
+            if (
+                name in row
+                and not isinstance(row[name], (int, str))
+                and (key, name, row[name]) != ("annotations", "id", None)
+            ):
+                raise DataError(f"{path}: the {name} of entry {number} of {key} is {row[name]!r}; write a whole number")
+        for name in ("width", "height") if key == "images" else ():
+            if name in row and (not isinstance(row[name], (int, float)) or not row[name] > 0):
+                raise DataError(f"{path}: the {name} of entry {number} of {key} is {row[name]!r}; write its pixels")
+    kinds = {type(row["id"]) for row in rows if key == "categories"}
+    if len(kinds) > 1:
+        raise DataError(f"{path}: some ids under {key} are numbers and some are texts; write numbers")
 
 
 def classes_of(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], dict[str, int]]:

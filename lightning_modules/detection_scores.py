@@ -10,7 +10,7 @@ are for boxes. A mask is kept over its whole image, in pycocotools' run-length c
 
 import importlib.util
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -67,7 +67,8 @@ class DetectionScores(nn.Module):
         Masks are scored if both have them: `(N, 28, 28)` within the boxes of detections, `(N, H, W)` of objects.
         """
         for name, detections, objects in zip(names, found, truth, strict=True):
-            kept, real = on_cpu(detections), on_cpu(objects)
+            kept: dict[str, Any] = {**on_cpu(detections)}
+            real: dict[str, Any] = {**on_cpu(objects)}
             if self.rule == "coco" and "masks" in detections and "masks" in objects:
                 kept["masks"], real["masks"] = codes_of_detections(detections, objects), codes_of(objects["masks"])
             self.images.append((name, kept, real))
@@ -97,7 +98,7 @@ class DetectionScores(nn.Module):
         nothing = torch.tensor(torch.nan, dtype=torch.float64)
         precision = coco_precisions(images)
         at_50 = {label: one[IOU_50].mean() for label, one in precision["bbox"].items()}
-        values = {}
+        values: dict[str, Tensor] = {}
         for kind, (name, name_50) in NAMES.items():
             if kind in precision:
                 of_classes = list(precision[kind].values())
@@ -125,7 +126,8 @@ def coco_precisions(images: Sequence[Kept]) -> dict[str, dict[int, Tensor]]:
     from torchmetrics.detection import MeanAveragePrecision
 
     # Never of masks alone: torchmetrics then leaves out images without objects, and what is detected in them.
-    kinds = ("bbox", "segm") if images and all("masks" in found for _, found, _ in images) else ("bbox",)
+    masked = bool(images) and all("masks" in found for _, found, _ in images)
+    kinds: tuple[Literal["bbox", "segm"], ...] = ("bbox", "segm") if masked else ("bbox",)
     metric = MeanAveragePrecision(iou_type=kinds, backend="pycocotools", extended_summary=True)
     metric.warn_on_many_detections = False
     for _, found, truth in images:
@@ -133,7 +135,8 @@ def coco_precisions(images: Sequence[Kept]) -> dict[str, dict[int, Tensor]]:
     if not sum(map(len, metric.groundtruth_labels)):
         return {kind: {} for kind in kinds}
     result = metric.compute()
-    classes, precisions = result["classes"].flatten().tolist(), {}
+    classes = result["classes"].flatten().tolist()
+    precisions: dict[str, dict[int, Tensor]] = {}
     for kind in kinds:
         # Precision by threshold, recall, class, size of objects and number of detections; -1 if there are no objects.
         precision = result[f"{kind}_precision" if len(kinds) > 1 else "precision"][..., ANY_SIZE, HUNDRED].double()
@@ -152,9 +155,10 @@ def codes_of(masks: Tensor) -> list[dict[str, Any]]:
 def codes_of_detections(found: Detections, truth: Objects) -> list[dict[str, Any]]:
     """The masks of detections over the whole image, one after the other: a hundred of them are large."""
     size = (truth["masks"].shape[1], truth["masks"].shape[2])
+    alone = cast("dict[str, Tensor]", found)
     codes = []
     for row in range(len(found["labels"])):
-        one = cast("Detections", {name: value[row : row + 1].detach().cpu() for name, value in found.items()})  # type: ignore[attr-defined]
+        one = cast("Detections", {name: value[row : row + 1].detach().cpu() for name, value in alone.items()})
         codes += codes_of(paste_masks(one, size) >= LEAST_OF_MASK)
     return codes
 

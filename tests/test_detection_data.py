@@ -88,6 +88,27 @@ def test_wrong_annotations_are_one_line_before_training(kind: str, tmp_path: Pat
         assert "1 of 4 annotations are wrong; correct or remove them. The first: annotation 1 of" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("images", {"width": "40"}, "the width of entry 0 of images is '40'; write its pixels"),
+        ("images", {"height": 0}, "the height of entry 0 of images is 0; write its pixels"),
+        ("images", {"id": [1]}, r"the id of entry 0 of images is \[1\]; write a whole number"),
+        ("annotations", {"image_id": [1]}, "the image_id of entry 0 of annotations"),
+        ("annotations", {"category_id": None}, "the category_id of entry 0 of annotations is None"),
+        ("categories", {"id": "a"}, "some ids under categories are numbers and some are texts"),
+        ("annotations", 5, "it has no list annotations with image_id and category_id in each"),
+    ],
+)
+def test_values_of_another_kind_are_one_line(key: str, change: object, message: str, tmp_path: Path) -> None:
+    content = copy.deepcopy(CONTENT)
+    content[key][0] = content[key][0] | change if isinstance(change, dict) else change
+    write(tmp_path, content)
+    with pytest.raises(ValueError, match=message) as caught:
+        sources(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_repeated_images_and_files_without_boxes_are_refused(tmp_path: Path) -> None:
     write(tmp_path, CONTENT | {"images": [*CONTENT["images"], CONTENT["images"][0]]})
     with pytest.raises(ValueError, match="lists the id 7 twice under images; give each its own"):
