@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-
 ACTIVATIONS: set[Callable[..., Any]] = {
     F.relu, F.relu6, F.leaky_relu, F.hardtanh, F.hardswish, F.hardsigmoid, F.gelu, F.silu, F.sigmoid,
     torch.relu, torch.sigmoid, torch.clamp, Tensor.relu, Tensor.sigmoid, Tensor.clamp,
