@@ -16,6 +16,7 @@ from rich.table import Table
 
 from datamodules.base import GraftDataModule
 from experiments.command_line.console import make_console
+from experiments.command_line.cores import processor_name
 from experiments.command_line.known_names import ROOT
 from experiments.command_line.run_config import RunConfig
 from experiments.run_files.atomic_file import write_atomically
@@ -85,7 +86,7 @@ def training_record(config: RunConfig, trainer: pl.Trainer) -> dict[str, Any]:
         "processes": trainer.world_size,
         "nodes": trainer.num_nodes,
         "accelerator": device.type,
-        "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else processor_name(),
         "precision": str(trainer.precision),
         "global_batch": config.batch_size * trainer.world_size * config.accumulate,
         "strategy": strategy_name(config, trainer),
