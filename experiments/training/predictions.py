@@ -34,6 +34,8 @@ from matplotlib.patches import Patch
 SAMPLES = 6
 LONGEST_SIDE = 384
 """Longest side of the single PNGs, in pixels."""
+WIDTH, GAP = 6.1, 0.04
+"""Width of the figure's pictures in inches, and the part of a column, or of a row, between two of them."""
 Sample = tuple[np.ndarray, Any, Any]
 """Image uint8 `(H, W, 3)`, truth, prediction: arrays, or in detection objects and detections."""
 
@@ -187,22 +189,29 @@ def draw_detection(rows: list[Sample], data: GraftDataModule) -> plt.Figure:
 
 
 def draw_rows(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], data: GraftDataModule) -> plt.Figure:
-    """A row of pictures for each image (image, truth, prediction), and a legend of the classes' colours."""
-    height, width = rows[0][0].shape[:2]
-    figure, axes = plt.subplots(
-        len(rows), 3, figsize=(7.4, 2.02 * len(rows) * height / width + 0.3), squeeze=False, layout="constrained"
-    )
-    for line, pictures in zip(axes, rows, strict=True):
-        for ax, picture in zip(line, pictures, strict=True):
-            ax.imshow(picture, interpolation="nearest")
-            ax.axis("off")
-    for ax, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
-        ax.set_title(title, fontsize=10)
+    """A row of pictures for each image (image, truth, prediction), and a legend of the classes' colours.
+
+    All pictures share one pair of axes, because a run would wait half a second for a pair each. A row is as high as its
+    image is at the width of a column.
+    """
+    heights = [image.shape[0] / image.shape[1] for image, _, _ in rows]
+    figure = plt.figure(figsize=(WIDTH, WIDTH / 3 * sum(heights)))
+    ax = figure.add_axes((0, 0, 1, 1))
+    top = 0.0
+    for pictures, height in zip(rows, heights, strict=True):
+        for column, picture in enumerate(pictures):
+            sides = (column, column + 1 - GAP, top + height - GAP * height, top)
+            ax.imshow(picture, interpolation="nearest", extent=sides, aspect="auto")
+        top += height
+    for column, title in enumerate(("image", "truth", "prediction")):
+        ax.text(column + (1 - GAP) / 2, -GAP / 2, title, fontsize=10, ha="center", va="bottom")
+    ax.set(xlim=(0, 3), ylim=(top, 0))
+    ax.axis("off")
     patches = [
         Patch(color=tuple(channel / 255 for channel in colour), label=name)  # type: ignore[arg-type]
         for name, colour in zip(data.class_names, data.colours, strict=True)
     ]
-    figure.legend(handles=patches, loc="outside right upper", fontsize=8, frameon=False)
+    figure.legend(handles=patches, loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
     return figure
 
 
