@@ -37,6 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
             from experiments.training.find_lr import find_lr
 
             return find_lr(config)
+        if asked.smoke:
+            from experiments.training.smoke import smoke
+
+            return smoke(config)
         if config.staged:
             from experiments.training.stages import run_stages
 
