@@ -8,13 +8,16 @@ it is asked for, in about half a millisecond. In those of digits_turned, digits 
 of 10.
 """
 
+import gzip
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar
 
 import albumentations as A
 import cv2
 import numpy as np
-from sklearn.datasets import load_digits, load_sample_images
+from PIL import Image
 
 from datamodules.base import GraftDataModule, Source, Task
 from datamodules.objects import Objects, objects_of
@@ -44,9 +47,8 @@ class Digits(GraftDataModule):
         return (32, 32) if self.task == "classification" else (64, 64)
 
     def sources(self) -> dict[str, Source]:
-        bundle = load_digits()
-        glyphs = (bundle.images * (255 / 16)).round().astype(np.uint8)
-        labels = bundle.target.astype(int)
+        images, labels, photographs = bundled_with_sklearn()
+        glyphs = (images * (255 / 16)).round().astype(np.uint8)
         parts = split_digits(labels, self.HELD_OUT)
         self.class_names = tuple(map(str, range(10)))
         if self.task == "classification":
@@ -55,7 +57,6 @@ class Digits(GraftDataModule):
         if self.task == "segmentation":
             self.class_names = ("background", *self.class_names)
         self.endless_training = True
-        photographs = load_sample_images().images
         return {
             split: scenes(
                 glyphs,
@@ -87,6 +88,25 @@ class DigitsTurned(Digits):
 
     tasks: ClassVar[tuple[Task, ...]] = ("segmentation", "detection")
     TILT: ClassVar[float] = 60.0
+
+
+def bundled_with_sklearn() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Images of digits in 0..16 `(1797, 8, 8)`, their labels `(1797,)`, and two photographs uint8 `(427, 640, 3)`.
+
+    Read from scikit-learn's files without importing it, which would also import half of scipy and take as long as an
+    epoch of a small network.
+    """
+    package = find_spec("sklearn")
+    folder = Path(package.origin or "").parent / "datasets" if package else Path()
+    table, pictures = folder / "data" / "digits.csv.gz", sorted((folder / "images").glob("*.jpg"))
+    if not table.is_file() or len(pictures) != 2:  # another release, which keeps them elsewhere
+        from sklearn.datasets import load_digits, load_sample_images
+
+        bundle = load_digits()
+        return bundle.images, bundle.target.astype(int), load_sample_images().images
+    with gzip.open(table, "rt", encoding="utf-8") as file:
+        rows = np.loadtxt(file, delimiter=",")
+    return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(int), [np.asarray(Image.open(path)) for path in pictures]
 
 
 def split_digits(labels: np.ndarray, held_out: float) -> dict[str, np.ndarray]:
@@ -160,7 +180,7 @@ class Scenes:
         # Many strokes touch the border of their 8x8 pixels; with a margin, they fade out. The glyphs are upsampled here
         # once by cubic interpolation, so that scenes can place them by linear interpolation, which is six times faster.
         margins = np.pad(glyphs, ((0, 0), (1, 1), (1, 1)))
-        self.glyphs = [cv2.resize(glyph, None, fx=8, fy=8, interpolation=cv2.INTER_CUBIC) for glyph in margins]
+        self.glyphs = {one: cv2.resize(margins[one], None, fx=8, fy=8, interpolation=cv2.INTER_CUBIC) for one in ids}
         self.labels = labels
         self.ids = ids
         self.backgrounds = backgrounds

@@ -8,7 +8,6 @@ them: no logits are kept, and sums over ranks are those of one process.
 
 import numpy as np
 import torch
-from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from lightning_modules.metrics import EpochLoss
@@ -47,6 +46,8 @@ class TemperatureFit(EpochLoss):
         losses, errors = totals[:-1, 0], totals[-1, 0]
         if not errors or not np.isfinite(losses).all():
             return 1.0
+        from scipy.interpolate import CubicSpline  # imports a tenth of scipy, and few programs ask for a temperature
+
         logs, best = np.log(TEMPERATURES), int(losses.argmin())
         near = np.linspace(logs[max(0, best - 1)], logs[min(len(logs) - 1, best + 1)], 2001)
         return float(f"{np.exp(near[CubicSpline(logs, losses)(near).argmin()]):.4g}")
