@@ -12,7 +12,7 @@ import gzip
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import albumentations as A
 import cv2
@@ -25,6 +25,8 @@ from datamodules.size_rules import SizeRule
 
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 SPLITS = ("train", "val", "test")
+Painted = tuple[int, np.ndarray, int, int]
+"""Class of a digit, where its ink is, bool, in a box of the scene, and the box's first row and column."""
 
 
 class Digits(GraftDataModule):
@@ -160,8 +162,6 @@ class Scenes:
     of the background it covers."""
     WIDEST = 140
     """Most columns of a photograph in one scene: the width of the narrowest strip, so that all splits look alike."""
-    gives_masks: ClassVar[bool] = False
-    """Whether `painted` gives the mask of each digit too."""
     INK = (0.3, 0.6)
     """Grey levels in [0, 1] of a glyph below which it is transparent and above which it is opaque; lower levels give
     thicker strokes."""
@@ -196,16 +196,14 @@ class Scenes:
         image, mask, _ = self.painted(index)
         return image, mask, f"scene-{index:04d}"
 
-    def painted(self, index: int) -> tuple[np.ndarray, np.ndarray, Objects]:
-        """The image uint8 `(H, W, 3)`, its mask uint8 `(H, W)`, and the digits with their boxes."""
+    def painted(self, index: int) -> tuple[np.ndarray, np.ndarray, list[Painted]]:
+        """The image uint8 `(H, W, 3)`, its mask uint8 `(H, W)`, and where each digit's ink is."""
         generator = np.random.default_rng((*self.seed, index))
         # Channels first while digits are painted: numpy is ten times slower with an innermost dimension of 3.
         image = self.crop(generator).transpose(2, 0, 1).astype(np.float32)
         mask = np.zeros(self.size, np.uint8)
         placed: list[tuple[float, float, float]] = []
-        boxes: list[tuple[int, int, int, int]] = []
-        masks: list[Any] = []
-        classes: list[int] = []
+        digits: list[Painted] = []
         count = int(generator.integers(min(self.HEIGHTS), max(self.HEIGHTS) + 1))
         for digit in generator.choice(self.ids, count, replace=False):
             height = generator.uniform(*self.HEIGHTS[count]) * min(self.size)
@@ -218,13 +216,10 @@ class Scenes:
             tilt = generator.uniform(-self.tilt, self.tilt)
             alpha = self.ink(digit, x - left, y - top, height, tilt, labels.shape)
             under += alpha * (self.colour(generator, under, alpha)[:, None, None] - under)
-            labels[alpha >= 0.5] = 1 + self.labels[digit]
-            boxes.append(box_around(alpha >= 0.5, top, left))
-            masks.append(placed_in(self.size, alpha >= 0.5, top, left) if self.gives_masks else None)
-            classes.append(self.labels[digit])
-        pixels = np.ascontiguousarray(image.round().astype(np.uint8).transpose(1, 2, 0))
-        objects = objects_of(boxes, classes)
-        return pixels, mask, replace(objects, masks=np.stack(masks)) if self.gives_masks else objects
+            covered = alpha >= 0.5
+            labels[covered] = 1 + self.labels[digit]
+            digits.append((self.labels[digit], covered, top, left))
+        return np.ascontiguousarray(image.round().astype(np.uint8).transpose(1, 2, 0)), mask, digits
 
     def crop(self, generator: np.random.Generator) -> np.ndarray:
         """A random part of a photograph with the aspect ratio of the scene, flipped half of the time."""
@@ -266,7 +261,7 @@ class Scenes:
 
     def colour(self, generator: np.random.Generator, image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         """A light tint whose luminance exceeds that of the covered background by at least `CONTRAST`, up to white."""
-        behind = np.tensordot(LUMINANCE, image, 1)
+        behind = (LUMINANCE @ image.reshape(3, -1)).reshape(alpha.shape)
         ink = alpha.sum()
         mean = float((alpha * behind).sum() / ink)
         spread = float((alpha * np.square(behind - mean)).sum() / ink) ** 0.5
@@ -279,14 +274,23 @@ class BoxedScenes(Scenes):
     """The same scenes with the box around each digit's ink, also where another digit covers a part of it."""
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | Objects, str]:
-        image, _, objects = self.painted(index)
-        return image, objects, f"scene-{index:04d}"
+        image, _, digits = self.painted(index)
+        return image, boxed(digits), f"scene-{index:04d}"
 
 
-class MaskedScenes(BoxedScenes):
+class MaskedScenes(Scenes):
     """The same with the mask of each digit's ink, also where another digit covers a part of it."""
 
-    gives_masks = True
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | Objects, str]:
+        image, _, digits = self.painted(index)
+        masks = [placed_in(self.size, ink, top, left) for _, ink, top, left in digits]
+        return image, replace(boxed(digits), masks=np.stack(masks)), f"scene-{index:04d}"
+
+
+def boxed(digits: list[Painted]) -> Objects:
+    """The class of each digit and the box around its ink."""
+    boxes = [box_around(ink, top, left) for _, ink, top, left in digits]
+    return objects_of(boxes, [label for label, *_ in digits])
 
 
 def placed_in(size: tuple[int, int], ink: np.ndarray, top: int, left: int) -> np.ndarray:
