@@ -60,7 +60,7 @@ class UNet(Head):
         self.up, self.join, self.valid = up, join, valid
         if valid:
             self.cropped_pixels, self.mirror_before = CROPPED, UNSCORED
-        widths = [min(skip, width * 2**i) for i, skip in enumerate(channels[:-1])]
+        widths = [min(max(skip, width * 2**i // 2), width * 2**i) for i, skip in enumerate(channels[:-1])]
         coarser = [*widths[1:], channels[-1]]
         self.ups, self.joins = nn.ModuleList(), nn.ModuleList()
         self.projections = nn.ModuleList()
