@@ -185,6 +185,19 @@ def test_context_starts_as_the_identity(width: str, layers: int, monkeypatch: py
     torch.testing.assert_close(context_module(CLASSES, width, layers)(x), x)
 
 
+@pytest.mark.parametrize(
+    ("channels", "widths"),
+    [((16, 24, 40, 112, 320), [256, 128, 64, 32]), ((64, 64, 128, 256, 512), [256, 128, 64, 64]),
+     ((64, 256, 512, 1024, 2048), [512, 256, 128, 64])],
+    ids=["efficientnet_lite0", "resnet18", "resnet50"],
+)  # fmt: skip
+def test_unet_has_the_maps_channels_between_half_the_originals_and_the_originals(
+    channels: tuple[int, ...], widths: list[int]
+) -> None:
+    head = HEADS["unet"](channels, (2, 4, 8, 16, 32), 5)
+    assert [up.out_channels for up in head.ups] == widths
+
+
 @pytest.mark.parametrize(("in_channels", "classes", "published"), [(1, 2, 31_030_658), (3, 21, 31_033_045)])
 def test_unet_is_the_original(in_channels: int, classes: int, published: int) -> None:
     """Parameters, and the sizes of figure 1: 572 pixels of input for 388 of output."""
