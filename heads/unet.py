@@ -5,7 +5,7 @@ backbone and passed through two 3x3 convolutions, and so on up to the finest map
 map it joins, but at most the original's 64, 128, 256, 512, and at least half of these: the maps of mobile networks are
 thin (16, 24, 40 and 112 channels of EfficientNet-Lite0), and levels as thin learn slowly. Differences from the paper:
 convolutions are padded, so that nothing is cropped, unless `valid` is set, and followed by batch norm unless `norm` is
-off. On `unet_encoder`, `valid=True` (with the encoder's `valid_convolutions`) and `norm=False` give the original network.
+off. On `unet_encoder`, `valid=True` (with the encoder's `valid_convolutions`) and `norm=False` give the original.
 """
 
 from collections.abc import Sequence
