@@ -8,6 +8,7 @@ convolutions are padded, so that nothing is cropped, unless `valid` is set, and 
 off. On `unet_encoder`, `valid=True` (with the encoder's `valid_convolutions`) and `norm=False` give the original.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -118,6 +119,12 @@ def double_conv(in_channels: int, out_channels: int, norm: bool, valid: bool) ->
 
 
 def init_he(module: nn.Module) -> None:
-    """Initialise 3x3 convolutions with standard deviation sqrt(2 / N), N incoming nodes (section 3 of the paper)."""
+    """Initialise 3x3 and up-convolutions with standard deviation sqrt(2 / N), N incoming nodes (the paper's section 3).
+
+    PyTorch's own initialisation makes the output of an up-convolution a quarter as large, and the level learn from the
+    backbone's map alone at first.
+    """
     if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    elif isinstance(module, nn.ConvTranspose2d):  # kernel = stride: an output sees one pixel of each input channel
+        nn.init.normal_(module.weight, std=math.sqrt(2 / module.in_channels))
