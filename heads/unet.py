@@ -121,8 +121,7 @@ def double_conv(in_channels: int, out_channels: int, norm: bool, valid: bool) ->
 def init_he(module: nn.Module) -> None:
     """Initialise 3x3 and up-convolutions with standard deviation sqrt(2 / N), N incoming nodes (the paper's section 3).
 
-    PyTorch's own initialisation makes the output of an up-convolution a quarter as large, and the level learn from the
-    backbone's map alone at first.
+    PyTorch's own would make what an up-convolution adds to a level a third as large.
     """
     if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
