@@ -56,7 +56,7 @@ class ShapesOnly(TorchFunctionMode):
 
 
 def fit(*arguments: Any) -> bool:
-    """Whether they are two tensors of one type on the meta device, the second of the first's shape or stretched to it."""
+    """Whether they are two meta tensors of one type, the second of the shape of the first or stretched to it."""
     if len(arguments) != 2 or not isinstance(arguments[1], Tensor):
         return False
     one, other = arguments
