@@ -8,13 +8,16 @@ it is asked for, in about half a millisecond. In those of digits_turned, digits 
 of 10.
 """
 
+import gzip
 from dataclasses import replace
-from typing import Any, ClassVar
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar
 
 import albumentations as A
 import cv2
 import numpy as np
-from sklearn.datasets import load_digits, load_sample_images
+from PIL import Image
 
 from datamodules.base import GraftDataModule, Source, Task
 from datamodules.objects import Objects, objects_of
@@ -22,6 +25,8 @@ from datamodules.size_rules import SizeRule
 
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 SPLITS = ("train", "val", "test")
+Painted = tuple[int, np.ndarray, int, int]
+"""Class of a digit, where its ink is, bool, in a box of the scene, and the box's first row and column."""
 
 
 class Digits(GraftDataModule):
@@ -44,9 +49,8 @@ class Digits(GraftDataModule):
         return (32, 32) if self.task == "classification" else (64, 64)
 
     def sources(self) -> dict[str, Source]:
-        bundle = load_digits()
-        glyphs = (bundle.images * (255 / 16)).round().astype(np.uint8)
-        labels = bundle.target.astype(int)
+        images, labels, photographs = bundled_with_sklearn()
+        glyphs = (images * (255 / 16)).round().astype(np.uint8)
         parts = split_digits(labels, self.HELD_OUT)
         self.class_names = tuple(map(str, range(10)))
         if self.task == "classification":
@@ -55,7 +59,6 @@ class Digits(GraftDataModule):
         if self.task == "segmentation":
             self.class_names = ("background", *self.class_names)
         self.endless_training = True
-        photographs = load_sample_images().images
         return {
             split: scenes(
                 glyphs,
@@ -87,6 +90,25 @@ class DigitsTurned(Digits):
 
     tasks: ClassVar[tuple[Task, ...]] = ("segmentation", "detection")
     TILT: ClassVar[float] = 60.0
+
+
+def bundled_with_sklearn() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Images of digits in 0..16 `(1797, 8, 8)`, their labels `(1797,)`, and two photographs uint8 `(427, 640, 3)`.
+
+    Read from scikit-learn's files without importing it, which would also import half of scipy and take as long as an
+    epoch of a small network.
+    """
+    package = find_spec("sklearn")
+    folder = Path(package.origin or "").parent / "datasets" if package else Path()
+    table, pictures = folder / "data" / "digits.csv.gz", sorted((folder / "images").glob("*.jpg"))
+    if not table.is_file() or len(pictures) != 2:  # another release, which keeps them elsewhere
+        from sklearn.datasets import load_digits, load_sample_images
+
+        bundle = load_digits()
+        return bundle.images, bundle.target.astype(int), load_sample_images().images
+    with gzip.open(table, "rt", encoding="utf-8") as file:
+        rows = np.loadtxt(file, delimiter=",")
+    return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1].astype(int), [np.asarray(Image.open(path)) for path in pictures]
 
 
 def split_digits(labels: np.ndarray, held_out: float) -> dict[str, np.ndarray]:
@@ -140,8 +162,6 @@ class Scenes:
     of the background it covers."""
     WIDEST = 140
     """Most columns of a photograph in one scene: the width of the narrowest strip, so that all splits look alike."""
-    gives_masks: ClassVar[bool] = False
-    """Whether `painted` gives the mask of each digit too."""
     INK = (0.3, 0.6)
     """Grey levels in [0, 1] of a glyph below which it is transparent and above which it is opaque; lower levels give
     thicker strokes."""
@@ -160,7 +180,7 @@ class Scenes:
         # Many strokes touch the border of their 8x8 pixels; with a margin, they fade out. The glyphs are upsampled here
         # once by cubic interpolation, so that scenes can place them by linear interpolation, which is six times faster.
         margins = np.pad(glyphs, ((0, 0), (1, 1), (1, 1)))
-        self.glyphs = [cv2.resize(glyph, None, fx=8, fy=8, interpolation=cv2.INTER_CUBIC) for glyph in margins]
+        self.glyphs = {one: cv2.resize(margins[one], None, fx=8, fy=8, interpolation=cv2.INTER_CUBIC) for one in ids}
         self.labels = labels
         self.ids = ids
         self.backgrounds = backgrounds
@@ -176,16 +196,14 @@ class Scenes:
         image, mask, _ = self.painted(index)
         return image, mask, f"scene-{index:04d}"
 
-    def painted(self, index: int) -> tuple[np.ndarray, np.ndarray, Objects]:
-        """The image uint8 `(H, W, 3)`, its mask uint8 `(H, W)`, and the digits with their boxes."""
+    def painted(self, index: int) -> tuple[np.ndarray, np.ndarray, list[Painted]]:
+        """The image uint8 `(H, W, 3)`, its mask uint8 `(H, W)`, and where each digit's ink is."""
         generator = np.random.default_rng((*self.seed, index))
         # Channels first while digits are painted: numpy is ten times slower with an innermost dimension of 3.
         image = self.crop(generator).transpose(2, 0, 1).astype(np.float32)
         mask = np.zeros(self.size, np.uint8)
         placed: list[tuple[float, float, float]] = []
-        boxes: list[tuple[int, int, int, int]] = []
-        masks: list[Any] = []
-        classes: list[int] = []
+        digits: list[Painted] = []
         count = int(generator.integers(min(self.HEIGHTS), max(self.HEIGHTS) + 1))
         for digit in generator.choice(self.ids, count, replace=False):
             height = generator.uniform(*self.HEIGHTS[count]) * min(self.size)
@@ -198,13 +216,10 @@ class Scenes:
             tilt = generator.uniform(-self.tilt, self.tilt)
             alpha = self.ink(digit, x - left, y - top, height, tilt, labels.shape)
             under += alpha * (self.colour(generator, under, alpha)[:, None, None] - under)
-            labels[alpha >= 0.5] = 1 + self.labels[digit]
-            boxes.append(box_around(alpha >= 0.5, top, left))
-            masks.append(placed_in(self.size, alpha >= 0.5, top, left) if self.gives_masks else None)
-            classes.append(self.labels[digit])
-        pixels = np.ascontiguousarray(image.round().astype(np.uint8).transpose(1, 2, 0))
-        objects = objects_of(boxes, classes)
-        return pixels, mask, replace(objects, masks=np.stack(masks)) if self.gives_masks else objects
+            covered = alpha >= 0.5
+            labels[covered] = 1 + self.labels[digit]
+            digits.append((self.labels[digit], covered, top, left))
+        return np.ascontiguousarray(image.round().astype(np.uint8).transpose(1, 2, 0)), mask, digits
 
     def crop(self, generator: np.random.Generator) -> np.ndarray:
         """A random part of a photograph with the aspect ratio of the scene, flipped half of the time."""
@@ -246,7 +261,7 @@ class Scenes:
 
     def colour(self, generator: np.random.Generator, image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         """A light tint whose luminance exceeds that of the covered background by at least `CONTRAST`, up to white."""
-        behind = np.tensordot(LUMINANCE, image, 1)
+        behind = (LUMINANCE @ image.reshape(3, -1)).reshape(alpha.shape)
         ink = alpha.sum()
         mean = float((alpha * behind).sum() / ink)
         spread = float((alpha * np.square(behind - mean)).sum() / ink) ** 0.5
@@ -259,14 +274,23 @@ class BoxedScenes(Scenes):
     """The same scenes with the box around each digit's ink, also where another digit covers a part of it."""
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | Objects, str]:
-        image, _, objects = self.painted(index)
-        return image, objects, f"scene-{index:04d}"
+        image, _, digits = self.painted(index)
+        return image, boxed(digits), f"scene-{index:04d}"
 
 
-class MaskedScenes(BoxedScenes):
+class MaskedScenes(Scenes):
     """The same with the mask of each digit's ink, also where another digit covers a part of it."""
 
-    gives_masks = True
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray | Objects, str]:
+        image, _, digits = self.painted(index)
+        masks = [placed_in(self.size, ink, top, left) for _, ink, top, left in digits]
+        return image, replace(boxed(digits), masks=np.stack(masks)), f"scene-{index:04d}"
+
+
+def boxed(digits: list[Painted]) -> Objects:
+    """The class of each digit and the box around its ink."""
+    boxes = [box_around(ink, top, left) for _, ink, top, left in digits]
+    return objects_of(boxes, [label for label, *_ in digits])
 
 
 def placed_in(size: tuple[int, int], ink: np.ndarray, top: int, left: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from experiments.command_line.kinds import NonNegativeFloat, NonNegativeInt
 from experiments.command_line.parser import Parser, flag, settings_from
 from experiments.command_line.process import run_program
 from experiments.command_line.protocol_flags import ProtocolFlags, out_problem, protocol_problem, run_problem
+from experiments.command_line.quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from datamodules.base import GraftDataModule
@@ -35,6 +36,9 @@ class EvaluateConfig(ProtocolFlags):
     data_dir: str | None = flag(None, "folder of the data set; default: where the run had it", path=True, group="data")
     against: str | None = flag(
         None, "second run folder or checkpoint, scored on the same pictures", path=True, group="data"
+    )
+    ap_rule: Literal["coco", "voc07", "voc10"] | None = flag(
+        None, "rule of average precision, for networks that detect: see run.py; default: the run's", group="data"
     )
     fit_temperature: bool = flag(
         False,
@@ -79,10 +83,13 @@ def usage_problem(config: EvaluateConfig) -> str | None:
 
 
 def evaluate_run(config: EvaluateConfig) -> int:
-    from experiments.inference.detector import detects
+    with quick_imports():
+        from experiments.inference.detector import detects
 
     if detects(config.run):
         return evaluate_detector(config)
+    if config.ap_rule is not None:
+        raise ValueError(f"--ap-rule {config.ap_rule} is for networks that detect; {config.run} does not")
     from experiments.inference.evaluate_all import data_of, evaluate
     from experiments.inference.evaluation_files import compare_evaluations, content_of, write_evaluation, write_json
     from experiments.inference.protocol import predictor_of
@@ -133,7 +140,7 @@ def evaluate_detector(config: EvaluateConfig) -> int:
 
     others = {name: (getattr(config, name), default) for name, default in NOT_FOR_BOXES.items()}
     out = Path(config.out or Path(config.run) / f"evaluation-{config.split}")
-    return evaluate_boxes(config, config.split, config.data, config.data_dir, out, **others)
+    return evaluate_boxes(config, config.split, config.data, config.data_dir, out, config.ap_rule, **others)
 
 
 def fit_temperature(config: EvaluateConfig, data: "GraftDataModule") -> None:

@@ -1,12 +1,24 @@
-"""Makes a pass on PyTorch's meta device, which computes shapes only, take half the time."""
+"""Passes on PyTorch's meta device, which computes shapes only: a copy of a network there, and half the time."""
 
+import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def ghost_of(network: M) -> M:
+    """Copy a network to the meta device without copying its weights on the way."""
+    memo: dict[int, Any] = {id(one): torch.empty_like(one, device="meta") for one in network.buffers()}
+    for one in network.parameters():
+        memo[id(one)] = nn.Parameter(torch.empty_like(one, device="meta"), one.requires_grad)
+    return copy.deepcopy(network, memo)
+
 
 ACTIVATIONS: set[Callable[..., Any]] = {
     F.relu, F.relu6, F.leaky_relu, F.hardtanh, F.hardswish, F.hardsigmoid, F.gelu, F.silu, F.sigmoid,
@@ -44,8 +56,7 @@ class ShapesOnly(TorchFunctionMode):
 
 
 def fit(*arguments: Any) -> bool:
-    """Whether they are two tensors of one type on the meta device, and each side of the second is that of the first,
-    or one."""
+    """Whether they are two meta tensors of one type, the second of the shape of the first or stretched to it."""
     if len(arguments) != 2 or not isinstance(arguments[1], Tensor):
         return False
     one, other = arguments

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_modules.network import Network
-from lightning_modules.shapes_only import ShapesOnly
+from lightning_modules.shapes_only import ShapesOnly, ghost_of
 
 
 def empty(*shape: int) -> torch.Tensor:
@@ -69,3 +69,16 @@ def test_tensors_with_values_are_computed() -> None:
     with ShapesOnly():
         assert norm(x).mean().abs() < 1e-6
         assert torch.equal(F.interpolate(x, (8, 8), mode="bilinear"), expected)
+
+
+def test_a_ghost_has_the_shapes_and_leaves_the_network_as_it_is() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
+    network[0].weight.requires_grad_(False)
+    ghost = ghost_of(network)
+    assert {one.device.type for one in (*ghost.parameters(), *ghost.buffers())} == {"meta"}
+    for mine, theirs in zip(ghost.parameters(), network.parameters(), strict=True):
+        assert (mine.shape, mine.stride(), mine.requires_grad) == (theirs.shape, theirs.stride(), theirs.requires_grad)
+    assert ghost(empty(2, 3, 5, 5)).shape == (2, 4, 3, 3)
+    ghost[1].sum = None
+    assert not hasattr(network[1], "sum")
+    assert network[0].weight.device.type == "cpu"
