@@ -37,6 +37,9 @@ class EvaluateConfig(ProtocolFlags):
     against: str | None = flag(
         None, "second run folder or checkpoint, scored on the same pictures", path=True, group="data"
     )
+    ap_rule: Literal["coco", "voc07", "voc10"] | None = flag(
+        None, "rule of average precision, for networks that detect: see run.py; default: the run's", group="data"
+    )
     fit_temperature: bool = flag(
         False,
         "first fit the temperature on the validation split and write it into the checkpoint; runs of this version "
@@ -85,6 +88,8 @@ def evaluate_run(config: EvaluateConfig) -> int:
 
     if detects(config.run):
         return evaluate_detector(config)
+    if config.ap_rule is not None:
+        raise ValueError(f"--ap-rule {config.ap_rule} is for networks that detect; {config.run} does not")
     from experiments.inference.evaluate_all import data_of, evaluate
     from experiments.inference.evaluation_files import compare_evaluations, content_of, write_evaluation, write_json
     from experiments.inference.protocol import predictor_of
@@ -135,7 +140,7 @@ def evaluate_detector(config: EvaluateConfig) -> int:
 
     others = {name: (getattr(config, name), default) for name, default in NOT_FOR_BOXES.items()}
     out = Path(config.out or Path(config.run) / f"evaluation-{config.split}")
-    return evaluate_boxes(config, config.split, config.data, config.data_dir, out, **others)
+    return evaluate_boxes(config, config.split, config.data, config.data_dir, out, config.ap_rule, **others)
 
 
 def fit_temperature(config: EvaluateConfig, data: "GraftDataModule") -> None:

@@ -40,6 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
                 from experiments.training.find_lr import find_lr
 
             return find_lr(config)
+        if asked.smoke:
+            with quick_imports():
+                from experiments.training.smoke import smoke
+
+            return smoke(config)
         if config.staged:
             with quick_imports():
                 from experiments.training.stages import run_stages

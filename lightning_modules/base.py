@@ -41,6 +41,7 @@ class GraftModule(pl.LightningModule):
         class_names: one name per class, in the order of the labels; two or more.
         weights: what the backbone starts from. Not kept in checkpoints, which hold the weights themselves.
         output_stride, in_channels, backbone_options, head_options, placement: see `Network`.
+        mean_image: H and W of a mean image that is subtracted; see `mean_image.MeanImage`.
         crf: settings of a fully connected CRF that is learned with the network; see `heads.crf.CRFSettings`.
         loss: a name or a weighted sum of names, such as "cross_entropy+0.5*dice"; see `losses.LOSSES`.
         class_weights: one number per class, for the losses; None for equal ones.
@@ -93,6 +94,7 @@ class GraftModule(pl.LightningModule):
         backbone_options: dict[str, Any] | None = None,
         head_options: dict[str, Any] | None = None,
         placement: Placement = "placed",
+        mean_image: Sequence[int] | None = None,
         crf: dict[str, Any] | None = None,
         loss: str = "cross_entropy",
         class_weights: Sequence[float] | None = None,
@@ -159,6 +161,7 @@ class GraftModule(pl.LightningModule):
             head_options=h["head_options"],
             aux=None if h["aux_weight"] is None else h["aux_weight"] != 0,
             placement=h["placement"],
+            mean_image=None if h["mean_image"] is None else (h["mean_image"][0], h["mean_image"][1]),
         )
 
     def _check(self) -> None:

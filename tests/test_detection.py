@@ -125,8 +125,12 @@ def made_up(images: int = 7) -> list[tuple[str, dict[str, Tensor], dict[str, Ten
         labels = torch.arange(4) % 2
         moved = boxes + torch.randn(4, 1, generator=generator)
         scores = torch.rand(4, generator=generator).round(decimals=1)  # ties, which the order of images decides
-        truth = {"boxes": boxes[:3], "labels": labels[:3], "iscrowd": torch.tensor([0, 0, 1])}
-        made.append((f"image {number}", {"boxes": moved, "scores": scores, "labels": labels}, truth))
+        masks = torch.zeros(3, 70, 70, dtype=torch.bool)
+        for mask, (x1, y1, x2, y2) in zip(masks, boxes.round().int().tolist(), strict=False):
+            mask[y1:y2, x1:x2] = True
+        truth = {"boxes": boxes[:3], "labels": labels[:3], "iscrowd": torch.tensor([0, 0, 1]), "masks": masks}
+        found = {"boxes": moved, "scores": scores, "labels": labels, "masks": torch.ones(4, 28, 28)}
+        made.append((f"image {number}", found, truth))
     return made
 
 
@@ -177,6 +181,7 @@ def test_two_processes_report_the_score_of_one(tmp_path: Path) -> None:
         process.join(60)
     one = scored(made_up()[::-1])
     assert 0.05 < one["map"] < 0.9
+    assert 0.05 < one["mask_map"] < 0.9
     assert str(both) == str([one, one])
 
 
@@ -270,13 +275,27 @@ def test_evaluate_repeats_the_scores_of_the_run(finished: Path, monkeypatch: pyt
     monkeypatch.setattr(Digits, "SCENES", {"train": 8, "val": 7, "test": 3})
     out = finished / "evaluation-val"
     assert evaluate.main([str(finished), "--device", "cpu"]) == 0
-    scores = json.loads((out / "evaluation.json").read_text())["scores"]
+    written = json.loads((out / "evaluation.json").read_text())
+    scores, protocol = written["scores"], written["protocol"]
+    assert (protocol["ap_rule"], protocol["data"], protocol["split"], protocol["head"]) == (
+        "coco",
+        "digits",
+        "val",
+        "fcos",
+    )
     of_run = json.loads((finished / "results.json").read_text())["scores"]["val"]
     for name, value in scores.items():
         assert value == pytest.approx(of_run[name], abs=1e-3), name
     results = json.loads((out / "detections.json").read_text())
     assert {row["image_id"] for row in results} <= set(range(7))
     assert {"category_id", "bbox", "score", "file_name"} <= results[0].keys()
+
+    assert evaluate.main([str(finished), "--device", "cpu", "--ap-rule", "voc10", "--out", str(out)]) == 0
+    by_voc = json.loads((out / "evaluation.json").read_text())
+    assert by_voc["protocol"]["ap_rule"] == "voc10"
+    assert by_voc["scores"]["map"] == by_voc["scores"]["map50"] != scores["map"]
+    # The area under the curve and 101 points of it hardly differ.
+    assert by_voc["scores"]["map50"] == pytest.approx(scores["map50"], abs=0.02)
 
 
 def test_predict_writes_boxes_and_goes_on_where_it_was_stopped(

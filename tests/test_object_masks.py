@@ -1,6 +1,8 @@
 """Masks of objects from data to Mask R-CNN."""
 
+import json
 import random
+from pathlib import Path
 
 import albumentations as A
 import numpy as np
@@ -12,8 +14,11 @@ from datamodules.augmentation import compose
 from datamodules.collate import collate
 from datamodules.digits import Digits
 from datamodules.objects import Objects, objects_of, transformed
-from heads.maskrcnn import masks_in_boxes
+from experiments import evaluate
+from experiments.run import main
+from heads.maskrcnn import MaskRCNN, masks_in_boxes, paste_masks
 from lightning_modules.detection import without_crowds
+from lightning_modules.detection_scores import DetectionScores
 from lightning_modules.network import Network
 
 
@@ -77,6 +82,78 @@ def test_masks_are_cut_out_by_boxes() -> None:
     inside = masks_in_boxes(masks, torch.tensor([[10.0, 0, 30, 40], [0, 0, 40, 40]]), torch.tensor([1, 0]), 4)
     torch.testing.assert_close(inside[0], torch.tensor([0.0, 0, 1, 1]).expand(4, 4), atol=0.13, rtol=0)
     assert not inside[1].any()
+
+
+def detections(*rows: tuple[tuple[float, ...], float, int, int]) -> dict[str, torch.Tensor]:
+    """Detections of a box, a score, a label, and a mask of the first rows of 28."""
+    masks = torch.zeros(len(rows), 28, 28)
+    for mask, row in zip(masks, rows, strict=True):
+        mask[: row[3]] = 1
+    return {
+        "boxes": torch.tensor([row[0] for row in rows]).reshape(-1, 4),
+        "scores": torch.tensor([row[1] for row in rows]),
+        "labels": torch.tensor([row[2] for row in rows], dtype=torch.int64),
+        "masks": masks,
+    }
+
+
+def test_masks_are_scored_beside_boxes() -> None:
+    """Boxes are right; masks overlap their objects by 0.91 and 0.66, after they are drawn into the image."""
+    truth = objects_of([(0, 0, 28, 28), (30, 40, 58, 68)], [0, 1])
+    masks = np.zeros((2, 70, 60), bool)
+    masks[0, :14, :28] = masks[1, 40:68, 30:58] = True
+    target = Objects(truth.boxes, truth.labels, truth.crowd, masks).tensors()
+    found = detections(((0.0, 0, 28, 28), 0.9, 0, 14), ((30.0, 40, 58, 68), 0.8, 1, 18))
+    drawn = (paste_masks(found, (70, 60)) >= 0.5).numpy()
+    ious = [(ours & theirs).sum() / (ours | theirs).sum() for ours, theirs in zip(drawn, masks, strict=True)]
+    assert ious == pytest.approx([0.905, 0.663], abs=1e-3)
+    scores = DetectionScores()
+    scores.update(["a"], [found], [target])
+    values = scores.scores(["x", "y"])
+    assert (float(values["map"]), float(values["map50"])) == pytest.approx((1, 1))
+    # Nine thresholds up to 0.9, and four up to 0.65.
+    assert (float(values["mask_map"]), float(values["mask_map50"])) == pytest.approx(((9 + 4) / 20, 1))
+
+    # A false detection above the others halves a class's precision; images without objects or detections add none.
+    nothing = Objects(truth.boxes[:0], truth.labels[:0], truth.crowd[:0], masks[:0]).tensors()
+    scores.update(["b", "c"], [detections(((0.0, 0, 9, 9), 0.95, 0, 28)), detections()], [nothing, nothing])
+    values = scores.scores(["x", "y"])
+    assert float(values["mask_map50"]) == pytest.approx(0.75)
+    assert float(values["mask_map"]) == pytest.approx((9 / 2 + 4) / 20)
+    assert float(values["map"]) == pytest.approx(0.75)
+
+    plain = {name: value for name, value in target.items() if name != "masks"}
+    for rule, one in (("voc07", target), ("coco", plain)):
+        alone = DetectionScores(rule)
+        alone.update(["a"], [found], [one])
+        assert "mask_map" not in alone.scores(["x", "y"])
+
+
+def test_a_run_and_evaluate_report_the_same_score_of_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head finds the objects of the only validation scene, whose masks lose a little in 28x28 values."""
+    monkeypatch.setattr(Digits, "SCENES", {"train": 2, "val": 1, "test": 1})
+    data = Digits("detection", workers=0, batch_size=2, object_masks=True)
+    data.setup()
+    truth = data.val[0]["target"]
+    count = len(truth["labels"])
+    found = {
+        "boxes": truth["boxes"],
+        "scores": torch.linspace(0.9, 0.8, count),
+        "labels": truth["labels"],
+        "masks": masks_in_boxes(truth["masks"], truth["boxes"], torch.arange(count), 28),
+    }
+    monkeypatch.setattr(MaskRCNN, "detections", lambda head, outputs, sizes: [found] * len(sizes))
+    small = ["--backbone", "mobilenet_v3_small", "--head", "maskrcnn", "--head-options", "{width: 32, hidden: 32}"]
+    more = ["--batch-size", "2", "--epochs", "0", "--workers", "0", "--accelerator", "cpu"]
+    assert main([*small, *more, "--out", str(tmp_path), "--name", "a"]) == 0
+    of_run = json.loads((tmp_path / "a" / "results.json").read_text())["scores"]["val"]
+    assert (of_run["map"], of_run["mask_map50"]) == pytest.approx((1, 1))
+    assert 0.7 < of_run["mask_map"] < 1
+    assert evaluate.main([str(tmp_path / "a"), "--device", "cpu"]) == 0
+    scores = json.loads((tmp_path / "a" / "evaluation-val" / "evaluation.json").read_text())["scores"]
+    assert set(scores) == set(of_run) - {"loss"}
+    for name in ("map", "map50", "mask_map", "mask_map50"):
+        assert scores[name] == pytest.approx(of_run[name], abs=1e-6)
 
 
 def test_data_without_masks_are_refused_in_one_line() -> None:

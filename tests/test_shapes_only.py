@@ -13,10 +13,11 @@ def empty(*shape: int) -> torch.Tensor:
     return torch.empty(*shape, device="meta")
 
 
-def test_all_maps_have_the_shapes_that_pytorch_finds() -> None:
+@pytest.mark.parametrize(("backbone", "head"), [("mobilenet_v3_small", "deeplab"), ("convnext_tiny", "hypercolumn")])
+def test_all_maps_have_the_shapes_that_pytorch_finds(backbone: str, head: str) -> None:
     with torch.device("meta"):
-        network = Network("mobilenet_v2", "deeplab", 3)
-    for size in ((1, 1), (65, 97)):
+        network = Network(backbone, head, 3)
+    for size in ((network.backbone.min_size,) * 2, (65, 97)):
         expected = network(empty(2, 3, *size))
         with ShapesOnly():
             found = network(empty(2, 3, *size))
@@ -44,6 +45,22 @@ def test_what_pytorch_refuses_is_refused() -> None:
             norm(empty(1, 4, 2, 2))
         with pytest.raises(ValueError, match="spatial dim"):
             F.interpolate(empty(1, 3, 4, 4), (2,), mode="bilinear")
+
+
+def test_sums_products_and_layer_norms_that_do_not_fit_are_refused() -> None:
+    x = empty(2, 3, 4, 5)
+    with ShapesOnly():
+        for other in (empty(2, 3, 4, 4), empty(2, 4, 1, 1), empty(5, 4)):
+            with pytest.raises(RuntimeError, match="broadcast|must match"):
+                x + other
+        for width in (4, 6):
+            with pytest.raises(RuntimeError, match="normalized_shape"):
+                F.layer_norm(x, (width,))
+        assert (empty(3, 1, 1) * x).shape == (empty(2, 3, 1, 1) * x).shape == (x * empty(2, 3, 1, 1)).shape == x.shape
+        assert (x + 1).shape == torch.add(x, x, alpha=2).shape == x.shape
+        whole = torch.ones(2, 3, dtype=torch.int64, device="meta")
+        assert (whole * empty(2, 3)).dtype == (empty(2, 3) * whole).dtype == torch.float32
+        assert torch.sigmoid(whole).dtype == torch.float32
 
 
 def test_tensors_with_values_are_computed() -> None:

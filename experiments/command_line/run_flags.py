@@ -97,6 +97,9 @@ class RunConfig:
         "set's own",
         path=True,
     )
+    mean_image: bool = data_flag(
+        False, "classification: subtract the mean training image, pixel by pixel, and not only its mean colour"
+    )
     proposals: str | None = data_flag(
         None,
         "boxes that may hold an object, for heads that classify such boxes: selective_search, windows, or an .npz file "

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from datamodules.memory_limit import memory_limit
 from experiments.explaining.examples import normalised, prepared
 from experiments.inference.trained import TrainedNetwork
-from lightning_modules.shapes_only import ShapesOnly, ghost_of
+from lightning_modules.shapes_only import ghost_of
 
 SHARE = 0.7
 """Of the free memory, so much is used."""
@@ -64,7 +64,7 @@ def need_of(network: nn.Module, shape: tuple[int, ...]) -> Need:
     """The bytes that a pass of a picture `(1, C, H, W)` needs, from its shape alone."""
     ghost = ghost_of(network)
     weights = [*ghost.parameters(), *ghost.buffers()]
-    with ShapesOnly(), torch.no_grad(), Sizes(weights) as found:
+    with torch.no_grad(), Sizes(weights) as found:
         ghost(torch.empty(shape, device="meta"))
     return Need(sum(found.sizes), max(found.sizes))
 

@@ -74,7 +74,8 @@ def detect(network: TrainedNetwork, image: np.ndarray, proposals: np.ndarray | N
         given = [(torch.from_numpy(boxes) / factors).to(parameter.device)]
     (found,) = inner.detect(batch.to(parameter.device, parameter.dtype), proposals=given)
     kept = on_cpu(found)
-    return kept | {"boxes": kept["boxes"] * factors}  # type: ignore[return-value]
+    masks = {"masks": found["masks"].cpu()} if "masks" in found else {}
+    return kept | {"boxes": kept["boxes"] * factors} | masks  # type: ignore[return-value]
 
 
 def proposals_method(network: TrainedNetwork) -> Method:

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,24 +15,37 @@ from experiments.command_line.protocol_flags import ProtocolFlags
 from experiments.inference.detector import coco_results, detect, load_detector, rows_of
 from experiments.inference.evaluate_all import data_of, pictures
 from experiments.inference.evaluation_files import write_json
-from experiments.inference.trained import checkpoint_of
+from experiments.inference.trained import checkpoint_of, run_settings
 from experiments.run_files.atomic_file import write_atomically
+from experiments.training.write_results import versions
+from heads.box_head import BoxHead
 from lightning_modules.detection_scores import DetectionScores
 
 
 def evaluate_boxes(
-    flags: ProtocolFlags, split: str, data_name: str | None, data_dir: str | None, out: Path, **others: Any
+    flags: ProtocolFlags,
+    split: str,
+    data_name: str | None,
+    data_dir: str | None,
+    out: Path,
+    ap_rule: str | None,
+    **others: Any,
 ) -> int:
     """Score a split and write evaluation.json and detections.json. Returns the exit code: 1 if a picture is unreadable.
+
+    Args:
+        ap_rule: rule of average precision; None: the run's.
+        others: see `load_detector`.
 
     Raises:
         ValueError: a flag that detection does not have, or no such split, or no readable picture.
     """
     network = load_detector(flags, **others)
+    head = cast("BoxHead", network.module.network.head)
     data = data_of(flags.run, data_name, data_dir, network)
     if split not in data.splits:
         raise ValueError(f"--split {split}: the data set has {', '.join(data.splits)}")
-    rule = network.module.hparams["ap_rule"]
+    rule = ap_rule or network.module.hparams["ap_rule"]
     scores, skipped, results = DetectionScores(rule), [], []
     for one in with_progress(pictures(data, split), len(getattr(data, split).source), "pictures"):
         if isinstance(one, DataError):
@@ -46,17 +59,24 @@ def evaluate_boxes(
     if not scores.images:
         raise ValueError(f"no picture of the {split} split can be read; the first: {skipped[0]}")
     numbers = {name: plain(value) for name, value in scores.scores(data.class_names).items()}
-    content = {
-        "run": flags.run,
-        "checkpoint": str(checkpoint_of(Path(flags.run))),
+    checkpoint, settings = checkpoint_of(Path(flags.run)), network.module.hparams
+    protocol = {
+        "checkpoint": str(checkpoint),
+        "data": data_name or run_settings(checkpoint)["data"],
+        "data_dir": None if data.data_dir is None else str(data.data_dir),
+        "data_fingerprint": data.fingerprint(),
         "split": split,
         "pictures": len(scores.images),
-        "skipped": len(skipped),
-        "data_fingerprint": data.fingerprint(),
+        "skipped": skipped,
         "classes": list(data.class_names),
         "ap_rule": rule,
-        "scores": numbers,
+        "size_rule": network.size_rule.kind,
+        "size": list(network.size_rule.size),
+        **{name: settings[name] for name in ("backbone", "head")},
+        **{name: getattr(head, name) for name in ("score_threshold", "overlap", "most")},
+        "versions": versions(),
     }
+    content = {"run": flags.run, "scores": numbers, "protocol": protocol}
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "detections.json", json.dumps(results, ensure_ascii=False) + "\n")
     write_json(out / "evaluation.json", content)
