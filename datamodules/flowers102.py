@@ -7,7 +7,6 @@
 from pathlib import Path
 from typing import ClassVar
 
-from scipy.io import loadmat
 from torchvision.datasets import Flowers102 as Published
 
 from datamodules.base import GraftDataModule, Source, Task
@@ -35,6 +34,8 @@ class Flowers102(GraftDataModule):
         return 224, 224
 
     def sources(self) -> dict[str, Source]:
+        from scipy.io import loadmat  # imported here, because most runs read no MATLAB files
+
         root = Path(self.data_dir or "data/flowers102")
         needs = [f"{FOLDER}/{path}" for path in ("jpg", "imagelabels.mat", "setid.mat")]
         ensure_files(root, needs, ARCHIVES, download=self.download)

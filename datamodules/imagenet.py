@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import albumentations as A
-from scipy.io import loadmat
 from torchvision.models import ResNet50_Weights
 
 from datamodules.base import GraftDataModule, Source, Task
@@ -70,6 +69,8 @@ class ImageNet(GraftDataModule):
 
 def flat_classes(root: Path) -> dict[str, list[Path]]:
     """WordNet id -> validation images, by the development kit's list of one class id for each image in order."""
+    from scipy.io import loadmat  # imported here, because most runs read no MATLAB files
+
     images = [path for _, path in sorted(list_images(root / "val").items())]
     truth = root / DEVKIT / "ILSVRC2012_validation_ground_truth.txt"
     ids = [int(line) for line in read_lines(truth)]

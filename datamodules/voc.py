@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from scipy.io import loadmat
 
 from datamodules.base import Colour, GraftDataModule, Source, Task
 from datamodules.decoding import read_mask
@@ -99,6 +98,8 @@ def read_mask_or_mat(path: Path) -> np.ndarray:
     """Label ids `(H, W)` of VOC's PNGs or SBD's MATLAB files."""
     if path.suffix != ".mat":
         return read_mask(path)
+    from scipy.io import loadmat  # imported here, because most runs read no MATLAB files
+
     try:
         return np.asarray(loadmat(path)["GTcls"]["Segmentation"][0, 0])
     except Exception as error:  # scipy raises what it likes

@@ -18,6 +18,7 @@ from experiments.command_line.kinds import NonNegativeFloat, PositiveFloat, Posi
 from experiments.command_line.parser import Parser, flag, positional, settings_from
 from experiments.command_line.process import run_program
 from experiments.command_line.protocol_flags import out_problem, run_problem
+from experiments.command_line.quick_imports import quick_imports
 
 Name = Literal[
     "eager", "channels_last", "folded", "bf16", "compiled", "onnxruntime", "openvino_f32", "openvino", "int8"
@@ -80,13 +81,14 @@ def benchmark_run(config: BenchmarkConfig) -> int:
 
     import torch
 
-    from experiments.inference.benchmark_all import benchmark
-    from experiments.inference.benchmark_files import draw, machine, versions, write_csv
-    from experiments.inference.check_export import MAIN_SCORE
-    from experiments.inference.evaluate_all import data_of
-    from experiments.inference.evaluation_files import write_json
-    from experiments.inference.protocol import device_of
-    from experiments.inference.trained import load
+    with quick_imports():
+        from experiments.inference.benchmark_all import benchmark
+        from experiments.inference.benchmark_files import draw, machine, versions, write_csv
+        from experiments.inference.check_export import MAIN_SCORE
+        from experiments.inference.evaluate_all import data_of
+        from experiments.inference.evaluation_files import write_json
+        from experiments.inference.protocol import device_of
+        from experiments.inference.trained import load
 
     warnings.filterwarnings("ignore", module="torch")  # of the exporter, about itself
     about = machine()  # first, because the load of the machine is to be that before us

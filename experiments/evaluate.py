@@ -17,6 +17,7 @@ from experiments.command_line.kinds import NonNegativeFloat, NonNegativeInt
 from experiments.command_line.parser import Parser, flag, settings_from
 from experiments.command_line.process import run_program
 from experiments.command_line.protocol_flags import ProtocolFlags, out_problem, protocol_problem, run_problem
+from experiments.command_line.quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from datamodules.base import GraftDataModule
@@ -82,7 +83,8 @@ def usage_problem(config: EvaluateConfig) -> str | None:
 
 
 def evaluate_run(config: EvaluateConfig) -> int:
-    from experiments.inference.detector import detects
+    with quick_imports():
+        from experiments.inference.detector import detects
 
     if detects(config.run):
         return evaluate_detector(config)

@@ -14,6 +14,7 @@ if not __package__:  # started as a file: import this checkout, not an installed
 from experiments.command_line.explain_flags import ExplainFlags, explain_problem
 from experiments.command_line.parser import Parser, settings_from
 from experiments.command_line.process import run_program
+from experiments.command_line.quick_imports import quick_imports
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,11 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def explain(flags: ExplainFlags) -> int:
-    from experiments.explaining.examples import Examples
-    from experiments.explaining.explanation import write
-    from experiments.explaining.methods import METHODS
-    from experiments.inference.protocol import device_of
-    from experiments.inference.trained import load
+    with quick_imports():
+        from experiments.explaining.examples import Examples
+        from experiments.explaining.explanation import write
+        from experiments.explaining.methods import METHODS
+        from experiments.inference.protocol import device_of
+        from experiments.inference.trained import load
 
     network = load(flags.run, device_of(flags.device))
     examples = Examples(network, flags)

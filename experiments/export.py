@@ -19,6 +19,7 @@ from experiments.command_line.kinds import NonNegativeFloat, PositiveInt
 from experiments.command_line.parser import Parser, flag, positional, settings_from
 from experiments.command_line.process import run_program
 from experiments.command_line.protocol_flags import out_problem, run_problem
+from experiments.command_line.quick_imports import quick_imports
 
 COMPARED = {
     "probabilities": "largest difference of a probability",
@@ -86,12 +87,13 @@ def usage_problem(config: ExportConfig) -> str | None:
 def export(config: ExportConfig) -> int:
     import warnings
 
-    from experiments.inference.check_boxes import compare_boxes
-    from experiments.inference.check_export import MAIN_SCORE, compare
-    from experiments.inference.evaluate_all import data_of
-    from experiments.inference.export_network import Output, runner, write_export
-    from experiments.inference.quantise import quantise
-    from experiments.inference.trained import load_any
+    with quick_imports():
+        from experiments.inference.check_boxes import compare_boxes
+        from experiments.inference.check_export import MAIN_SCORE, compare
+        from experiments.inference.evaluate_all import data_of
+        from experiments.inference.export_network import Output, runner, write_export
+        from experiments.inference.quantise import quantise
+        from experiments.inference.trained import load_any
 
     warnings.filterwarnings("ignore", module="torch")  # of the exporter, about itself
     network = load_any(config.run, "cpu")

@@ -17,6 +17,7 @@ from experiments.command_line.kinds import NonNegativeFloat, PositiveInt
 from experiments.command_line.parser import Parser, flag, positional, settings_from
 from experiments.command_line.process import run_program
 from experiments.command_line.protocol_flags import ProtocolFlags, out_problem, protocol_problem
+from experiments.command_line.quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from experiments.inference.geotiff import Rasters
@@ -76,8 +77,9 @@ def usage_problem(config: PredictConfig) -> str | None:
 
 
 def predict(config: PredictConfig) -> int:
-    from experiments.inference.detector import detects
-    from experiments.inference.inputs import Inputs
+    with quick_imports():
+        from experiments.inference.detector import detects
+        from experiments.inference.inputs import Inputs
 
     for_boxes = detects(config.run)  # first, because people exchange the run and the pictures
     inputs = Inputs(config.inputs, config.every, config.frames, Path(config.out))

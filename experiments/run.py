@@ -27,21 +27,31 @@ def main(arguments: list[str] | None = None) -> int:
         print_matrix()
         return 0
     from experiments.command_line.process import run_program
+    from experiments.command_line.quick_imports import quick_imports
 
     def work() -> int | None:
         if asked.check_data:
-            from experiments.training.check_data import check_data
+            with quick_imports():
+                from experiments.training.check_data import check_data
 
             return check_data(config)
         if asked.find_lr:
-            from experiments.training.find_lr import find_lr
+            with quick_imports():
+                from experiments.training.find_lr import find_lr
 
             return find_lr(config)
+        if asked.smoke:
+            with quick_imports():
+                from experiments.training.smoke import smoke
+
+            return smoke(config)
         if config.staged:
-            from experiments.training.stages import run_stages
+            with quick_imports():
+                from experiments.training.stages import run_stages
 
             return run_stages(config)
-        from experiments.training.train import train
+        with quick_imports():
+            from experiments.training.train import train
 
         train(config)
         return None

@@ -2,11 +2,13 @@
 
 The expanding path: the coarsest map is upsampled by an up-convolution, concatenated with the next finer map of the
 backbone and passed through two 3x3 convolutions, and so on up to the finest map. Each level has as many channels as the
-map it joins, but at most the original's 64, 128, 256, 512. Differences from the paper: convolutions are padded, so that
-nothing is cropped, unless `valid` is set, and followed by batch norm unless `norm` is off. On `unet_encoder`,
-`valid=True` (with the encoder's `valid_convolutions`) and `norm=False` give the original network.
+map it joins, but at most the original's 64, 128, 256, 512, and at least half of these: the maps of mobile networks are
+thin (16, 24, 40 and 112 channels of EfficientNet-Lite0), and levels as thin learn slowly. Differences from the paper:
+convolutions are padded, so that nothing is cropped, unless `valid` is set, and followed by batch norm unless `norm` is
+off. On `unet_encoder`, `valid=True` (with the encoder's `valid_convolutions`) and `norm=False` give the original.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -27,7 +29,7 @@ class UNet(Head):
         up: "transpose" is the paper's up-convolution; "interpolate" is a 1x1 convolution, then bilinear upsampling.
         norm: batch norm after each 3x3 convolution.
         join: "concatenate" as in the paper, or "sum", which adds a 1x1 projection of the backbone's map.
-        width: maximum number of channels of the finest level; it doubles with each coarser level.
+        width: maximum number of channels of the finest level and twice the minimum; doubled with each coarser level.
         valid: convolutions without padding, on cropped maps, as in the paper. Needs unet_encoder with
             `valid_convolutions`. The image is mirrored outwards, so that every pixel still gets a score.
 
@@ -60,7 +62,8 @@ class UNet(Head):
         self.up, self.join, self.valid = up, join, valid
         if valid:
             self.cropped_pixels, self.mirror_before = CROPPED, UNSCORED
-        widths = [min(skip, width * 2**i) for i, skip in enumerate(channels[:-1])]
+        most = [width * 2**i for i in range(len(channels) - 1)]
+        widths = [min(max(skip, limit // 2), limit) for skip, limit in zip(channels[:-1], most, strict=True)]
         coarser = [*widths[1:], channels[-1]]
         self.ups, self.joins = nn.ModuleList(), nn.ModuleList()
         self.projections = nn.ModuleList()
@@ -116,6 +119,11 @@ def double_conv(in_channels: int, out_channels: int, norm: bool, valid: bool) ->
 
 
 def init_he(module: nn.Module) -> None:
-    """Initialise 3x3 convolutions with standard deviation sqrt(2 / N), N incoming nodes (section 3 of the paper)."""
+    """Initialise 3x3 and up-convolutions with standard deviation sqrt(2 / N), N incoming nodes (the paper's section 3).
+
+    PyTorch's own would make what an up-convolution adds to a level a third as large.
+    """
     if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    elif isinstance(module, nn.ConvTranspose2d):  # kernel = stride: an output sees one pixel of each input channel
+        nn.init.normal_(module.weight, std=math.sqrt(2 / module.in_channels))

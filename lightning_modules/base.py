@@ -41,6 +41,7 @@ class GraftModule(pl.LightningModule):
         class_names: one name per class, in the order of the labels; two or more.
         weights: what the backbone starts from. Not kept in checkpoints, which hold the weights themselves.
         output_stride, in_channels, backbone_options, head_options, placement: see `Network`.
+        mean_image: H and W of a mean image that is subtracted; see `mean_image.MeanImage`.
         crf: settings of a fully connected CRF that is learned with the network; see `heads.crf.CRFSettings`.
         loss: a name or a weighted sum of names, such as "cross_entropy+0.5*dice"; see `losses.LOSSES`.
         class_weights: one number per class, for the losses; None for equal ones.
@@ -93,6 +94,7 @@ class GraftModule(pl.LightningModule):
         backbone_options: dict[str, Any] | None = None,
         head_options: dict[str, Any] | None = None,
         placement: Placement = "placed",
+        mean_image: Sequence[int] | None = None,
         crf: dict[str, Any] | None = None,
         loss: str = "cross_entropy",
         class_weights: Sequence[float] | None = None,
@@ -122,18 +124,7 @@ class GraftModule(pl.LightningModule):
         class_names = list(class_names)
         self.save_hyperparameters(ignore=["weights"])
         self._check()
-        self.network = Network(
-            backbone,
-            head,
-            len(class_names),
-            weights=weights,
-            output_stride=output_stride,
-            in_channels=in_channels,
-            backbone_options=backbone_options,
-            head_options=head_options,
-            aux=None if aux_weight is None else aux_weight != 0,
-            placement=placement,
-        )
+        self.network = self._network(len(class_names), weights)
         if freeze_backbone:
             self.network.backbone.requires_grad_(False)
         if freeze_stages:
@@ -156,6 +147,22 @@ class GraftModule(pl.LightningModule):
         self.metrics = nn.ModuleDict({split: self.new_scores() for split in ("val", "test")})
         self.calibration = TemperatureFit(ignore_index)
         self.temperature = 1.0  # fitted by the last validation; only programs that predict divide logits by it
+
+    def _network(self, classes: int, weights: str | None = None) -> Network:
+        h = self.hparams
+        return Network(
+            h["backbone"],
+            h["head"],
+            classes,
+            weights=weights,
+            output_stride=h["output_stride"],
+            in_channels=h["in_channels"],
+            backbone_options=h["backbone_options"],
+            head_options=h["head_options"],
+            aux=None if h["aux_weight"] is None else h["aux_weight"] != 0,
+            placement=h["placement"],
+            mean_image=None if h["mean_image"] is None else (h["mean_image"][0], h["mean_image"][1]),
+        )
 
     def _check(self) -> None:
         """Reject settings that cannot work before the network is built."""
@@ -214,7 +221,12 @@ class GraftModule(pl.LightningModule):
 
     def start_from(self, checkpoint: str) -> list[str]:
         """Initialise the network from another run's checkpoint; see `start_from.load_matching_weights`."""
-        return load_matching_weights(self.network, checkpoint, self.hparams["class_names"])
+
+        def wider() -> Network:
+            with torch.device("meta"):
+                return self._network(len(self.hparams["class_names"]) + 1)
+
+        return load_matching_weights(self.network, checkpoint, self.hparams["class_names"], wider)
 
     def compile_network(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile the network with torch.compile, both for evaluation and for training with auxiliary losses.

@@ -8,7 +8,6 @@ them: no logits are kept, and sums over ranks are those of one process.
 
 import numpy as np
 import torch
-from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from lightning_modules.metrics import EpochLoss
@@ -49,7 +48,26 @@ class TemperatureFit(EpochLoss):
             return 1.0
         logs, best = np.log(TEMPERATURES), int(losses.argmin())
         near = np.linspace(logs[max(0, best - 1)], logs[min(len(logs) - 1, best + 1)], 2001)
-        return float(f"{np.exp(near[CubicSpline(logs, losses)(near).argmin()]):.4g}")
+        return float(f"{np.exp(near[cubic_spline(logs, losses, near).argmin()]):.4g}")
+
+
+def cubic_spline(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Values `at` some places of the cubic spline through y at evenly spaced x, without knots second and last but one.
+
+    It is scipy's `CubicSpline`, whose import takes longer than a training step, and every training would make it.
+    """
+    step, n = x[1] - x[0], len(x)
+    matrix, right = np.zeros((n, n)), np.zeros(n)
+    for i in range(1, n - 1):
+        matrix[i, i - 1 : i + 2] = 1, 4, 1
+        right[i] = 6 * (y[i - 1] - 2 * y[i] + y[i + 1]) / step**2
+    matrix[0, :3] = matrix[-1, -3:] = 1, -2, 1  # the third derivative is the same on both sides of the next point
+    bends = np.linalg.solve(matrix, right)
+    i = np.clip(((at - x[0]) / step).astype(int), 0, n - 2)
+    right_part = (at - x[i]) / step
+    left_part = 1 - right_part
+    bent = (left_part**3 - left_part) * bends[i] + (right_part**3 - right_part) * bends[i + 1]
+    return left_part * y[i] + right_part * y[i + 1] + bent * step**2 / 6
 
 
 def some_pixels(number: int) -> Tensor:

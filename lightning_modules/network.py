@@ -17,6 +17,7 @@ from heads.deeplabv1 import DeepLabV1
 from heads.fcn_head import FCNHead
 from heads.head import Head, index_of_stride, missing_strides
 from heads.placing import PLACEMENTS, Placement
+from lightning_modules.mean_image import MeanImage
 from lightning_modules.option_types import check_option_types
 
 
@@ -35,6 +36,7 @@ class Network(nn.Module):
             get an FCN head on the map of native stride 16 (without one, the last but one). Classification heads use
             the backbone's auxiliary classifiers. None: those classifiers if the backbone has any, and no FCN head.
         placement: how a segmentation head joins maps and its logits reach the image; see `heads.placing.Placement`.
+        mean_image: H and W of a mean image that is subtracted from each image; its values are set later, or loaded.
 
     Raises:
         ValueError: unknown names or options, or a pair that cannot work; the message says what would.
@@ -53,11 +55,13 @@ class Network(nn.Module):
         head_options: Mapping[str, Any] | None = None,
         aux: bool | None = None,
         placement: Placement = "placed",
+        mean_image: Size | None = None,
     ) -> None:
         super().__init__()
         build, head_class = find_backbone(backbone), find_head(head)
         self.task = head_class.task
         options = backbone_settings(backbone, head, backbone_options or {}, num_classes, aux)
+        self.mean_image = None if mean_image is None else MeanImage(in_channels, mean_image)
         self.output_stride = output_stride or default_output_stride(build, head_class)
         self.backbone = build(output_stride=self.output_stride, in_channels=in_channels, **options)
         self.head = self._head(backbone, head, num_classes, head_options or {})
@@ -152,13 +156,13 @@ class Network(nn.Module):
 
     def forward_with_aux(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Logits, and those of the auxiliary head or of the backbone's auxiliary classifiers, which only train."""
-        features, aux = self.backbone.forward_with_aux(self._with_mirrored_border(x))
+        features, aux = self.backbone.forward_with_aux(self._prepared(x))
         if self.aux_head is not None:
             aux = [self._at_image_size(self.aux_head([features[self.aux_level]]), x, self.aux_head)]
         return self._at_image_size(self.head(features), x, self.head), aux
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._at_image_size(self.head(self.backbone(self._with_mirrored_border(x))), x, self.head)
+        return self._at_image_size(self.head(self.backbone(self._prepared(x))), x, self.head)
 
     def losses(self, x: Tensor, targets: Sequence[Objects], sizes: Sequence[Size]) -> dict[str, Sums]:
         """The terms of a box head's loss; see `BoxHead.losses`."""
@@ -180,8 +184,10 @@ class Network(nn.Module):
             outputs = head.with_proposals(outputs, proposals)
         return head.detections(outputs, sizes or [(x.shape[2], x.shape[3])] * len(x))
 
-    def _with_mirrored_border(self, x: Tensor) -> Tensor:
-        """The image, mirrored outwards if the head asks for it."""
+    def _prepared(self, x: Tensor) -> Tensor:
+        """The image without the mean image, if there is one, and mirrored outwards if the head asks for it."""
+        if self.mean_image is not None:
+            x = self.mean_image(x)
         before = self.head.mirror_before
         if not before:
             return x

@@ -1,18 +1,42 @@
-"""Makes a pass on PyTorch's meta device, which computes shapes only, take half the time."""
+"""Passes on PyTorch's meta device, which computes shapes only: a copy of a network there, and half the time."""
 
-from typing import Any
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def ghost_of(network: M) -> M:
+    """Copy a network to the meta device without copying its weights on the way."""
+    memo: dict[int, Any] = {id(one): torch.empty_like(one, device="meta") for one in network.buffers()}
+    for one in network.parameters():
+        memo[id(one)] = nn.Parameter(torch.empty_like(one, device="meta"), one.requires_grad)
+    return copy.deepcopy(network, memo)
+
+
+ACTIVATIONS: set[Callable[..., Any]] = {
+    F.relu, F.relu6, F.leaky_relu, F.hardtanh, F.hardswish, F.hardsigmoid, F.gelu, F.silu, F.sigmoid,
+    torch.relu, torch.sigmoid, torch.clamp, Tensor.relu, Tensor.sigmoid, Tensor.clamp,
+}  # fmt: skip
+"""Functions of one tensor whose result has its shape."""
+SUMS_AND_PRODUCTS: set[Callable[..., Any]] = {
+    torch.add, torch.mul, Tensor.add, Tensor.mul, Tensor.__add__, Tensor.__mul__, Tensor.__iadd__, Tensor.__imul__,
+    Tensor.add_, Tensor.mul_,
+}  # fmt: skip
 
 
 class ShapesOnly(TorchFunctionMode):
-    """While it is entered, batch norm and interpolation answer at once for tensors on the meta device.
+    """While it is entered, the functions that networks call most answer at once for tensors on the meta device.
 
-    PyTorch finds their shapes by decomposing them into dozens of operations in Python, although the one changes no
-    shape and the other is told the shape. What they refuse is refused here too. All else is left to PyTorch.
+    PyTorch finds the shapes of batch norms, interpolation, activations, sums and products by decomposing them into
+    dozens of operations in Python, although most change no shape and interpolation is told it. What they refuse is
+    refused here too. All else is left to PyTorch.
     """
 
     def __torch_function__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
@@ -22,7 +46,29 @@ class ShapesOnly(TorchFunctionMode):
                 return normalised(*arguments, **keywords)
             if function is F.interpolate:
                 return interpolated(*arguments, **keywords)
+            if function in ACTIVATIONS and arguments[0].is_floating_point():
+                return arguments[0] if keywords.get("inplace") else arguments[0].detach()
+            if function is F.layer_norm and keeps_shape(*arguments, **keywords):
+                return arguments[0].detach()
+            if function in SUMS_AND_PRODUCTS and fit(*arguments):
+                return arguments[0].detach()
         return function(*arguments, **keywords)
+
+
+def fit(*arguments: Any) -> bool:
+    """Whether they are two meta tensors of one type, the second of the shape of the first or stretched to it."""
+    if len(arguments) != 2 or not isinstance(arguments[1], Tensor):
+        return False
+    one, other = arguments
+    if not other.is_meta or one.dtype != other.dtype or one.ndim != other.ndim:
+        return False
+    return all(b in (a, 1) for a, b in zip(one.shape, other.shape, strict=True))
+
+
+def keeps_shape(x: Tensor, shape: Sequence[int], weight: Tensor | None = None, *more: Any, **__: Any) -> bool:
+    """Whether the arguments are those of a layer norm that PyTorch takes."""
+    given = (one for one in (weight, *more) if isinstance(one, Tensor))
+    return tuple(x.shape[-len(shape) :]) == tuple(shape) and all(one.shape == tuple(shape) for one in given)
 
 
 def normalised(
@@ -46,7 +92,7 @@ def normalised(
     for given in (mean, variance, weight, bias):
         if given is not None and len(given) != x.shape[1]:
             raise RuntimeError(f"a batch norm of {len(given)} channels cannot normalise {x.shape[1]} channels")
-    return torch.empty_like(x)
+    return x.detach()
 
 
 def interpolated(x: Tensor, size: Any = None, *more: Any, **options: Any) -> Tensor:

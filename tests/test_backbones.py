@@ -27,10 +27,10 @@ FIRST_OR_32 = [(name, stride) for name, stride in STRIDED if stride == 32 or nam
 
 
 @functools.cache
-def on_meta(name: str) -> Backbone:
-    """A backbone as it is built without options, without values."""
+def on_meta(name: str, output_stride: int) -> Backbone:
+    """A backbone without further options and without values."""
     with torch.device("meta"):
-        return BACKBONES[name]()
+        return BACKBONES[name](output_stride=output_stride)
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -71,8 +71,8 @@ def test_logits_equal_the_oracle(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "output_stride"), STRIDED)
 def test_channels_and_reductions_are_true(name: str, output_stride: int) -> None:
+    backbone = on_meta(name, output_stride)
     with torch.device("meta"), ShapesOnly():
-        backbone = BACKBONES[name](output_stride=output_stride)
         maps = backbone(torch.empty(2, 3, 128, 192))
     assert tuple(m.shape[1] for m in maps) == backbone.channels
     assert len(backbone.reductions) == len(maps)
@@ -93,11 +93,7 @@ def all_maps_exist(backbone: nn.Module, height: int, width: int) -> bool:
 
 @pytest.mark.parametrize(("name", "output_stride"), FIRST_OR_32)
 def test_smallest_image_is_true(name: str, output_stride: int) -> None:
-    if output_stride == 32:
-        backbone = on_meta(name)
-    else:
-        with torch.device("meta"):
-            backbone = BACKBONES[name](output_stride=output_stride)
+    backbone = on_meta(name, output_stride)
     least = backbone.min_size
     assert all_maps_exist(backbone, least, least + 13)
     if least > 1:
@@ -107,7 +103,7 @@ def test_smallest_image_is_true(name: str, output_stride: int) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_native_reductions_increase_and_others_are_refused(name: str) -> None:
-    backbone = on_meta(name)
+    backbone = on_meta(name, 32)
     assert list(backbone.reductions) == sorted(set(backbone.reductions))
     with torch.device("meta"):
         for output_stride in {4, 8, 16, 32} - set(backbone.output_strides):
@@ -179,7 +175,7 @@ FIT_224 = ("swin_t", "vit_b_32")
 
 def test_every_kind_of_layer_is_exported() -> None:
     """Otherwise the network belongs to EXPORTED."""
-    kinds = {name: {type(part) for part in on_meta(name).modules()} for name in NAMES}
+    kinds = {name: {type(part) for part in on_meta(name, 32).modules()} for name in NAMES}
     for name in NAMES:
         kin = [other for other in EXPORTED if BACKBONES[other].func is BACKBONES[name].func]  # type: ignore[attr-defined]
         assert kinds[name] <= set[type[nn.Module]]().union(*(kinds[other] for other in kin)), name

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.interpolate import CubicSpline
 
 from datamodules.size_rules import SizeKind, SizeRule
 from experiments.evaluate import main as evaluate
@@ -19,7 +20,7 @@ from experiments.inference.trained import TrainedNetwork, load
 from experiments.inference.views import views_of
 from experiments.run import main as run
 from lightning_modules.base import GraftModule
-from lightning_modules.calibration import TEMPERATURES, TemperatureFit
+from lightning_modules.calibration import TEMPERATURES, TemperatureFit, cubic_spline
 from lightning_modules.classification import ClassificationModule
 from lightning_modules.folding import fold_batch_norms
 from lightning_modules.segmentation import SegmentationModule
@@ -47,6 +48,12 @@ def answers(count: int, classes: int, temperature: float) -> tuple[torch.Tensor,
     logits = 3 * torch.randn(count, classes, generator=generator)
     labels = torch.multinomial((logits / temperature).softmax(1), 1, generator=generator)[:, 0]
     return logits, labels
+
+
+def test_the_spline_is_that_of_scipy() -> None:
+    x, y = np.log(TEMPERATURES), np.random.default_rng(0).normal(size=len(TEMPERATURES))
+    at = np.linspace(x[0], x[-1], 501)
+    np.testing.assert_allclose(cubic_spline(x, y, at), CubicSpline(x, y)(at), atol=1e-12)
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.7])

@@ -1,9 +1,16 @@
 """Box heads: torchvision's detectors on the same weights, anchors, matching, losses, and every backbone below them."""
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import detection as oracles
+from torchvision.models import resnet18
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from backbones import BACKBONES
 from heads import HEADS
@@ -85,11 +92,52 @@ SIZE = ((128, 256), (256, 128))
 """The sizes of the others."""
 
 
-def oracle_of(name: str, classes: int) -> nn.Module:
-    """torchvision's detector with random weights that find something in images of noise."""
+WIDTH, HIDDEN = 64, 128
+"""Of the pyramid and of the linear layers of both detectors that are compared; SSD is as wide as the published one."""
+
+
+def narrow(name: str, classes: int) -> nn.Module:
+    """torchvision's detector on a ResNet-18 with a narrow pyramid; SSD, whose widths are fixed, as it is."""
     still = {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
-    oracle = PUBLISHED[name][1](weights=None, weights_backbone=None, num_classes=classes, **still)
-    randomise(oracle).eval()
+    if name == "ssd":
+        return oracles.ssd300_vgg16(weights=None, weights_backbone=None, num_classes=classes, **still)
+    one_stage = name in ("retinanet", "fcos")
+    stages = (2, 3, 4) if one_stage else (1, 2, 3, 4)
+    body = BackboneWithFPN(
+        resnet18(),
+        {f"layer{stage}": str(number) for number, stage in enumerate(stages)},
+        [32 * 2**stage for stage in stages],
+        WIDTH,
+        LastLevelP6P7(WIDTH, WIDTH) if one_stage else None,
+    )
+    if one_stage:
+        return {"retinanet": oracles.RetinaNet, "fcos": oracles.FCOS}[name](body, classes, **still)
+    options: dict[str, object] = {
+        "box_head": TwoMLPHead(WIDTH * 49, HIDDEN),
+        "box_predictor": oracles.faster_rcnn.FastRCNNPredictor(HIDDEN, classes),
+    }
+    if name == "fasterrcnn":
+        return oracles.FasterRCNN(body, **options, **still)
+    options["mask_head"] = MaskRCNNHeads(WIDTH, (WIDTH,) * 4, 1)
+    options["mask_predictor"] = MaskRCNNPredictor(WIDTH, WIDTH, classes)
+    return oracles.MaskRCNN(body, **options, **still)
+
+
+def own(name: str, oracle: nn.Module) -> Network:
+    """Graft's network of the same widths with the oracle's weights."""
+    options = {} if name == "ssd" else {"width": WIDTH}
+    if "rcnn" in name:
+        options["hidden"] = HIDDEN
+    network = Network("vgg16" if name == "ssd" else "resnet18", name, CLASSES, head_options=options)
+    network.load_state_dict({own_name(key): value for key, value in oracle.state_dict().items()})
+    return network
+
+
+@functools.lru_cache(maxsize=1)  # the tests of one detector follow each other
+def oracle_of(name: str) -> nn.Module:
+    """torchvision's detector with random weights that find something in images of noise."""
+    torch.manual_seed(0)
+    oracle = randomise(narrow(name, CLASSES + BACKGROUND_CLASS.get(name, 0))).eval()
     height, width = SIZES.get(name, SIZE)[0]
     give_size(oracle, height, width)
     hooks = [
@@ -150,20 +198,19 @@ def test_networks_have_the_published_number_of_parameters(name: str) -> None:
 def test_detections_equal_torchvisions_on_the_same_weights(name: str) -> None:
     """At sizes that all strides divide: at others, torchvision's strides are not the maps'."""
     first = BACKGROUND_CLASS.get(name, 0)
-    oracle = oracle_of(name, CLASSES + first)
-    network = Network(PUBLISHED[name][0], name, CLASSES).eval()
-    network.load_state_dict({own_name(key): value for key, value in oracle.state_dict().items()})
+    oracle = oracle_of(name).eval()
+    network = own(name, oracle).eval()
     for height, width in SIZES.get(name, SIZE):
         give_size(oracle, height, width)
         images = torch.randn(1 if name == "ssd" else 2, 3, height, width)
-        for own, theirs in zip(network.detect(images), oracle(list(images)), strict=True):
+        for ours, theirs in zip(network.detect(images), oracle(list(images)), strict=True):
             assert len(theirs["boxes"]) > 20
             if "masks" in theirs:
-                pasted = paste_masks(own, (height, width))
+                pasted = paste_masks(ours, (height, width))
                 torch.testing.assert_close(pasted, theirs["masks"][:, 0], atol=1e-4, rtol=1e-4)
-            assert torch.equal(own["labels"], theirs["labels"] - first)
-            torch.testing.assert_close(own["boxes"], theirs["boxes"], atol=1e-4, rtol=1e-4)
-            torch.testing.assert_close(own["scores"], theirs["scores"], atol=1e-4, rtol=1e-4)
+            assert torch.equal(ours["labels"], theirs["labels"] - first)
+            torch.testing.assert_close(ours["boxes"], theirs["boxes"], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(ours["scores"], theirs["scores"], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -171,12 +218,11 @@ def test_detections_equal_torchvisions_on_the_same_weights(name: str) -> None:
 def test_losses_equal_torchvisions(name: str) -> None:
     """In training mode, with the same random draws; batch norms keep their statistics."""
     first = BACKGROUND_CLASS.get(name, 0)
-    oracle = oracle_of(name, CLASSES + first).train()
-    network = Network(PUBLISHED[name][0], name, CLASSES).train()
+    oracle = oracle_of(name).train()
+    network = own(name, oracle).train()
     for part in (*oracle.modules(), *network.modules()):
         if isinstance(part, nn.BatchNorm2d):
             part.eval()
-    network.load_state_dict({own_name(key): value for key, value in oracle.state_dict().items()})
     height, width = SIZES.get(name, SIZE)[0]
     give_size(oracle, height, width)
     targets = [objects((10, 20, 90, 100), (60.5, 8, 250, 120)), objects(), objects((0, 0, 30, 28), labels=(3,))]
@@ -189,8 +235,8 @@ def test_losses_equal_torchvisions(name: str) -> None:
     torch.manual_seed(0)
     for _ in images:
         torch.empty(1).uniform_()  # torchvision draws a size for each
-    own = network.losses(images, targets, [(height, width)] * len(images))
-    ours = [float((value / weight).detach()) for value, weight in own.values()]
+    terms = network.losses(images, targets, [(height, width)] * len(images))
+    ours = [float((value / weight).detach()) for value, weight in terms.values()]
     expected = [float(theirs[key].detach()) for key in LOSS_KEYS[name]]
     assert ours == pytest.approx(expected, rel=1e-4)
 

@@ -5,14 +5,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits, load_sample_images
 
-from datamodules.digits import Digits
+from datamodules.digits import Digits, bundled_with_sklearn
 from tests.made_trees import build
 
 
 @pytest.fixture(autouse=True)
 def _few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Digits, "SCENES", {"train": 24, "val": 7, "test": 5})
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_the_files_of_scikit_learn_hold_what_it_loads(moved: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if moved:  # as by another release: then it is asked itself
+        monkeypatch.setattr("datamodules.digits.find_spec", lambda name: None)
+    images, labels, photographs = bundled_with_sklearn()
+    assert np.array_equal(images, load_digits().images)
+    assert np.array_equal(labels, load_digits().target)
+    assert np.array_equal(photographs, load_sample_images().images)
 
 
 @pytest.mark.parametrize("task", Digits.tasks)

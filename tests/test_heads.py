@@ -1,5 +1,7 @@
 """Heads on made-up maps: published parameter counts, parity with torchvision, receptive fields, odd sizes."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -183,6 +185,31 @@ def test_context_starts_as_the_identity(width: str, layers: int, monkeypatch: py
     assert 0 < difference < 1.5 * bound
     monkeypatch.setattr(dilatednet, "NOISE", 0.0)
     torch.testing.assert_close(context_module(CLASSES, width, layers)(x), x)
+
+
+@pytest.mark.parametrize(
+    ("channels", "widths"),
+    [((16, 24, 40, 112, 320), [256, 128, 64, 32]), ((64, 64, 128, 256, 512), [256, 128, 64, 64]),
+     ((64, 256, 512, 1024, 2048), [512, 256, 128, 64])],
+    ids=["efficientnet_lite0", "resnet18", "resnet50"],
+)  # fmt: skip
+def test_unet_has_the_maps_channels_between_half_the_originals_and_the_originals(
+    channels: tuple[int, ...], widths: list[int]
+) -> None:
+    head = HEADS["unet"](channels, (2, 4, 8, 16, 32), 5)
+    assert [up.out_channels for up in head.ups] == widths
+
+
+def test_unet_starts_with_the_papers_standard_deviation() -> None:
+    """sqrt(2 / N), also of up-convolutions, where N is the number of input channels."""
+    torch.manual_seed(0)
+    head = HEADS["unet"]((64, 128, 256, 512, 1024), (1, 2, 4, 8, 16), 5)
+    for up in head.ups:
+        assert float(up.weight.std()) == pytest.approx(math.sqrt(2 / up.in_channels), rel=0.05)
+        x = torch.randn(2, up.in_channels, 16, 16)
+        assert float(up(x).std()) == pytest.approx(math.sqrt(2), rel=0.05)
+    for convolution in (head.joins[0][0], head.joins[0][3]):
+        assert float(convolution.weight.std()) == pytest.approx(math.sqrt(2 / 9 / convolution.in_channels), rel=0.05)
 
 
 @pytest.mark.parametrize(("in_channels", "classes", "published"), [(1, 2, 31_030_658), (3, 21, 31_033_045)])

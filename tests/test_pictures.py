@@ -8,6 +8,7 @@ from PIL import Image
 
 from datamodules import DATAMODULES
 from experiments.run_files.read_run import read_pictures, read_run
+from experiments.training.picture_table import GAP, TALLEST, WIDTH, picture_table
 from experiments.training.predictions import LONGEST_SIDE, samples, samples_by_index, smaller, write_predictions
 from lightning_modules.classification import ClassificationModule
 
@@ -46,3 +47,21 @@ def test_classifications_are_left_by_name(tmp_path: Path) -> None:
 def test_large_pictures_are_made_smaller(shape: tuple[int, ...], size: tuple[int, ...]) -> None:
     assert smaller(np.zeros(shape, np.uint8), 0).shape == size
     assert max(size[:2]) <= LONGEST_SIDE
+
+
+def plain(height: int, width: int, level: int) -> np.ndarray:
+    return np.full((height, width, 3), level, np.uint8)
+
+
+def test_pictures_of_any_size_stand_in_columns_beside_the_legend() -> None:
+    rows = [[plain(8, 8, level) for level in (10, 20, 30)], [plain(900, 300, level) for level in (40, 50, 60)]]
+    titles = [("image", (0, 0, 0)), ("a title of two lines that is too long", (9, 99, 9)), ("Ωмега", (0, 0, 0))]
+    legend = [(f"class {i}", (200, 0, i)) for i in range(70)]
+    picture = np.asarray(picture_table(rows, titles, legend))
+    assert picture.shape[0] == picture_table(rows, titles).height > WIDTH + TALLEST + 3 * GAP
+    centres = [GAP + WIDTH // 2 + column * (WIDTH + GAP) for column in range(3)]
+    assert [picture[WIDTH // 2, x, 0] for x in centres] == [10, 20, 30]
+    assert [picture[WIDTH + TALLEST // 2, x, 0] for x in centres] == [40, 50, 60]
+    shown = {tuple(colour) for colour in picture[:, 3 * (WIDTH + GAP) :].reshape(-1, 3).tolist()}
+    assert {colour for _, colour in legend} <= shown  # in two columns, as one has room for 45 lines
+    assert (picture == (9, 99, 9)).all(-1).any()

@@ -14,6 +14,8 @@ import pytest
 
 from experiments.command_line.parser import Parser, settings_from
 from experiments.command_line.run_config import RunConfig, build_parser, to_yaml, usage_problem
+from experiments.run_files.run_folder import RunFolder
+from experiments.training.write_results import next_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("backbones", "heads", "lightning_modules", "datamodules", "experiments")
@@ -172,6 +174,15 @@ def test_a_command_is_one_that_its_program_takes(
 def test_a_wrong_command_is_found(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises((SystemExit, AssertionError)):
         check(command, tmp_path, monkeypatch)
+
+
+def test_commands_that_a_run_ends_with_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, *lines = next_steps(RunFolder(tmp_path / "my runs" / "a")).splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        check(line, tmp_path, monkeypatch)
+    with pytest.raises(SystemExit):
+        check(lines[0].replace("  #", " --unknown  #"), tmp_path, monkeypatch)
 
 
 def test_commands_are_found_in_every_form() -> None:

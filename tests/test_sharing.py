@@ -20,9 +20,10 @@ import torch
 import yaml
 
 from experiments.command_line.run_config import RunConfig, build_parser, settings_from
-from experiments.inference.model_card import cell, command
+from experiments.inference.model_card import cell
 from experiments.inference.trained import load
 from experiments.run import main as run
+from experiments.run_files.run_command import command
 from experiments.share import main as share
 from tests.conftest import crf_arguments
 

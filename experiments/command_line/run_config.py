@@ -23,12 +23,15 @@ def build_parser(program: str = "run.py", description: str = "Train any backbone
     parser.add_argument(
         "--find-lr", action="store_true", help="try learning rates on the first batches, suggest one and stop"
     )
+    parser.add_argument(
+        "--smoke", action="store_true", help="train a reduced copy for at most five minutes, report its loss and stop"
+    )
     parser.add_settings(RunConfig)
     return parser
 
 
 def parse(arguments: list[str] | None = None, program: str = "run.py") -> tuple[RunConfig, argparse.Namespace]:
-    """The settings, and a namespace with `print_config`, `list`, `matrix`, `check_data` and `find_lr`.
+    """The settings, and a namespace with `print_config`, `list`, `matrix`, `check_data`, `find_lr` and `smoke`.
 
     Exits with 2 on a usage error.
     """

@@ -24,7 +24,6 @@ MAIN_METRIC = {"segmentation": "miou", "classification": "top1", "detection": "m
 OF_CLASSES = {"detection": ("ap50/", "AP50")}
 """What the scores of single classes begin with and are called, by task; `IOU` for all others."""
 IOU = ("iou/", "IoU")
-FINGERPRINT_DIGITS = 10
 NAMES_WIDTH = 120
 """Characters of class names in a remark."""
 
@@ -93,7 +92,7 @@ def describe(protocol: Mapping[str, Any]) -> dict[str, str]:
     """The parts of a protocol in words."""
     words = {
         "data": str(protocol["data"]),
-        "fingerprint": (protocol["fingerprint"] or "unknown")[:FINGERPRINT_DIGITS],
+        "fingerprint": protocol["fingerprint"] or "unknown",
         "task": str(protocol["task"]),
         "images": ", ".join(f"{count} {split}" for split, count in protocol["splits"].items()),
         "size": " x ".join(map(str, protocol["image_size"])),

@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib
 
-from experiments.command_line.cores import available_cores
+from experiments.command_line.cores import available_cores, cpu_info, processor_name
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -24,13 +24,9 @@ EXTENSIONS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_
 
 def machine() -> dict[str, Any]:
     """The processor, as far as it matters for speed."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    entries = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
-    entries = {name.strip(): value.strip() for name, value in entries.items()}
-    flags = entries.get("flags", "").split()
+    flags = cpu_info().get("flags", "").split()
     return {
-        "processor": entries.get("model name") or platform.processor() or platform.machine(),
+        "processor": processor_name(),
         "cores": available_cores(),
         "extensions": [name for name in EXTENSIONS if name in flags],
         "memory_mb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6),

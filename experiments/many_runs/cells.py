@@ -15,7 +15,7 @@ from experiments.run_files.run_folder import LONGER, RunFolder, changed_setting
 
 OWN = ("backbone", "head", "seed", "name", "out", "resume")
 """Settings of run.py that a grid sets itself."""
-ACTIONS = ("print_config", "list", "matrix", "check_data", "find_lr")
+ACTIONS = ("print_config", "list", "matrix", "check_data", "find_lr", "smoke")
 
 
 @dataclass(frozen=True)

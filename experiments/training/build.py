@@ -12,6 +12,7 @@ from datamodules import DATAMODULES
 from datamodules.base import GraftDataModule
 from datamodules.class_weights import class_weights
 from datamodules.errors import DataError
+from datamodules.mean_image import mean_image
 from datamodules.size_rules import Fit
 from experiments.command_line.crf_settings import read_crf_settings
 from experiments.command_line.run_config import RunConfig
@@ -44,6 +45,8 @@ def prepare(config: RunConfig) -> tuple[GraftDataModule, GraftModule]:
     if config.epochs and data.train is None:
         raise DataError(f"there is no train split in {config.data_dir}; --epochs 0 scores without training")
     module = build_module(config, data, crf if config.crf == "train" else None)
+    if module.network.mean_image is not None:  # before --start-from, which brings that of its run
+        module.network.mean_image.values.copy_(mean_image(data))
     if config.start_from is not None:
         fresh = module.start_from(config.start_from)
         rank_zero_only(print)(
@@ -157,6 +160,7 @@ def build_module(config: RunConfig, data: GraftDataModule, crf: dict[str, Any] |
         backbone_options=config.backbone_options,
         head_options=config.head_options,
         placement=config.placement,
+        mean_image=list(data.image_size) if config.mean_image else None,
         crf=crf,
         loss=config.loss,
         class_weights=class_weights(config.class_weights, data),

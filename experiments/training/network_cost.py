@@ -1,13 +1,11 @@
 """Counts the parameters and multiply-adds of a network without computing anything."""
 
-import copy
-
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_modules.network import Network
-from lightning_modules.shapes_only import ShapesOnly
+from lightning_modules.shapes_only import ShapesOnly, ghost_of
 
 
 def network_cost(network: nn.Module, image_size: tuple[int, int], in_channels: int = 3) -> dict[str, float]:
@@ -16,7 +14,7 @@ def network_cost(network: nn.Module, image_size: tuple[int, int], in_channels: i
     Args:
         image_size: height and width in pixels.
     """
-    ghost = copy.deepcopy(network).to("meta").eval()
+    ghost = ghost_of(network).eval()
     with ShapesOnly(), FlopCounterMode(display=False) as counter, torch.no_grad():
         ghost(torch.empty(1, in_channels, *image_size, device="meta"))
     return {

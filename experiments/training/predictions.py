@@ -14,7 +14,6 @@ from typing import Any
 
 import cv2
 import lightning.pytorch as pl
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image
@@ -23,17 +22,15 @@ from torch import Tensor
 from datamodules.bands import as_rgb
 from datamodules.base import GraftDataModule
 from experiments.training.draw_boxes import draw_boxes, enlarged, shown
+from experiments.training.picture_table import BLACK, Colour, picture_table
 from lightning_modules.base import GraftModule
 from lightning_modules.detection_scores import on_cpu
 from lightning_modules.sharding import is_sharded
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.patches import Patch
-
 SAMPLES = 6
 LONGEST_SIDE = 384
 """Longest side of the single PNGs, in pixels."""
+GREEN, RED = (0, 128, 0), (220, 20, 60)
 Sample = tuple[np.ndarray, Any, Any]
 """Image uint8 `(H, W, 3)`, truth, prediction: arrays, or in detection objects and detections."""
 
@@ -119,8 +116,7 @@ def palette(data: GraftDataModule) -> np.ndarray:
 def write_predictions(drawn: dict[int, Sample], data: GraftDataModule, path: Path) -> None:
     """Write a figure with one row per image (image, truth, prediction) and a legend, and the folder of single PNGs."""
     figure = DRAWINGS[data.task](list(drawn.values()), data)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(figure)
+    figure.save(path)
     write_singly(drawn, data, path.with_suffix(""))
 
 
@@ -173,47 +169,33 @@ def smaller(picture: np.ndarray, interpolation: int) -> np.ndarray:
     return cv2.resize(picture, size, interpolation=interpolation)
 
 
-def draw_segmentation(rows: list[Sample], data: GraftDataModule) -> plt.Figure:
+def draw_segmentation(rows: list[Sample], data: GraftDataModule) -> Image.Image:
     return draw_rows(
         [(image, coloured(truth, data), coloured(prediction, data)) for image, truth, prediction in rows], data
     )
 
 
-def draw_detection(rows: list[Sample], data: GraftDataModule) -> plt.Figure:
+def draw_detection(rows: list[Sample], data: GraftDataModule) -> Image.Image:
     def over(image: np.ndarray, objects: Mapping[str, Any]) -> np.ndarray:
         return draw_boxes(image, objects, data.class_names, data.colours)
 
     return draw_rows([(enlarged(image), over(image, truth), over(image, found)) for image, truth, found in rows], data)
 
 
-def draw_rows(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], data: GraftDataModule) -> plt.Figure:
+def draw_rows(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]], data: GraftDataModule) -> Image.Image:
     """A row of pictures for each image (image, truth, prediction), and a legend of the classes' colours."""
-    height, width = rows[0][0].shape[:2]
-    figure, axes = plt.subplots(
-        len(rows), 3, figsize=(7.4, 2.02 * len(rows) * height / width + 0.3), squeeze=False, layout="constrained"
-    )
-    for line, pictures in zip(axes, rows, strict=True):
-        for ax, picture in zip(line, pictures, strict=True):
-            ax.imshow(picture, interpolation="nearest")
-            ax.axis("off")
-    for ax, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
-        ax.set_title(title, fontsize=10)
-    patches = [
-        Patch(color=tuple(channel / 255 for channel in colour), label=name)  # type: ignore[arg-type]
-        for name, colour in zip(data.class_names, data.colours, strict=True)
-    ]
-    figure.legend(handles=patches, loc="outside right upper", fontsize=8, frameon=False)
-    return figure
+    titles = [(title, BLACK) for title in ("image", "truth", "prediction")]
+    colours = [(int(red), int(green), int(blue)) for red, green, blue in data.colours]
+    return picture_table(rows, titles, list(zip(data.class_names, colours, strict=True)))
 
 
-def draw_classification(rows: list[Sample], data: GraftDataModule) -> plt.Figure:
-    figure, axes = plt.subplots(1, len(rows), figsize=(1.8 * len(rows), 2.2), squeeze=False, layout="constrained")
-    for ax, (image, truth, prediction) in zip(axes[0], rows, strict=True):
+def draw_classification(rows: list[Sample], data: GraftDataModule) -> Image.Image:
+    """The images beside each other under what is predicted: green if it is right, else red and with the truth."""
+    titles: list[tuple[str, Colour]] = []
+    for _, truth, prediction in rows:
         said, right = (label_names(one, data.class_names) for one in (prediction, truth))
-        ax.imshow(image)
-        ax.axis("off")
-        ax.set_title(said if said == right else f"{said} (is {right})", color="green" if said == right else "crimson")
-    return figure
+        titles.append((said, GREEN) if said == right else (f"{said} (is {right})", RED))
+    return picture_table([[image for image, _, _ in rows]], titles)
 
 
 DRAWINGS = {

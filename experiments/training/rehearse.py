@@ -1,14 +1,11 @@
 """A training step on PyTorch's meta device, which computes nothing, finds what cannot work before a folder is made."""
 
-import copy
-
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.command_line.run_config import RunConfig
 from lightning_modules.base import GraftModule
-from lightning_modules.network import Network
-from lightning_modules.shapes_only import ShapesOnly
+from lightning_modules.shapes_only import ShapesOnly, ghost_of
 
 NO_DETERMINISTIC_KERNEL = {
     "_adaptive_avg_pool2d_backward": "adaptive average pooling",
@@ -42,21 +39,21 @@ class Operations(TorchDispatchMode):
         return function(*arguments, **(keywords or {}))
 
 
-def check_shapes(config: RunConfig, module: GraftModule, image_size: tuple[int, int]) -> None:
-    """Run the network in training mode on images without content.
+def check_shapes(config: RunConfig, module: GraftModule, image_size: tuple[int, int], batch_size: int) -> None:
+    """Run the network in training mode on a batch of images without content.
 
     Raises:
         ValueError: the images are too small for it, or a batch norm has only one value per channel to normalise.
     """
-    ghost = ghost_of(module.network)
+    ghost = ghost_of(module.network).train()
     try:
         with ShapesOnly(), torch.no_grad():
-            ghost.forward_with_aux(torch.empty(config.batch_size, config.in_channels, *image_size, device="meta"))
+            ghost.forward_with_aux(torch.empty(batch_size, config.in_channels, *image_size, device="meta"))
     except (ValueError, RuntimeError) as error:
         h, w = image_size
         if "more than 1 value per channel" in str(error):
             raise ValueError(
-                f"--batch-size {config.batch_size} --image-size {h} {w}: a batch norm of {config.backbone} or "
+                f"--batch-size {batch_size} --image-size {h} {w}: a batch norm of {config.backbone} or "
                 f"{config.head} has one value per channel and cannot normalise it; raise one of the two"
             ) from error
         raise ValueError(
@@ -76,7 +73,7 @@ def check_deterministic(config: RunConfig, module: GraftModule, image_size: tupl
     """
     if not config.deterministic or device != "cuda":
         return
-    ghost = ghost_of(module.network)
+    ghost = ghost_of(module.network).train()
     with Operations() as found:
         outputs, aux = ghost.forward_with_aux(torch.empty(2, config.in_channels, *image_size, device="meta"))
         # Of a box head, the outputs are several, and some are anchors.
@@ -89,8 +86,3 @@ def check_deterministic(config: RunConfig, module: GraftModule, image_size: tupl
             f"{config.backbone} with {config.head} needs at --image-size {image_size[0]} {image_size[1]}; leave the "
             "flag out, or choose another pair or --accelerator cpu"
         )
-
-
-def ghost_of(network: Network) -> Network:
-    """Copy a network to the meta device, in training mode."""
-    return copy.deepcopy(network).to("meta").train()

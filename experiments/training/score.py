@@ -4,7 +4,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from datamodules.base import GraftDataModule, Samples
 from datamodules.errors import DataError
@@ -15,6 +14,7 @@ from experiments.training.predictions import draw_predictions
 from experiments.training.resume import read_checkpoint
 from experiments.training.write_results import Results, print_results, training_record, write_results
 from lightning_modules.base import GraftModule
+from lightning_modules.sharding import is_sharded
 
 
 def score_and_report(
@@ -40,8 +40,7 @@ def score_and_report(
     best_epoch = best_step = 0
     if config.epochs:
         state = read_checkpoint(folder.checkpoints / "best.ckpt")
-        # Also into weights that FSDP2 has sharded over the ranks.
-        set_model_state_dict(module, state["state_dict"], options=StateDictOptions(full_state_dict=True))
+        load_weights(module, state["state_dict"])
         best_epoch, best_step = int(state["epoch"]) + 1, int(state["global_step"])
     scores = evaluate(trainer, module, data)
     if not config.epochs:
@@ -64,7 +63,7 @@ def score_and_report(
                 skipped=skipped,
                 crf=crf,
                 costs=costs | clock.figures(trainer.strategy.root_device),
-                training=training_record(config, trainer),
+                training=training_record(config, trainer, data.batch_size),
             ),
         )
     drawn = draw_predictions(trainer, module, data, folder.predictions)
@@ -73,6 +72,16 @@ def score_and_report(
         for split, samples in skipped.items():
             for message in samples:
                 print(f"skipped in {split}: {message}")
+
+
+def load_weights(module: GraftModule, weights: dict[str, Any]) -> None:
+    """Load all weights, also into those that FSDP2 has sharded over the ranks."""
+    if not is_sharded(module.network):
+        module.load_state_dict(weights)
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict  # imports 200 modules
+
+    set_model_state_dict(module, weights, options=StateDictOptions(full_state_dict=True))
 
 
 def evaluate(trainer: pl.Trainer, module: GraftModule, data: GraftDataModule) -> dict[str, dict[str, float]]:

@@ -3,6 +3,7 @@
 import json
 import math
 import platform
+import shlex
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from datamodules.base import GraftDataModule
 from experiments.command_line.console import make_console
+from experiments.command_line.cores import processor_name
 from experiments.command_line.known_names import ROOT
 from experiments.command_line.run_config import RunConfig
 from experiments.run_files.atomic_file import write_atomically
@@ -73,10 +75,11 @@ def write_results(config: RunConfig, folder: RunFolder, data: GraftDataModule, f
     write_atomically(folder.results, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
 
 
-def training_record(config: RunConfig, trainer: pl.Trainer) -> dict[str, Any]:
+def training_record(config: RunConfig, trainer: pl.Trainer, batch_size: int) -> dict[str, Any]:
     """Record on what hardware and in which numerical modes a run was trained.
 
-    `global_batch` is the number of images per optimiser step over all ranks.
+    `global_batch` is the number of images per optimiser step over all ranks, which may be fewer than --batch-size asks
+    for, if there are fewer images.
     """
     device = trainer.strategy.root_device
     on_gpu = device.type == "cuda"
@@ -84,9 +87,9 @@ def training_record(config: RunConfig, trainer: pl.Trainer) -> dict[str, Any]:
         "processes": trainer.world_size,
         "nodes": trainer.num_nodes,
         "accelerator": device.type,
-        "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else processor_name(),
         "precision": str(trainer.precision),
-        "global_batch": config.batch_size * trainer.world_size * config.accumulate,
+        "global_batch": batch_size * trainer.world_size * config.accumulate,
         "strategy": strategy_name(config, trainer),
         "matmul_precision": torch.get_float32_matmul_precision(),
         "cudnn_benchmark": on_gpu and not config.deterministic,
@@ -131,7 +134,7 @@ def null_if_not_finite(value: float) -> float | None:
 
 
 def print_results(folder: RunFolder, scores: dict[str, Any], drawn: bool) -> None:
-    """Print the final scores of each split, per class if there are such, and which files the run has left.
+    """Print the final scores of each split, per class if there are such, the files of the run, and what to do next.
 
     Args:
         drawn: whether there is a predictions.png.
@@ -147,3 +150,16 @@ def print_results(folder: RunFolder, scores: dict[str, Any], drawn: bool) -> Non
     console.print(table)
     files = "config.yaml metrics.csv results.json" + " predictions.png" * drawn + " checkpoints/"
     console.print(f"{folder.path}/: {files}", soft_wrap=True)
+    console.print(next_steps(folder), soft_wrap=True, markup=False, highlight=False)
+
+
+def next_steps(folder: RunFolder) -> str:
+    """Commands that use the trained network, a line each."""
+    run, runs = (shlex.quote(str(path)) for path in (folder.path, folder.path.parent))
+    steps = {
+        f"evaluate.py {run}": "more scores, calibration, the worst images",
+        f"predict.py {run} PICTURES --out predicted": "your own pictures",
+        f"compare.py {runs} --html runs.html": "this run beside the others there",
+    }
+    width = max(map(len, steps))
+    return "next:\n" + "\n".join(f"  python experiments/{step:{width}}  # {why}" for step, why in steps.items())
