@@ -54,16 +54,17 @@ def scene(head: str) -> tuple[Tensor, dict[str, Tensor]]:
 
 def overfit(
     backbone: str, head: str, *, most: int, every: int = 10, rate: float = 1e-3, momentum: float | None = None,
-    enough: float = 1.0,
+    enough: float = 1.0, copies: int = 2,
 ) -> Learned:  # fmt: skip
     """Learn one image until its mAP, by COCO's rule, is `enough`, or for `most` steps; it is scored `every` few steps.
 
     Args:
+        copies: of the image in a batch. Batch norms need two where a map has one value a channel.
         rate: learning rate of AdamW.
         momentum: share of a batch in the running statistics of batch norms; None: the network's own.
     """
     image, target = scene(head)
-    images, targets = image.expand(2, -1, -1, -1), [target] * 2
+    images, targets = image.expand(copies, -1, -1, -1), [target] * copies
     network = Network(backbone, head, 10, head_options=NARROW.get(head))
     for part in network.modules():
         if isinstance(part, nn.BatchNorm2d) and momentum is not None:
@@ -71,7 +72,7 @@ def overfit(
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
     for step in range(1, most + 1):
         network.train()
-        terms = network.losses(images, targets, [(64, 64)] * 2)
+        terms = network.losses(images, targets, [(64, 64)] * copies)
         optimizer.zero_grad()
         torch.stack([value / weight.clamp(min=1) for value, weight in terms.values()]).sum().backward()
         nn.utils.clip_grad_norm_(network.parameters(), 10.0)
