@@ -226,7 +226,7 @@ class GraftDataModule(DataModuleWithLoaders):
         """Build all splits, whatever the stage, and check their files. A second call changes nothing.
 
         Raises:
-            ValueError: the data have errors, or there are too few training images for one batch per rank.
+            ValueError: the data have errors, or there are fewer training images than ranks.
         """
         if self.val is not None:
             return
@@ -249,7 +249,7 @@ class GraftDataModule(DataModuleWithLoaders):
             self._check_files([samples for samples in (self.train, self.val, self.test) if samples is not None])
 
     def _training_samples(self, source: Source) -> Samples:
-        self._check_batch_size(len(source))
+        self._lower_batch_size(len(source))
         name = self.augmentation_name
         transforms = find_augmentation(name, self.image_size, self.mean) if name else self.augmentation()
         found = self.found.get("train")

@@ -13,6 +13,7 @@ from datamodules.collate import collate
 from datamodules.errors import DataError
 from datamodules.loader import Batch, EqualBatches, Loader, Normalise, TrainingLoader, Uint8Dataset
 from datamodules.memory import keep_freed_memory
+from datamodules.notes import note
 from datamodules.samples import Samples, Shuffled
 from datamodules.worker_signals import ignore_signals_except_parents
 
@@ -57,20 +58,26 @@ class DataModuleWithLoaders(LightningDataModule):
             return torch.distributed.get_rank(), torch.distributed.get_world_size()
         return 0, 1
 
-    def _check_batch_size(self, images: int) -> None:
+    def _lower_batch_size(self, images: int) -> None:
+        """Make batches as small as it takes for one per rank, and say so.
+
+        Raises:
+            ValueError: there are fewer images than ranks.
+        """
         _, processes = self._processes()
-        if images // processes < self.batch_size:
+        most = images // processes
+        if most == 0:
+            raise DataError(f"{processes} processes cannot share {images} training images; use fewer --devices")
+        if most < self.batch_size:
             needs = f"on each of {processes} processes needs more" if processes > 1 else "is larger"
-            raise DataError(
-                f"--batch-size {self.batch_size} {needs} than the {images} training images; "
-                f"use at most {images // processes}"
-            )
+            note(f"--batch-size {self.batch_size} {needs} than the {images} training images; it is lowered to {most}")
+            self.batch_size = most
 
     def train_dataloader(self) -> TrainingLoader:
         """Shuffled batches, all of `batch_size`; a remainder of the epoch that fills no batch is left out."""
         if self.train is None:
             raise DataError(f"there is no train split in {self.data_dir}; --epochs 0 scores without training")
-        self._check_batch_size(len(self.train))
+        self._lower_batch_size(len(self.train))
         rank, processes = self._processes()
         sampler = Shuffled(self.train, processes, rank, self.seed)
         loader = self._loader(TrainingLoader, self.train, batch_size=self.batch_size, sampler=sampler, drop_last=True)

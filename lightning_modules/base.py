@@ -124,19 +124,7 @@ class GraftModule(pl.LightningModule):
         class_names = list(class_names)
         self.save_hyperparameters(ignore=["weights"])
         self._check()
-        self.network = Network(
-            backbone,
-            head,
-            len(class_names),
-            weights=weights,
-            output_stride=output_stride,
-            in_channels=in_channels,
-            backbone_options=backbone_options,
-            head_options=head_options,
-            aux=None if aux_weight is None else aux_weight != 0,
-            placement=placement,
-            mean_image=None if mean_image is None else (mean_image[0], mean_image[1]),
-        )
+        self.network = self._network(len(class_names), weights)
         if freeze_backbone:
             self.network.backbone.requires_grad_(False)
         if freeze_stages:
@@ -159,6 +147,22 @@ class GraftModule(pl.LightningModule):
         self.metrics = nn.ModuleDict({split: self.new_scores() for split in ("val", "test")})
         self.calibration = TemperatureFit(ignore_index)
         self.temperature = 1.0  # fitted by the last validation; only programs that predict divide logits by it
+
+    def _network(self, classes: int, weights: str | None = None) -> Network:
+        h = self.hparams
+        return Network(
+            h["backbone"],
+            h["head"],
+            classes,
+            weights=weights,
+            output_stride=h["output_stride"],
+            in_channels=h["in_channels"],
+            backbone_options=h["backbone_options"],
+            head_options=h["head_options"],
+            aux=None if h["aux_weight"] is None else h["aux_weight"] != 0,
+            placement=h["placement"],
+            mean_image=None if h["mean_image"] is None else (h["mean_image"][0], h["mean_image"][1]),
+        )
 
     def _check(self) -> None:
         """Reject settings that cannot work before the network is built."""
@@ -217,7 +221,12 @@ class GraftModule(pl.LightningModule):
 
     def start_from(self, checkpoint: str) -> list[str]:
         """Initialise the network from another run's checkpoint; see `start_from.load_matching_weights`."""
-        return load_matching_weights(self.network, checkpoint, self.hparams["class_names"])
+
+        def wider() -> Network:
+            with torch.device("meta"):
+                return self._network(len(self.hparams["class_names"]) + 1)
+
+        return load_matching_weights(self.network, checkpoint, self.hparams["class_names"], wider)
 
     def compile_network(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile the network with torch.compile, both for evaluation and for training with auxiliary losses.

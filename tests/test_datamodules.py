@@ -145,9 +145,19 @@ def test_more_processes_than_images_are_refused(tmp_path: Path) -> None:
     data = build("camvid", "segmentation", tmp_path, batch_size=1)
     with pytest.raises(ValueError, match=r"^6 processes cannot share 5 val images; use fewer --devices$"):
         on_process(data, 0, 6).val_dataloader()
-    data.batch_size = 6
-    with pytest.raises(ValueError, match=r"^--batch-size 6 on each of 2 processes .* 10 .* images; use at most 5$"):
-        on_process(data, 0, 2).train_dataloader()
+    with pytest.raises(ValueError, match=r"^11 processes cannot share 10 training images; use fewer --devices$"):
+        on_process(data, 0, 11).train_dataloader()
+
+
+def test_batches_are_smaller_where_there_are_few_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = build("camvid", "segmentation", tmp_path, batch_size=6)
+    assert capsys.readouterr().out == ""
+    batches = [len(batch["name"]) for batch in on_process(data, 0, 2).train_dataloader()]
+    said = "note: --batch-size 6 on each of 2 processes needs more than the 10 training images; it is lowered to 5\n"
+    assert (batches, capsys.readouterr().out) == ([5], said)
+    data = build("camvid", "segmentation", tmp_path, batch_size=16)
+    assert "--batch-size 16 is larger than the 10 training images; it is lowered to 10\n" in capsys.readouterr().out
+    assert [len(batch["name"]) for batch in data.train_dataloader()] == [10]
 
 
 def test_the_trainer_starts_every_epoch_anew(tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ def test_a_network_takes_its_classes_out_of_a_larger_one(tmp_path: Path, capsys:
     part = ClassificationModule("lenet5", "classifier", [*names, "unknown"])
     before = [parameter.clone() for parameter in part.network.head.parameters()][-1]
     assert part.start_from(str(tmp_path / "whole.ckpt")) == []
-    assert "it has 6 classes; of" in (said := capsys.readouterr().out)
-    assert "the rows of 4 of our 5 classes are taken, by name" in said
+    assert "it has 6 classes, not the same; of" in (said := capsys.readouterr().out)
+    assert "the rows of 4 of our 5 classes are taken, by name; 1 classes start afresh (unknown)\n" in said
     x = torch.randn(2, 3, 32, 32)
     part, whole = part.eval(), whole.eval()
     with torch.no_grad():

@@ -335,5 +335,5 @@ def test_show_data_writes_a_picture(folder: Path, tmp_path: Path, capsys: pytest
     picture = np.array(Image.open(capsys.readouterr().out.strip()).convert("RGB"))
     assert min(picture.shape[:2]) > 400
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
-    assert show_data([*flags, str(tmp_path), "--batch-size", "99"]) == 2
-    assert "--batch-size 99 is larger than the 6 training images" in capsys.readouterr().err
+    assert show_data([*flags, str(tmp_path), "--batch-size", "99"]) == 0
+    assert "--batch-size 99 is larger than the 6 training images; it is lowered to 6" in capsys.readouterr().out

@@ -130,12 +130,6 @@ def test_bad_data_is_refused_in_one_line(
         ("digits", "segmentation", {"batch_size": 0}, "^--batch-size is 0; it must be 1 or more$"),
         ("digits", "segmentation", {"workers": -1}, "^--workers is -1; it must be 0 or more$"),
         ("digits", "segmentation", {"image_size": (0, 64)}, "^--image-size is 0x64; both sides must be 1 or more$"),
-        (
-            "digits",
-            "segmentation",
-            {"batch_size": 64},
-            "^--batch-size 64 is larger than the 24 training images; use at most 24$",
-        ),
     ],
 )
 def test_bad_flags_are_refused_in_one_line(

@@ -146,7 +146,6 @@ def test_more_mistakes_leave_nothing(folder: Path, tmp_path: Path, capsys) -> No
     weights = tmp_path / "other.pth"
     torch.save(torch.nn.Linear(2, 2).state_dict(), weights)
     for more, message in (
-        (["--batch-size", "9"], "--batch-size 9 is larger than the 8 training images; use at most 8"),
         (["--name", "foreign"], "foreign exists and is not a run folder"),
         (["--backbone", "resnet18", "--weights", str(weights)], "does not fit resnet18"),
         (["--name", "new", "--resume"], "has no config.yaml"),

@@ -13,7 +13,9 @@ from experiments.command_line.run_config import RunConfig
 from experiments.run import main
 from experiments.training import stages as module
 from experiments.training.stages import run_stages, stages
+from lightning_modules.classification import ClassificationModule
 from lightning_modules.segmentation import SegmentationModule
+from tests.conftest import randomise
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -77,6 +79,59 @@ def test_a_vit_under_another_head_takes_over_the_levels_that_both_read(
     monkeypatch.setitem(vit.VARIANTS, "vit_b_32", vit.Variant(32, 24, 3, 2))
     with pytest.raises(ValueError, match=r"a different backbone \(no backbone\.encoder\.layers\.encoder_layer_2"):
         SegmentationModule("vit_b_32", "fcn32s", NAMES).start_from(str(tmp_path / "32s.ckpt"))
+
+
+CLASSES = [f"class {i}" for i in range(64)]
+"""As many as the stem of a ResNet has channels."""
+
+
+def with_names(path: Path, head: str, **options: object) -> tuple[SegmentationModule, str]:
+    """A run's checkpoint with the names of `CLASSES`."""
+    one = SegmentationModule("resnet18", head, CLASSES, **options).eval()
+    randomise(one.network.head)
+    torch.save({"state_dict": one.state_dict(), "hyper_parameters": {"class_names": CLASSES}}, path)
+    return one, str(path)
+
+
+@pytest.mark.parametrize("head", ["fcn8s", "deeplab"])
+def test_the_same_classes_in_another_order(head: str, tmp_path: Path) -> None:
+    one, path = with_names(tmp_path / "one.ckpt", head)
+    other = SegmentationModule("resnet18", head, CLASSES[::-1]).eval()
+    assert other.start_from(path) == []
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(other(x), one(x).flip(1), rtol=1e-4, atol=1e-4)
+
+
+def test_as_many_classes_of_other_names_start_afresh(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, path = with_names(tmp_path / "one.ckpt", "deeplab", aux_weight=0.4)
+    names = [*CLASSES[32:], *(f"new {i}" for i in range(32))]
+    other = SegmentationModule("resnet18", "deeplab", names, aux_weight=0.4)
+    first = [other.network.head.score.weight.clone(), other.network.aux_head.layers[4].bias.clone()]
+    assert other.start_from(path) == []
+    assert "it has 64 classes, not the same; of head.score.weight, head.score.bias, aux_head." in (
+        said := capsys.readouterr().out
+    )
+    assert "the rows of 32 of our 64 classes are taken, by name; 32 classes start afresh (new 0, new 1," in said
+    for part in ("head.score.weight", "aux_head.layers.4.bias"):
+        ours, theirs = other.network.state_dict()[part], one.network.state_dict()[part]
+        assert torch.equal(ours[:32], theirs[32:])
+        assert torch.equal(ours[32:], first.pop(0)[32:])
+    assert torch.equal(other.network.backbone.conv1.weight, one.network.backbone.conv1.weight)
+    strange = SegmentationModule("resnet18", "deeplab", [f"other {i}" for i in range(64)])
+    assert strange.start_from(path) == ["head.score.weight", "head.score.bias"]
+    assert "not the same; 64 classes start afresh (other 0," in capsys.readouterr().out
+
+
+def test_classes_of_an_auxiliary_classifier_of_the_backbone(tmp_path: Path) -> None:
+    one = ClassificationModule("googlenet", "classifier", ["a", "b"])
+    torch.save({"state_dict": one.state_dict(), "hyper_parameters": {"class_names": ["a", "b"]}}, tmp_path / "one.ckpt")
+    other = ClassificationModule("googlenet", "classifier", ["b", "c"])
+    assert other.start_from(str(tmp_path / "one.ckpt")) == []
+    assert other.network.has_aux
+    taken, before = other.network.state_dict(), one.network.state_dict()
+    for name in ("backbone.aux1.fc2.weight", "head.classifier.fc.weight"):
+        assert torch.equal(taken[name][0], before[name][1])
 
 
 def test_another_network_is_refused(tmp_path: Path) -> None:

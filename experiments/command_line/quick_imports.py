@@ -50,10 +50,12 @@ def torchmetrics_without(packages: tuple[str, ...]) -> Iterator[None]:
             raise importlib.metadata.PackageNotFoundError(name)
         return importlib.metadata.version(name)
 
-    imports.find_spec, imports._version = found, version_of
     try:
+        for name, replacement in zip(names, (found, version_of), strict=True):
+            setattr(imports, name, replacement)
         yield
     finally:
-        imports.find_spec, imports._version = names["find_spec"], names["_version"]
+        for name, real in names.items():
+            setattr(imports, name, real)
         for remembered in (imports.package_available, imports.module_available):
             remembered.cache_clear()

@@ -16,11 +16,12 @@ import torch
 from experiments.command_line.explain_flags import ExplainFlags
 from experiments.explaining.deconvnet import check_units, projection, strongest_place
 from experiments.explaining.drawing import panel, row, tiles
-from experiments.explaining.examples import MANY, Example, Examples, prepared
+from experiments.explaining.examples import MANY, Example, Examples
 from experiments.explaining.explanation import Explanation
 from experiments.explaining.patches import GREY, PAPER, box_of, cut, projection_picture
 from experiments.explaining.receptive_fields import Theory, theory_of
 from experiments.explaining.recording import Recording, record
+from experiments.explaining.room import prepared_to_record
 from experiments.inference.trained import TrainedNetwork
 
 BEST, UNITS = 9, 4
@@ -50,7 +51,7 @@ def strongest_hits(
     best: dict[int, list[Hit]] = {}
     name, count = "", 0
     for example in examples.take(most=MANY):
-        _, x = prepared(network, example.image)
+        _, x = prepared_to_record(network, example.image)
         name, layer = record(network.module.network, x).layer(flags.layer)
         check_units(flags.unit, name, layer.shape[1])
         values, places = layer[0].flatten(1).max(1)
@@ -92,7 +93,7 @@ def draw_unit(
     patches, projections, entries = [], [], []
     theory: Theory | None = None
     for hit in hits:
-        pixels, x = prepared(network, hit.example.image)
+        pixels, x = prepared_to_record(network, hit.example.image)
         recording = record(network.module.network, x)
         theory = theory or theory_of(network.module.network, x, flags.layer)
         box = box_of(theory, hit.place, pixels.shape)

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from experiments.command_line.explain_flags import ExplainFlags
 from experiments.explaining.drawing import outlined, panel, row
-from experiments.explaining.examples import Examples, prepared
+from experiments.explaining.examples import Examples
 from experiments.explaining.explanation import Explanation
 from experiments.explaining.patches import GREY, PAPER, box_of, cut, projection_picture
 from experiments.explaining.randomise import SanityCheck
 from experiments.explaining.receptive_fields import Theory, theory_of
 from experiments.explaining.recording import Recording, Step, record
+from experiments.explaining.room import prepared_to_record
 from experiments.inference.trained import TrainedNetwork
 
 
@@ -83,7 +84,7 @@ def deconvnet(network: TrainedNetwork, examples: Examples, flags: ExplainFlags) 
     check = SanityCheck(network) if flags.sanity_check else None
     theory: Theory | None = None
     for example in examples.take():
-        pixels, x = prepared(network, example.image)
+        pixels, x = prepared_to_record(network, example.image)
         recording = record(network.module.network, x)
         check_chain(network, recording)
         name, layer = recording.layer(flags.layer)

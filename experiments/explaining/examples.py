@@ -147,6 +147,11 @@ def spread(items: Any, limit: int | None) -> list[Any]:
 def prepared(network: TrainedNetwork, image: np.ndarray) -> tuple[np.ndarray, Tensor]:
     """An image uint8 `(H, W, 3)` as the network takes it: uint8 after the size rule, and normalised `(1, 3, h, w)`."""
     pixels = np.ascontiguousarray(network.size_rule.apply(image))
+    return pixels, normalised(network, pixels)
+
+
+def normalised(network: TrainedNetwork, pixels: np.ndarray) -> Tensor:
+    """Pixels uint8 `(H, W, 3)` as the network's input, float `(1, 3, H, W)`."""
     parameter = next(network.module.parameters())
     batch = Normalise(network.mean, network.std)(torch.from_numpy(pixels)[None])
-    return pixels, batch.to(parameter.device, parameter.dtype)
+    return batch.to(parameter.device, parameter.dtype)

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from experiments.command_line.explain_flags import ExplainFlags
 from experiments.explaining.drawing import heat_over, panel, row
-from experiments.explaining.examples import Examples, prepared
+from experiments.explaining.examples import Examples
 from experiments.explaining.explanation import Explanation
 from experiments.explaining.randomise import SanityCheck
 from experiments.explaining.recording import record
+from experiments.explaining.room import prepared_to_record
 from experiments.explaining.target import Target, choose_target
 from experiments.inference.trained import TrainedNetwork
 
@@ -59,7 +60,7 @@ def gradcam(network: TrainedNetwork, examples: Examples, flags: ExplainFlags) ->
     """Each picture beside itself under the heat of its Grad-CAM."""
     check = SanityCheck(network) if flags.sanity_check else None
     for example in examples.take():
-        pixels, x = prepared(network, example.image)
+        pixels, x = prepared_to_record(network, example.image)
         cam, name, target, logits = explain_class(network, x, flags, None, example.image)
         facts = {
             "picture": example.name,

@@ -17,6 +17,7 @@ from experiments.explaining.drawing import heat_over, panel, row
 from experiments.explaining.examples import Examples, prepared
 from experiments.explaining.explanation import Explanation
 from experiments.explaining.randomise import SanityCheck
+from experiments.explaining.room import batch_that_fits
 from experiments.explaining.target import Target, choose_target
 from experiments.inference.trained import TrainedNetwork
 
@@ -89,13 +90,18 @@ def occlusion(network: TrainedNetwork, examples: Examples, flags: ExplainFlags) 
             logits = network.module.network(x)
         target = choose_target(network, logits, flags, example.image)
         patches = plan(size, flags.patch, flags.step)
+        batch_size = batch_that_fits(network, x, flags.batch_size)
 
         def drops_of(
-            other: TrainedNetwork, x: Tensor = x, target: Target = target, patches: Patches = patches
+            other: TrainedNetwork,
+            x: Tensor = x,
+            target: Target = target,
+            patches: Patches = patches,
+            batch_size: int = batch_size,
         ) -> np.ndarray:
             with torch.no_grad():
                 before = float(target.of(other.module.probabilities(other.module.network(x).float()))[0])
-            return before - probabilities_under(other, x, patches, target, flags.batch_size, "batches")
+            return before - probabilities_under(other, x, patches, target, batch_size, "batches")
 
         drops = drops_of(network)
         heat = spread_over(drops, patches, size)

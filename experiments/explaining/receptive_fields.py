@@ -6,7 +6,6 @@ side of the effective field is the square root of the number of pixels whose der
 the largest one.
 """
 
-import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,10 +19,12 @@ from torch import Tensor, nn
 from experiments.analysis.receptive_field import Field, FieldTracer
 from experiments.command_line.explain_flags import ExplainFlags
 from experiments.explaining.drawing import figure_picture
-from experiments.explaining.examples import MANY, Examples, prepared
+from experiments.explaining.examples import MANY, Examples
 from experiments.explaining.explanation import Explanation
 from experiments.explaining.recording import record
+from experiments.explaining.room import prepared_to_record
 from experiments.inference.trained import TrainedNetwork
+from lightning_modules.shapes_only import ghost_of
 
 SHARE = 1 - 0.9545
 """A pixel belongs to the effective field if its derivative is at least this fraction of the largest one, as within two
@@ -49,7 +50,7 @@ def theory_of(network: nn.Module, x: Tensor, layer: str | None) -> Theory:
     Raises:
         ValueError: attention mixes the whole map, so there is no field.
     """
-    ghost = copy.deepcopy(network).to("meta")
+    ghost = ghost_of(network)
     with torch.no_grad(), FieldTracer() as tracer:
         picture = tracer.start(torch.empty_like(x, device="meta"))
         out = record(ghost, picture).layer(layer)[1]
@@ -97,7 +98,7 @@ def receptive_field(network: TrainedNetwork, examples: Examples, flags: ExplainF
     total: np.ndarray | None = None
     count, theory, name, place = 0, None, "", (0, 0)
     for example in examples.take(most=MANY // 4):
-        _, x = prepared(network, example.image)
+        _, x = prepared_to_record(network, example.image)
         theory = theory or theory_of(network.module.network, x, flags.layer)
         name, place, field = effective_field(network.module.network, x, flags.layer)
         if total is not None and total.shape != field.shape:

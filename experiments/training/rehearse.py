@@ -39,8 +39,8 @@ class Operations(TorchDispatchMode):
         return function(*arguments, **(keywords or {}))
 
 
-def check_shapes(config: RunConfig, module: GraftModule, image_size: tuple[int, int]) -> None:
-    """Run the network in training mode on images without content.
+def check_shapes(config: RunConfig, module: GraftModule, image_size: tuple[int, int], batch_size: int) -> None:
+    """Run the network in training mode on a batch of images without content.
 
     Raises:
         ValueError: the images are too small for it, or a batch norm has only one value per channel to normalise.
@@ -48,12 +48,12 @@ def check_shapes(config: RunConfig, module: GraftModule, image_size: tuple[int, 
     ghost = ghost_of(module.network).train()
     try:
         with ShapesOnly(), torch.no_grad():
-            ghost.forward_with_aux(torch.empty(config.batch_size, config.in_channels, *image_size, device="meta"))
+            ghost.forward_with_aux(torch.empty(batch_size, config.in_channels, *image_size, device="meta"))
     except (ValueError, RuntimeError) as error:
         h, w = image_size
         if "more than 1 value per channel" in str(error):
             raise ValueError(
-                f"--batch-size {config.batch_size} --image-size {h} {w}: a batch norm of {config.backbone} or "
+                f"--batch-size {batch_size} --image-size {h} {w}: a batch norm of {config.backbone} or "
                 f"{config.head} has one value per channel and cannot normalise it; raise one of the two"
             ) from error
         raise ValueError(

@@ -63,7 +63,7 @@ def score_and_report(
                 skipped=skipped,
                 crf=crf,
                 costs=costs | clock.figures(trainer.strategy.root_device),
-                training=training_record(config, trainer),
+                training=training_record(config, trainer, data.batch_size),
             ),
         )
     drawn = draw_predictions(trainer, module, data, folder.predictions)
@@ -74,7 +74,7 @@ def score_and_report(
                 print(f"skipped in {split}: {message}")
 
 
-def load_weights(module: GraftModule, weights: dict[str, torch.Tensor]) -> None:
+def load_weights(module: GraftModule, weights: dict[str, Any]) -> None:
     """Load all weights, also into those that FSDP2 has sharded over the ranks."""
     if not is_sharded(module.network):
         module.load_state_dict(weights)

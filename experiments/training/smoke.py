@@ -50,7 +50,7 @@ def smoke(config: RunConfig) -> int:
     for line in changes(config, reduced):
         say(f"  {line}", flush=True)
     data, module = prepare(reduced)
-    check_shapes(reduced, module, data.image_size)
+    check_shapes(reduced, module, data.image_size, data.batch_size)
     losses = LossLines()
     with tempfile.TemporaryDirectory() as scratch:
         folder = RunFolder(Path(scratch))

@@ -39,7 +39,7 @@ def train(config: RunConfig) -> None:
     device = build_trainer(config, RunFolder(Path(config.out)), [], "").strategy.root_device  # refuses what is not here
     data, module = prepare(config)
     if config.epochs:
-        check_shapes(config, module, data.image_size)
+        check_shapes(config, module, data.image_size, data.batch_size)
         check_deterministic(config, module, data.image_size, device.type)
     set_matmul_precision(config, device)
     rank: int = rank_zero_only.rank  # type: ignore[attr-defined]

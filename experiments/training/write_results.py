@@ -75,10 +75,11 @@ def write_results(config: RunConfig, folder: RunFolder, data: GraftDataModule, f
     write_atomically(folder.results, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
 
 
-def training_record(config: RunConfig, trainer: pl.Trainer) -> dict[str, Any]:
+def training_record(config: RunConfig, trainer: pl.Trainer, batch_size: int) -> dict[str, Any]:
     """Record on what hardware and in which numerical modes a run was trained.
 
-    `global_batch` is the number of images per optimiser step over all ranks.
+    `global_batch` is the number of images per optimiser step over all ranks, which may be fewer than --batch-size asks
+    for, if there are fewer images.
     """
     device = trainer.strategy.root_device
     on_gpu = device.type == "cuda"
@@ -88,7 +89,7 @@ def training_record(config: RunConfig, trainer: pl.Trainer) -> dict[str, Any]:
         "accelerator": device.type,
         "device": torch.cuda.get_device_name(device) if on_gpu else processor_name(),
         "precision": str(trainer.precision),
-        "global_batch": config.batch_size * trainer.world_size * config.accumulate,
+        "global_batch": batch_size * trainer.world_size * config.accumulate,
         "strategy": strategy_name(config, trainer),
         "matmul_precision": torch.get_float32_matmul_precision(),
         "cudnn_benchmark": on_gpu and not config.deterministic,
