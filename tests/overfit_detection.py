@@ -84,15 +84,16 @@ def windows_told_apart(stride: int) -> Tensor:
 
 
 def overfit(
-    backbone: str, head: str, *, most: int, every: int = 10, rate: float = 1e-3, enough: float = 1.0
+    backbone: str, head: str, *, most: int, every: int = 10, rate: float = 1e-3, enough: float = 1.0, copies: int = 2
 ) -> Learned:  # fmt: skip
     """Learn one image until its mAP, by COCO's rule, is `enough`, or for `most` steps; it is scored `every` few steps.
 
     Args:
+        copies: of the image in a batch. Batch norms need two where a map has one value a channel.
         rate: learning rate of AdamW.
     """
     image, target = scene(head)
-    images, targets = image.expand(2, -1, -1, -1), [target] * 2
+    images, targets = image.expand(copies, -1, -1, -1), [target] * copies
     network = Network(backbone, head, 10, head_options=NARROW.get(head))
     if hasattr(network.head, "SAMPLED"):
         network.head.SAMPLED = REGIONS
@@ -104,7 +105,7 @@ def overfit(
         network.train()
         for norm in norms:
             norm.train(step <= FIXED * most)
-        terms = network.losses(images, targets, [(SIDE, SIDE)] * 2)
+        terms = network.losses(images, targets, [(SIDE, SIDE)] * copies)
         optimizer.zero_grad()
         torch.stack([value / weight.clamp(min=1) for value, weight in terms.values()]).sum().backward()
         nn.utils.clip_grad_norm_(network.parameters(), 10.0)

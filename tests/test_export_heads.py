@@ -47,6 +47,8 @@ CHEAPER = {
     "yolov1": {"width": 8, "hidden": 16},
 }
 """Options under which a head is the same network, only narrower."""
+TOWERS = {"retinanet": 1, "fcos": 3}
+"""Parts of a tower that are kept, a convolution and what follows it. The other three are the same again."""
 EXPORTED = (
     "classifier", "spp", "fcn8s", "deeplab", "pspnet", "lraspp", "dilatednet", "hypercolumn", "unet", "fpn",
     "retinanet", "fcos", "ssd", "yolov1",
@@ -85,6 +87,9 @@ class Tiny(Backbone):
 def network_of(head: str, options: dict[str, object]) -> TrainedNetwork:
     module = MODULES[HEADS[head].task]("tiny", head, ("a", "b", "c"), head_options=options)
     module = randomise(module).eval().requires_grad_(False)
+    for branch in module.network.head.head.children() if head in TOWERS else ():
+        assert len(branch.conv) == 4 * TOWERS[head]
+        branch.conv = branch.conv[: TOWERS[head]]
     return TrainedNetwork(
         module, ("a", "b", "c"), np.zeros((3, 3), np.uint8), SizeRule("own", (64, 64)), (0.5,) * 3, (0.25,) * 3
     )
