@@ -15,6 +15,7 @@ folder_flag = partial(flag, group="run folder")
 logging_flag = partial(flag, group="logging")
 
 LOSSES = ("lightning_modules/losses.py", "LOSSES")
+LR_OF_RANDOM_WEIGHTS, LR_OF_TRAINED_WEIGHTS = 2e-3, 1e-3
 SCHEDULES = ("lightning_modules/schedules.py", "SCHEDULES")
 
 
@@ -127,10 +128,10 @@ class RunConfig:
     workers: NonNegativeInt = data_flag(2, "data-loader workers per rank; 0 loads in the training process")
 
     batch_size: PositiveInt = training_flag(
-        16, "images per batch on each rank; an optimiser step takes --accumulate batches of every rank"
+        8, "images per batch on each rank; an optimiser step takes --accumulate batches of every rank"
     )
     accumulate: PositiveInt = training_flag(1, "batches per optimiser step on each rank")
-    epochs: NonNegativeInt = training_flag(5, "passes over the training images; 0 scores the weights as they are")
+    epochs: NonNegativeInt = training_flag(10, "passes over the training images; 0 scores the weights as they are")
     max_steps: PositiveInt | None = training_flag(
         None, "stop after N optimiser steps, whatever --epochs says; default: no limit"
     )
@@ -138,7 +139,11 @@ class RunConfig:
         0, "early stopping: stop after N epochs without a better validation score; 0: never"
     )
     optimizer: Literal["adamw", "sgd", "rmsprop"] = training_flag("adamw", "optimiser")
-    lr: PositiveFloat = training_flag(1e-3, "base learning rate; it is not scaled with the batch size")
+    lr: PositiveFloat = training_flag(
+        None,
+        f"base learning rate; it is not scaled with the batch size; default: {LR_OF_RANDOM_WEIGHTS:g}, or "
+        f"{LR_OF_TRAINED_WEIGHTS:g} with --weights or --start-from",
+    )
     momentum: NonNegativeFloat = training_flag(0.9, "momentum of --optimizer sgd and rmsprop")
     weight_decay: NonNegativeFloat = training_flag(
         1e-4, "weight decay; never applied to normalisation layers and biases"
@@ -264,6 +269,11 @@ class RunConfig:
     )
     wandb_tags: list[str] | None = logging_flag(None, "tags of the W&B run; several may be given; default: none")
     wandb_checkpoint: bool = logging_flag(False, "upload the best checkpoint as an artifact of the W&B run")
+
+    def __post_init__(self) -> None:
+        if self.lr is None:
+            trained = self.weights != "none" or self.start_from is not None
+            self.lr = LR_OF_TRAINED_WEIGHTS if trained else LR_OF_RANDOM_WEIGHTS
 
     @property
     def run_name(self) -> str:
