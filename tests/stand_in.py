@@ -31,8 +31,8 @@ def main() -> None:
     for name, default in (("backbone", "resnet50"), ("head", "deeplab"), ("name", None), ("out", "runs")):
         parser.add_argument(f"--{name}", default=default)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--optimizer", default="adamw")
     parser.add_argument("--devices", default="auto")
     parser.add_argument("--resume", action="store_true")

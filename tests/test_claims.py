@@ -210,7 +210,7 @@ def test_a_broken_run_is_one_line_and_the_others_are_not_repeated(
     write_claim(tiny.parent / "files", settings=TINY["settings"] | {"lr": 0.1})
     with pytest.raises(SystemExit):
         main(command)
-    assert "one-s0 was made with --lr 0.001, not 0.1; give the same settings or another" in capsys.readouterr().err
+    assert "one-s0 was made with --lr 0.002, not 0.1; give the same settings or another" in capsys.readouterr().err
 
 
 def test_the_page_counts_verdicts() -> None:

@@ -19,7 +19,7 @@ from tests.fake_runs import write_run
 
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = ROOT / "tests" / "stand_in.py"
-SETTINGS = {"data": "digits", "batch_size": 16, "epochs": 5}
+SETTINGS = {"data": "digits", "batch_size": 8, "epochs": 10}
 """Those of run.py where `write_run` has others."""
 
 
@@ -74,7 +74,7 @@ def test_every_cell_runs_once_and_only_what_is_not_finished_again(tmp_path: Path
     assert "epoch 2/2" in (tmp_path / "lenet5-unet-s1.log").read_text()
     printed = capsys.readouterr().out
     assert "4 finished" in printed
-    assert "resnet18-unet-s0  finished  2/2  best 0.250" in printed
+    assert "resnet18-unet-s0  finished  2/2  best 0.294" in printed
     (tmp_path / names[1] / "results.json").write_text('{"scores": ')  # half of it
     (tmp_path / names[2] / "results.json").unlink()
     assert grid(tmp_path, "--", "--epochs", "2") == 0
@@ -101,14 +101,14 @@ def test_a_run_that_crashes_does_not_stop_the_others(tmp_path: Path, capsys, mon
     monkeypatch.delenv("STAND_IN_CRASH")
     assert grid(tmp_path) == 0
     assert len(calls(tmp_path)) == 5
-    assert log.read_text().count("epoch 1/5") == 1  # it went on where it was
+    assert log.read_text().count("epoch 1/10") == 1  # it went on where it was
     assert "the disk is on fire" in log.read_text()
 
 
 def test_a_run_without_results_is_not_finished(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("STAND_IN_EMPTY", "resnet18-unet-s0")
     assert grid(tmp_path, "--seeds", "0") == 1
-    assert "resnet18-unet-s0 failed, exit code 0, but epoch 5 of 5 is done (" in capsys.readouterr().out
+    assert "resnet18-unet-s0 failed, exit code 0, but epoch 10 of 10 is done (" in capsys.readouterr().out
 
 
 def test_jobs_run_at_a_time_and_share_cores_and_gpus(tmp_path: Path, monkeypatch) -> None:
@@ -145,7 +145,7 @@ def test_a_signal_stops_all_and_the_same_command_goes_on(tmp_path: Path) -> None
     running = start_grid(tmp_path)
     assert running.wait(60) == 0
     rows = (tmp_path / "resnet18-unet-s0" / "metrics.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows] == ["epoch", "1", "2", "3", "4", "5"]
+    assert [row.split(",")[0] for row in rows] == ["epoch", *map(str, range(1, 11))]
     assert "3 finished" in running.stdout.read()
 
 
@@ -183,7 +183,7 @@ def test_print_gives_commands_of_what_is_left(tmp_path: Path, capsys) -> None:
 
 def test_slurm_gets_an_array_of_what_is_left(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(child_runs, "RUN", ROOT / "experiments" / "run.py")
-    write_run(tmp_path / "lenet5-unet-s1", "lenet5", "unet", 1, 0.5, **SETTINGS)
+    write_run(tmp_path / "lenet5-unet-s1", "lenet5", "unet", 1, 0.5, **SETTINGS, lr=0.002)
     assert grid(tmp_path, "--slurm", "--dry-run --time 1:00:00 --at-once 2") == 0
     script = capsys.readouterr().out
     assert "#SBATCH --array=0-2%2\n" in script
@@ -191,8 +191,8 @@ def test_slurm_gets_an_array_of_what_is_left(tmp_path: Path, capsys, monkeypatch
     assert f"2) set -- --backbone lenet5 --head unet --seed 0 --name lenet5-unet-s0 --out {tmp_path} " in script
     assert (tmp_path / "grid.txt").read_text().count("run.py") == 3
     for name, backbone, seed in (("resnet18-unet-s0", "resnet18", 0), ("resnet18-unet-s1", "resnet18", 1)):
-        write_run(tmp_path / name, backbone, "unet", seed, 0.5, **SETTINGS)
-    write_run(tmp_path / "lenet5-unet-s0", "lenet5", "unet", 0, 0.5, **SETTINGS)
+        write_run(tmp_path / name, backbone, "unet", seed, 0.5, **SETTINGS, lr=0.002)
+    write_run(tmp_path / "lenet5-unet-s0", "lenet5", "unet", 0, 0.5, **SETTINGS, lr=0.002)
     assert grid(tmp_path, "--slurm", "") == 0
     assert capsys.readouterr().out == "all runs are finished\n"
 
@@ -249,8 +249,8 @@ def test_a_terminal_gets_a_live_table(tmp_path: Path, monkeypatch, capsys) -> No
     assert grid(tmp_path, "--heads", "unet", "--seeds", "0") == 0
     printed = capsys.readouterr().out
     assert "1 waiting, 1 running" in printed
-    assert "epoch 1/5" in printed  # the last line of the log
-    assert "0.2500" in printed
+    assert "epoch 1/10" in printed  # the last line of the log
+    assert "0.2943" in printed
 
 
 def test_answers_come_without_importing_torch() -> None:

@@ -252,7 +252,7 @@ def test_a_run_is_not_mixed_with_another(finished: Path, folder: Path, capsys) -
     assert main(arguments) == 2
     assert "holds a finished run" in capsys.readouterr().err
     assert main([*arguments, "--resume", "--lr", "0.5"]) == 2
-    assert "was made with --lr 0.001, not 0.5" in capsys.readouterr().err
+    assert "was made with --lr 0.002, not 0.5" in capsys.readouterr().err
 
 
 def test_default_names_are_numbered(folder: Path, tmp_path: Path) -> None:

@@ -364,7 +364,19 @@ LOADERS = {
     "tune_crf": ["EVIL", "--processes", "1"],
 }
 """The programs that load checkpoints, and their arguments; words in capitals are replaced."""
-LOAD_NONE = {"catalogue", "claims", "compare", "fidelity", "grid", "propose", "report", "show_data", "submit", "tune"}
+LOAD_NONE = {
+    "catalogue",
+    "claims",
+    "compare",
+    "fidelity",
+    "grid",
+    "propose",
+    "report",
+    "show_data",
+    "submit",
+    "tune",
+    "zoo",
+}
 
 
 @pytest.mark.parametrize("case", [case for case in LOADERS if case.split()[0] in PROGRAMS])

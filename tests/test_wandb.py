@@ -69,8 +69,11 @@ def test_settings_costs_and_labels_are_there(logged: Path, files: list[WandbFile
 def test_pictures_matrix_checkpoint_and_results_are_there(logged: Path, files: list[WandbFile]) -> None:
     last = files[-1]
     assert last.summary["results"] == json.loads((logged / "results.json").read_text())
-    assert last.summary["val/miou"]["max"] == max(float(row["val/miou"]) for row in rows(logged))
-    assert last.summary["val/loss"]["min"] == min(float(row["val/loss"]) for row in rows(logged))
+    # Without a server, W&B summarises what the last process of a run has logged.
+    logged_last = [row for row in last.history if "val/miou" in row]
+    assert len(logged_last) > 1
+    assert last.summary["val/miou"]["max"] == max(row["val/miou"] for row in logged_last)
+    assert last.summary["val/loss"]["min"] == min(row["val/loss"] for row in logged_last)
     (pictures,) = [row["predictions"] for row in last.history if "predictions" in row]
     assert pictures["count"] == 5
     assert all(set(masks) == {"prediction", "truth"} for masks in pictures["all_masks"])
