@@ -44,6 +44,4 @@ def mean_image(data: GraftDataModule) -> Tensor:
 
     count = min(MOST, len(samples))
     in_threads("Averaging the training images", [partial(add, i * len(samples) // count) for i in range(count)])
-    mean = (total.double() / (255 * len(used))).movedim(-1, 0)
-    shift, scale = (torch.tensor(values, dtype=torch.float64)[:, None, None] for values in (data.mean, data.std))
-    return ((mean - shift) / scale).float()
+    return data.normalise(total / len(used))

@@ -52,9 +52,9 @@ class TemperatureFit(EpochLoss):
 
 
 def cubic_spline(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Values `at` some places of the cubic spline through y at evenly spaced x, without knots second and last but one.
+    """The values that scipy's `CubicSpline(x, y)(at)` has, for evenly spaced x, with its default "not-a-knot" ends.
 
-    It is scipy's `CubicSpline`, whose import takes longer than a training step, and every training would make it.
+    Scipy itself is not used, because every training needs these values, and the import takes longer than a step.
     """
     step, n = x[1] - x[0], len(x)
     matrix, right = np.zeros((n, n)), np.zeros(n)

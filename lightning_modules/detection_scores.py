@@ -34,9 +34,9 @@ NOT_INSTALLED = (
 
 
 NAMES = {"bbox": ("map", "map50"), "segm": ("mask_map", "mask_map50")}
-"""Of the scores of boxes and of masks."""
+"""What mAP, and mAP at IoU 0.5, are called for boxes and for masks."""
 LEAST_OF_MASK = 0.5
-"""Probability from which on a pixel belongs to a detection's mask."""
+"""Least probability at which a pixel belongs to a detection's mask."""
 
 
 class DetectionScores(nn.Module):

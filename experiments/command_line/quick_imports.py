@@ -33,7 +33,7 @@ def quick_imports() -> Iterator[None]:
 def torchmetrics_without(packages: tuple[str, ...]) -> Iterator[None]:
     """Let torchmetrics, which asks lightning-utilities what is installed, not find these packages.
 
-    They are as they were for everyone else, who asks Python.
+    Everything else asks Python, and finds them as before.
     """
     from lightning_utilities.core import imports
 
