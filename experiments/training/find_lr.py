@@ -4,16 +4,13 @@ import contextlib
 import dataclasses
 import io
 import tempfile
-from pathlib import Path
 
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from experiments.command_line.run_config import RunConfig
-from experiments.run_files.run_folder import RunFolder
 from experiments.training.build import prepare
-from experiments.training.make_trainer import build_trainer
-from experiments.training.precision import choose_precision
+from experiments.training.make_trainer import build_scratch_trainer
 
 STEPS = 100
 LOWEST, HIGHEST = 1e-7, 1.0
@@ -29,9 +26,7 @@ def find_lr(config: RunConfig) -> int:
     data, module = prepare(config)
     rank_zero_only(print)(f"trying {STEPS} rates from {LOWEST:g} to {HIGHEST:g}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        device = build_trainer(config, RunFolder(Path(scratch)), [], "").strategy.root_device
-        config = dataclasses.replace(config, precision=choose_precision(config, device)[0])
-        trainer = build_trainer(config, RunFolder(Path(scratch)), [], module.monitor)
+        trainer = build_scratch_trainer(config, scratch, [], module.monitor)
         with contextlib.redirect_stderr(io.StringIO()):  # hides Lightning's progress bar
             finder = Tuner(trainer).lr_find(
                 module, datamodule=data, min_lr=LOWEST, max_lr=HIGHEST, num_training=STEPS, update_attr=False

@@ -1,7 +1,9 @@
 """Builds Lightning's Trainer from our settings."""
 
+import dataclasses
 import logging
 import warnings
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,6 +18,7 @@ from experiments.callbacks.checkpoints import AtomicCheckpointIO
 from experiments.command_line.run_config import RunConfig
 from experiments.run_files.launch import is_single_process, slurm_problem
 from experiments.run_files.run_folder import RunFolder
+from experiments.training.precision import choose_precision
 
 
 class Patience(EarlyStopping):
@@ -80,6 +83,21 @@ def build_trainer(config: RunConfig, folder: RunFolder, callbacks: list[pl.Callb
     if config.sync_batchnorm and trainer.strategy.root_device.type == "cpu":
         raise ValueError("--sync-batchnorm: PyTorch synchronises batch norms on GPUs only; leave it out on a CPU")
     return trainer
+
+
+def build_scratch_trainer(config: RunConfig, scratch: str, callbacks: list[pl.Callback], monitor: str) -> pl.Trainer:
+    """Build the Trainer of a training that keeps no file, with the precision that suits the device.
+
+    Args:
+        scratch: a temporary folder.
+
+    Raises:
+        ValueError: as `build_trainer`.
+    """
+    folder = RunFolder(Path(scratch))
+    device = build_trainer(config, folder, [], "").strategy.root_device
+    config = dataclasses.replace(config, precision=choose_precision(config, device)[0])
+    return build_trainer(config, folder, callbacks, monitor)
 
 
 def quiet_lightning() -> None:

@@ -17,8 +17,7 @@ from experiments.command_line.progress import duration
 from experiments.command_line.run_config import RunConfig
 from experiments.run_files.run_folder import RunFolder
 from experiments.training.build import prepare
-from experiments.training.make_trainer import build_trainer
-from experiments.training.precision import choose_precision
+from experiments.training.make_trainer import build_scratch_trainer
 from experiments.training.rehearse import check_shapes
 from heads import find_head
 from heads.box_head import BoxHead
@@ -53,10 +52,8 @@ def smoke(config: RunConfig) -> int:
     check_shapes(reduced, module, data.image_size, data.batch_size)
     losses = LossLines()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = RunFolder(Path(scratch))
-        device = build_trainer(reduced, folder, [], "").strategy.root_device
-        reduced = dataclasses.replace(reduced, precision=choose_precision(reduced, device)[0])
-        trainer = build_trainer(reduced, folder, [FiniteLoss(folder), losses], module.monitor)
+        callbacks = [FiniteLoss(RunFolder(Path(scratch))), losses]
+        trainer = build_scratch_trainer(reduced, scratch, callbacks, module.monitor)
         trainer.limit_val_batches = 0
         trainer.fit(module, datamodule=data)
     first, last = losses.ends()
