@@ -11,15 +11,26 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.benchmarks import accelerator, all, crf_speed, loader_speed, peers, scale, trainer_overhead
+from experiments.benchmarks import (
+    accelerator,
+    all,
+    crf_speed,
+    detectors,
+    dilation_speed,
+    loader_speed,
+    peers,
+    scale,
+    trainer_overhead,
+)
 from experiments.benchmarks.peer_networks import Job, Side
 
 pytestmark = pytest.mark.usefixtures("quick_weights")
 SIDES = ("graft", "peer")
+REWRITERS = [accelerator, crf_speed, detectors, dilation_speed, loader_speed, peers, scale, trainer_overhead]
 ASKED = argparse.Namespace(batch=4, size=256, repetitions=5, compile=False, device="cpu")
 
 
-@pytest.mark.parametrize("module", [accelerator, crf_speed, loader_speed, peers, scale, trainer_overhead])
+@pytest.mark.parametrize("module", REWRITERS)
 def test_the_readme_that_a_benchmark_rewrites_has_its_comments(module: Any) -> None:
     text = module.README.read_text(encoding="utf-8")
     name = Path(module.__file__).name
