@@ -22,7 +22,15 @@ import numpy as np
 
 from datamodules.base import IGNORE_INDEX, GraftDataModule, Source, Task
 from datamodules.coco_boxes import check_boxes, objects_in
-from datamodules.coco_files import LAYOUT, annotation_files, classes_of, find_images, images_by_name, read_annotations
+from datamodules.coco_files import (
+    LAYOUT,
+    annotation_files,
+    classes_of,
+    find_images,
+    images_by_name,
+    read_annotations,
+    say_shared_and_unlisted,
+)
 from datamodules.decoding import read_image
 from datamodules.errors import DataError
 from datamodules.notes import note
@@ -53,10 +61,9 @@ class Coco(GraftDataModule):
         names, label_of = classes_of(contents["train"], files["train"])
         self.class_names = names[1:] if self.task == "detection" else names
         paths = images_by_name(root)
-        sources = {
-            split: kind(content, files[split], label_of, find_images(content, files[split], split, paths, root))
-            for split, content in contents.items()
-        }
+        found = {split: find_images(content, files[split], split, paths, root) for split, content in contents.items()}
+        say_shared_and_unlisted(found, paths, root)
+        sources = {split: kind(content, files[split], label_of, found[split]) for split, content in contents.items()}
         if "val" not in sources:
             everything = sources["train"]
             stems = [Path(image["file_name"]).stem for image in everything.images]
@@ -178,7 +185,8 @@ class BoxedImages(AnnotatedImages):
     """A split of image files with the boxes of their annotations; class 0 is the first category."""
 
     def target(self, index: int, height: int, width: int) -> Objects:
-        return objects_in(self.annotations[self.images[index]["id"]], self.without_background(), height, width)
+        annotations = self.annotations[self.images[index]["id"]]
+        return objects_in(annotations, self.without_background(), height, width, self.file)
 
     def decoding_key(self, index: int) -> tuple[Any, ...]:
         return "boxes", *super().decoding_key(index)
@@ -189,6 +197,13 @@ class BoxedImages(AnnotatedImages):
 
     def _say_unusual(self, content: dict[str, Any]) -> None:
         check_boxes(content, self.file, self.without_background())
+        total = len(content["annotations"])
+        again = sum(
+            len(of_image) - len({(one["category_id"], *one["bbox"]) for one in of_image})
+            for of_image in self.annotations.values()
+        )
+        if again:
+            note(f"{again} of {total} boxes in {self.file} stand there twice; both count, as in COCO's own scores")
 
 
 def require_pycocotools() -> None:

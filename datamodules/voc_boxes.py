@@ -48,6 +48,8 @@ def boxed_splits(
     tally = Tally()
     found = {split: one_split(root, split, of_split, tally) for split, of_split in sets.items()}
     tally.report(root)
+    for split, source in found.items():
+        source.say_without(split, root)
     return dict(found)
 
 

@@ -37,6 +37,7 @@ def object_of(words: list[str], line: int) -> Found:
     is_polygon = len(words) % 2 == 1 and len(words) >= 1 + 2 * LEAST_POINTS
     if len(words) != 5 and not is_polygon:
         hint = "; a sixth one is the score of a prediction, not a label" if len(words) == 6 else ""
+        hint = "; write spaces between them" if len(words) == 1 and set(words[0]) & set(",;") else hint
         raise ValueError(f"{len(words)} numbers, not 5: class, x, y, width, height{hint}")
     try:
         label, *numbers = map(float, words)
