@@ -7,7 +7,8 @@ height, of which COCO itself has a few, are left out; one line says how many.
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,22 @@ SLACK = 1.0
 
 
 def objects_in(
-    annotations: Sequence[Annotation], labels: Mapping[int, int], height: int, width: int, file: Path
+    annotations: Sequence[Annotation],
+    labels: Mapping[int, int],
+    height: int,
+    width: int,
+    file: Path,
+    draw: Callable[[Sequence[Annotation]], np.ndarray] | None = None,
 ) -> Objects:
     """The objects of an image, cut at its border, without those that have no width or height.
+
+    Args:
+        draw: makes the masks bool `(N, height, width)` of annotations, if the objects are to have some.
 
     Raises:
         ValueError: one lies outside the image, whose size the file did not state.
     """
-    boxes, classes, crowd = [], [], []
+    boxes, classes, crowd, kept = [], [], [], []
     for one in annotations:
         x, y, w, h = map(float, one["bbox"])
         box = (max(0.0, x), max(0.0, y), min(float(width), x + w), min(float(height), y + h))
@@ -39,12 +48,14 @@ def objects_in(
             boxes.append(box)
             classes.append(labels[one["category_id"]])
             crowd.append(bool(one.get("iscrowd")))
+            kept.append(one)
         elif has_sides(x, y, x + w, y + h):
             raise DataError(
                 f"{file}: bbox {one['bbox']} of annotation {one.get('id')} lies outside its image of {width}x{height} "
                 "pixels; correct or remove it"
             )
-    return objects_of(boxes, classes, crowd)
+    found = objects_of(boxes, classes, crowd)
+    return found if draw is None else replace(found, masks=draw(kept))
 
 
 def check_boxes(content: Mapping[str, Any], file: Path, labels: Mapping[int, int]) -> None:
