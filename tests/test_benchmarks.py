@@ -11,13 +11,26 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.benchmarks import accelerator, all, crf_speed, loader_speed, peers, scale, trainer_overhead
+from experiments.benchmarks import (
+    accelerator,
+    all,
+    crf_speed,
+    detectors,
+    dilation_speed,
+    loader_speed,
+    peers,
+    scale,
+    trainer_overhead,
+)
+from experiments.benchmarks.peer_networks import Job, Side
 
 pytestmark = pytest.mark.usefixtures("quick_weights")
+SIDES = ("graft", "peer")
+REWRITERS = [accelerator, crf_speed, detectors, dilation_speed, loader_speed, peers, scale, trainer_overhead]
 ASKED = argparse.Namespace(batch=4, size=256, repetitions=5, compile=False, device="cpu")
 
 
-@pytest.mark.parametrize("module", [accelerator, crf_speed, loader_speed, peers, scale, trainer_overhead])
+@pytest.mark.parametrize("module", REWRITERS)
 def test_the_readme_that_a_benchmark_rewrites_has_its_comments(module: Any) -> None:
     text = module.README.read_text(encoding="utf-8")
     name = Path(module.__file__).name
@@ -25,6 +38,7 @@ def test_the_readme_that_a_benchmark_rewrites_has_its_comments(module: Any) -> N
 
 
 def peers_row(pair: str, operations: int, ratio: float) -> peers.Row:
+    profile = {what: dict.fromkeys(parts, 7.0) for what, parts in peers.PROFILED.items()}
     timed = {"ratio": ratio, "range": [ratio - 0.1, ratio + 0.1], "seconds": 1.0}
     figures = {"training": {"graft": timed}, "inference": {"graft": timed, "folded": timed}, "of_rate": 0.5}
     return {
@@ -34,13 +48,15 @@ def peers_row(pair: str, operations: int, ratio: float) -> peers.Row:
         "graft": {"operations": 1000},
         "peer": {"operations": operations},
         "peak_memory_mb": {"graft": 10.0, "peer": 20.0},
+        "profile": dict.fromkeys(SIDES, profile),
     }
 
 
 def test_rows_whose_structures_differ_are_marked_and_left_out_of_one_median() -> None:
     rows = [peers_row("a+unet", 1000, 1.0), peers_row("b+unet", 900, 2.0), peers_row("c+fcn", 1001, 1.2)]
     lines = peers.as_markdown(rows, ASKED).splitlines()
-    assert sum("†" in line for line in lines) == 2  # one in each table
+    assert sum("†" in line for line in lines) == 2  # one in each of the tables of ratios
+    assert f"| b + unet |{' 7 / 7 |' * 9}" in lines
     assert "| b + unet † | **2.00** (1.90 to 2.10) |" in "\n".join(lines)
     assert [line.split("|")[2].strip() for line in lines if line.startswith("| median |")] == ["1.20", "1.20"]
     assert [line.split("|")[2].strip() for line in lines if line.startswith("| median of same")] == ["1.10", "1.10"]
@@ -48,7 +64,7 @@ def test_rows_whose_structures_differ_are_marked_and_left_out_of_one_median() ->
 
 def test_both_sides_train_and_infer_and_folding_changes_no_label() -> None:
     """Of the same structure, both sides have the same operations."""
-    sides = {side: peers.Side(peers.Job("resnet18+unet", side, 2, 32)) for side in ("graft", "peer")}
+    sides = {side: Side(Job("resnet18+unet", side, 2, 32)) for side in SIDES}
     for side in sides.values():
         before = next(side.network.parameters()).detach().clone()
         for autocast in (False, True):
@@ -62,6 +78,11 @@ def test_both_sides_train_and_infer_and_folding_changes_no_label() -> None:
         plain, other = graft.network.eval()(graft.images), folded(graft.images)
     torch.testing.assert_close(plain, other, rtol=1e-4, atol=1e-4)
     assert 0.9 < sides["peer"].operations() / graft.operations() < 1.1
+    for side in sides.values():
+        training, inference = side.profile("training"), side.profile("inference")
+        assert min(training.values()) > 0
+        assert training["convolutions"] > inference["convolutions"] > 0 == inference["optimiser"]
+        assert (inference["norms"] > 0) == side.peer  # Graft's are folded
 
 
 def test_exponents_are_slopes_of_logarithms() -> None:

@@ -13,40 +13,36 @@ paper's), the ratio of their operations is not 1.
 
 The convolution rate is that of one 3x3 convolution of 256 channels, measured in the same run; the fraction is what a
 training step's operations would take at that rate, divided by what the step took. Memory is what a process needs for
-training in float32, beyond what it has after its imports.
+training in float32, beyond what it has after its imports. A last table divides one step of each side into convolutions,
+norms, optimiser, copies and the rest, which shows why a row falls short.
 """
 
 import argparse
-import copy
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 if not __package__:  # started as a file: import this checkout, not an installed copy, and not this folder's files
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import segmentation_models_pytorch as smp
 import torch
-import torch.nn.functional as F
 import torchvision
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
+from experiments.benchmarks.peer_networks import KERNELS, PAIRS, REST, Job, Side
 from experiments.inference.benchmark_files import machine
 from experiments.inference.worker import forget_peak, peak_memory
 from experiments.run_files.atomic_file import write_atomically
 from experiments.run_files.generated_part import replace_part
-from lightning_modules.folding import fold_batch_norms
-from lightning_modules.segmentation import SegmentationModule
 
-CLASSES = 11
 README = Path(__file__).resolve().parents[1] / "README.md"
 PRECISIONS = {"float32": False, "bfloat16": True}
 """Whether autocast is on."""
@@ -56,114 +52,9 @@ LEAST_REPETITIONS, SECONDS = 3, 30.0
 """What is timed by turns for longer than these seconds has so few repetitions."""
 SAME = 0.005
 """Structures coincide if their operations differ by less than this fraction."""
+PROFILED = {"training": (*KERNELS, REST), "inference": tuple(part for part in (*KERNELS, REST) if part != "optimiser")}
+"""Steps whose time is divided into parts, and the parts that the table shows."""
 Row = dict[str, Any]
-
-
-class Pair(NamedTuple):
-    """Our backbone and head, and the peer's network."""
-
-    backbone: str
-    head: str
-    peer: Callable[[], nn.Module]
-    output_stride: int | None = None
-    """None: the head's own."""
-
-
-def smp_unet(encoder: str) -> Callable[[], nn.Module]:
-    return lambda: smp.Unet(encoder, encoder_weights=None, classes=CLASSES)
-
-
-def smp_deeplab(encoder: str) -> Callable[[], nn.Module]:
-    return lambda: smp.DeepLabV3Plus(encoder, encoder_weights=None, classes=CLASSES)
-
-
-def of_torchvision(name: str) -> Callable[[], nn.Module]:
-    build = getattr(torchvision.models.segmentation, name)
-    return lambda: build(weights=None, weights_backbone=None, num_classes=CLASSES, aux_loss=False)
-
-
-PAIRS = {
-    "resnet18+unet": Pair("resnet18", "unet", smp_unet("resnet18")),
-    "resnet50+unet": Pair("resnet50", "unet", smp_unet("resnet50")),
-    "vgg16_bn+unet": Pair("vgg16_bn", "unet", smp_unet("vgg16_bn")),
-    "mobilenet_v2+unet": Pair("mobilenet_v2", "unet", smp_unet("mobilenet_v2")),
-    "efficientnet_b0+unet": Pair("efficientnet_b0", "unet", smp_unet("efficientnet-b0")),
-    "resnet18+deeplab": Pair("resnet18", "deeplab", smp_deeplab("resnet18")),
-    "resnet50+deeplab": Pair("resnet50", "deeplab", smp_deeplab("resnet50")),
-    "resnet101+deeplab": Pair("resnet101", "deeplab", smp_deeplab("resnet101")),
-    "mobilenet_v2+deeplab": Pair("mobilenet_v2", "deeplab", smp_deeplab("mobilenet_v2")),
-    "resnet50+fcn": Pair("resnet50", "fcn", of_torchvision("fcn_resnet50"), 8),
-    "resnet50+deeplabv3": Pair("resnet50", "deeplabv3", of_torchvision("deeplabv3_resnet50"), 8),
-}
-
-
-class Job(NamedTuple):
-    """What a process needs to build its side."""
-
-    pair: str
-    side: str
-    batch: int
-    size: int
-    compile: bool = False
-    device: str = "cpu"
-
-
-class Side:
-    """One of the two networks with what it is trained with, on one batch."""
-
-    def __init__(self, job: Job) -> None:
-        torch.manual_seed(0)
-        pair = PAIRS[job.pair]
-        self.device = torch.device(job.device)
-        images = torch.randn(job.batch, 3, job.size, job.size, device=self.device)
-        self.images = images.contiguous(memory_format=torch.channels_last)
-        self.labels = torch.randint(0, CLASSES, (job.batch, job.size, job.size), device=self.device)
-        self.loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
-        network: nn.Module
-        if job.side == "graft":
-            classes = [str(one) for one in range(CLASSES)]
-            module = SegmentationModule(pair.backbone, pair.head, classes, output_stride=pair.output_stride)
-            module = module.to(self.device)
-            network, self.loss, self.optimizer = module.network, module.loss, module.new_optimizer()
-        else:
-            network = pair.peer().to(self.device)
-            self.optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
-        self.network: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.folded: nn.Module | None = None
-        if job.compile:
-            self.network.compile()
-
-    def scores(self, network: nn.Module, autocast: bool) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
-            out = network(self.images)
-            return out["out"] if isinstance(out, dict) else out
-
-    def training(self, autocast: bool) -> None:
-        self.network.train()
-        loss = self.loss(self.scores(self.network, autocast).float(), self.labels)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-
-    def inference(self, network: nn.Module, autocast: bool) -> None:
-        with torch.inference_mode():
-            self.scores(network.eval(), autocast).argmax(1)
-
-    def fold(self) -> nn.Module:
-        """A copy with folded batch norms."""
-        if self.folded is None:
-            self.folded = copy.deepcopy(self.network).eval()
-            fold_batch_norms(self.folded, self.images[:1, :, :64, :64])
-        return self.folded
-
-    def operations(self) -> int:
-        """Multiplications and additions of a forward and a backward pass."""
-        ghost = copy.deepcopy(self.network).to("meta").train()
-        with FlopCounterMode(display=False) as counter:
-            out = ghost(self.images.to("meta"))
-            (out["out"] if isinstance(out, dict) else out).sum().backward()
-        return counter.get_total_flops()
-
 
 SIDES: list[Side] = []
 """In a process of one side: that side."""
@@ -196,6 +87,11 @@ def about() -> dict[str, float]:
     return {"parameters": sum(p.numel() for p in network.parameters()), "operations": SIDES[0].operations()}
 
 
+def profile(what: str) -> dict[str, float]:
+    """Milliseconds of each part of a float32 step of this process's side."""
+    return SIDES[0].profile(what)
+
+
 @contextmanager
 def sides(asked: argparse.Namespace, pair: str) -> Iterator[dict[str, ProcessPoolExecutor]]:
     """A process for each side, which waits without using the processor while the other works."""
@@ -219,7 +115,7 @@ def measure(asked: argparse.Namespace, pair: str) -> Row:
     """Ratios peer / Graft of training and inference in each precision, operations, memory, share of the rate."""
     with sides(asked, pair) as pools:
         before = {side: pool.submit(peak_memory).result() for side, pool in pools.items()}
-        found: Row = {"pair": pair, "peak_memory_mb": {}}
+        found: Row = {"pair": pair, "peak_memory_mb": {}, "profile": {}}
         for precision in PRECISIONS:
             found[precision] = {"training": timed(pools, asked.repetitions, "training", precision)}
             if precision == "float32":
@@ -227,6 +123,8 @@ def measure(asked: argparse.Namespace, pair: str) -> Row:
                     found["peak_memory_mb"][side] = pool.submit(peak_memory).result() - before[side]
         for precision in PRECISIONS:
             found[precision] |= {"inference": timed(pools, asked.repetitions, "inference", precision)}
+        for side, pool in pools.items():
+            found["profile"][side] = {what: pool.submit(profile, what).result() for what in PROFILED}
         found |= {side: pool.submit(about).result() for side, pool in pools.items()}
     for precision, autocast in PRECISIONS.items():
         at_rate = found["graft"]["operations"] / convolution_rate(asked.batch, asked.size, asked.device, autocast)
@@ -306,7 +204,26 @@ def as_markdown(rows: list[Row], asked: argparse.Namespace) -> str:
             if chosen:
                 cells = [f"{median(chosen, precision, what, way):.2f}" for what, way, _ in COLUMNS]
                 lines.append(f"| {title} | {' | '.join(cells + [''] * (len(titles) - len(cells)))} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *profile_table(rows)])
+
+
+def profile_table(rows: list[Row]) -> list[str]:
+    """Where the milliseconds of float32 go, on both sides."""
+    titles = [f"{what}: {part}" for what, parts in PROFILED.items() for part in parts]
+    lines = [
+        "Milliseconds of the parts of one step in float32, Graft / peer; Graft's inference is the folded one:",
+        "",
+        f"| network | {' | '.join(titles)} |",
+        f"|---|{'--:|' * len(titles)}",
+    ]
+    for row in rows:
+        spent = [
+            " / ".join(f"{row['profile'][side][what][part]:.0f}" for side in ("graft", "peer"))
+            for what, parts in PROFILED.items()
+            for part in parts
+        ]
+        lines.append(f"| {row['pair'].replace('+', ' + ')} | {' | '.join(spent)} |")
+    return lines
 
 
 def ratio_cell(found: Row) -> str:

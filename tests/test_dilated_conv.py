@@ -1,0 +1,94 @@
+"""DilatedConv2d computes what nn.Conv2d computes, by the ways that are faster on a CPU."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbones.dilated_conv import DilatedConv2d
+
+CASES = {  # kernel size, rate, stride, groups, height, width
+    "parts": (3, 2, 1, 8, 9, 12),
+    "parts of another size": (3, 4, 1, 8, 10, 17),
+    "a large kernel": (7, 2, 1, 8, 11, 5),
+    "two outputs a channel": (3, 2, 1, 8, 8, 8),
+    "the centre only": (3, 18, 1, 8, 16, 16),
+    "the centre of all channels": (3, 6, 1, 1, 4, 6),
+    "one row": (3, 4, 1, 1, 3, 9),
+    "one row of each channel": (3, 4, 1, 8, 3, 9),
+    "parts of two values": (3, 9, 1, 8, 14, 17),
+    "large parts of two values": (7, 9, 1, 8, 16, 17),
+    "five of seven": (7, 3, 1, 8, 8, 20),
+    "all taps read the map": (3, 7, 1, 8, 8, 9),
+    "a stride": (3, 4, 2, 8, 3, 13),
+    "groups": (3, 2, 1, 2, 9, 9),
+}
+
+
+def both(case: str) -> tuple[nn.Conv2d, DilatedConv2d, Tensor]:
+    size, rate, stride, groups, height, width = CASES[case]
+    out = 16 if case == "two outputs a channel" else 8
+    settings = {"stride": stride, "padding": rate * (size // 2), "dilation": rate, "groups": groups}
+    plain, ours = (kind(8, out, size, **settings) for kind in (nn.Conv2d, DilatedConv2d))
+    ours.load_state_dict(plain.state_dict())
+    return plain, ours, torch.randn(2, 8, height, width).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_are_those_of_a_plain_convolution(case: str) -> None:
+    plain, ours, x = both(case)
+    found = []
+    for convolution in (plain, ours):
+        image = x.clone().requires_grad_()
+        y = convolution(image)
+        (y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum().backward()
+        found.append((y.detach(), image.grad, convolution.weight.grad, convolution.bias.grad))
+    for expected, seen in zip(*found, strict=True):
+        torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-5)
+    assert ours.weight.grad.shape == ours.weight.shape
+
+
+@pytest.mark.parametrize(
+    ("case", "grad", "kernel", "dilation", "images"),
+    [
+        ("parts", True, (3, 3), 1, 8),
+        ("parts", False, (3, 3), 2, 2),  # as fast without being divided
+        ("the centre only", True, (1, 1), 1, 2),
+        ("the centre of all channels", False, (1, 1), 1, 2),
+        ("one row", True, (1, 3), 4, 2),
+        ("five of seven", True, (5, 7), 1, 18),
+        ("one row of each channel", True, (1, 3), 1, 8),
+        ("parts of two values", True, (3, 3), 1, 2),  # side by side
+        ("parts of two values", False, (3, 3), 1, 162),
+        ("all taps read the map", True, (3, 3), 7, 2),  # its parts would be padding mostly
+        ("groups", True, (3, 3), 2, 2),
+    ],
+)
+def test_which_way_is_taken(
+    case: str, grad: bool, kernel: Any, dilation: int, images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, ours, x = both(case)
+    seen: list[Any] = []
+    convolve = F.conv2d
+
+    def watched(x: Tensor, weight: Tensor, *args: Any, **settings: Any) -> Tensor:
+        y = convolve(x, weight, *args, **settings)
+        dilation = args[3] if len(args) > 2 else 1
+        seen.append((tuple(weight.shape[2:]), dilation if isinstance(dilation, int) else max(dilation), len(x)))
+        return y
+
+    monkeypatch.setattr(F, "conv2d", watched)
+    with torch.set_grad_enabled(grad):
+        ours(x)
+    assert seen == [(kernel, dilation, images)]
+
+
+def test_an_exported_layer_is_one_dilated_convolution_for_all_sizes() -> None:
+    _, ours, x = both("parts")
+    sizes = {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    program = torch.export.export(ours.eval(), (x,), dynamic_shapes=(sizes,))
+    assert sum("conv" in str(node.target) for node in program.graph.nodes) == 1
+    other = torch.randn(2, 8, 5, 31)
+    torch.testing.assert_close(program.module()(other), ours(other))
