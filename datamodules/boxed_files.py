@@ -51,6 +51,8 @@ class Annotation(NamedTuple):
     """What cannot be read in it, as "LINE: reason"."""
     size: tuple[int, int] | None = None
     """H and W of the image as the file states them; None if it does not."""
+    polygons: int = 0
+    """Objects that are stated by the points of a polygon."""
 
 
 @dataclass
@@ -63,6 +65,7 @@ class Tally:
     repeated: int = 0
     tiny: int = 0
     """Boxes within the first pixel of their image."""
+    polygons: int = 0
     wrong: list[str] = field(default_factory=list)
 
     def report(self, root: Path) -> None:
@@ -87,6 +90,7 @@ class Tally:
             (self.over, "reach over the border of their image and are cut there"),
             (self.without_side, "have no width or no height and are left out"),
             (self.repeated, "stand twice in their file and count once"),
+            (self.polygons, "are those around the points of a polygon, because their line has seven or more numbers"),
         ):
             if count:
                 note(f"{count} of {self.total} boxes in {root} {what}")
@@ -181,6 +185,7 @@ def checked(one: Annotation, labels: Mapping[str, int], tally: Tally, fractions:
     """The objects of a file that are in order; the others go to the tally."""
     tally.total += len(one.found) + len(one.wrong)
     tally.wrong += [f"{one.file}:{reason}" for reason in one.wrong]
+    tally.polygons += one.polygons
     height, width = (1, 1) if fractions else one.size or (math.inf, math.inf)
     slack = SLACK_OF_FRACTIONS if fractions else SLACK
     kept: dict[tuple[Box, int], bool] = {}

@@ -23,13 +23,15 @@ def read_txt(path: Path) -> Annotation:
         return Annotation(path, wrong=["1: it is no text in UTF-8; export it again"])
     found: list[Found] = []
     wrong: list[str] = []
+    polygons = 0
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
                 found.append(object_of(line.split(), number))
+                polygons += len(line.split()) > 5
             except ValueError as error:
                 wrong.append(f"{number}: {error}")
-    return Annotation(path, found, wrong)
+    return Annotation(path, found, wrong, polygons=polygons)
 
 
 def object_of(words: list[str], line: int) -> Found:

@@ -27,7 +27,7 @@ ACTIVATIONS: set[Callable[..., Any]] = {
 """Functions of one tensor whose result has its shape."""
 SUMS_AND_PRODUCTS: set[Callable[..., Any]] = {
     torch.add, torch.mul, Tensor.add, Tensor.mul, Tensor.__add__, Tensor.__mul__, Tensor.__iadd__, Tensor.__imul__,
-    Tensor.add_, Tensor.mul_,
+    Tensor.add_, Tensor.mul_, torch.sub, Tensor.sub, Tensor.__sub__,
 }  # fmt: skip
 
 
@@ -46,19 +46,31 @@ class ShapesOnly(TorchFunctionMode):
                 return normalised(*arguments, **keywords)
             if function is F.interpolate:
                 return interpolated(*arguments, **keywords)
+            if function is F.group_norm and keeps_groups(*arguments, **keywords):
+                return arguments[0].detach()
             if function in ACTIVATIONS and arguments[0].is_floating_point():
                 return arguments[0] if keywords.get("inplace") else arguments[0].detach()
             if function is F.layer_norm and keeps_shape(*arguments, **keywords):
                 return arguments[0].detach()
-            if function in SUMS_AND_PRODUCTS and fit(*arguments):
+            if function in SUMS_AND_PRODUCTS and not keywords and fit(*arguments):
+                return arguments[0].detach()
+            if function is Tensor.clamp and keep_type(arguments[0], *arguments[1:], *keywords.values()):
                 return arguments[0].detach()
         return function(*arguments, **keywords)
 
 
+def keep_type(x: Tensor, *others: Any) -> bool:
+    """Whether the others are numbers with which a tensor keeps its type."""
+    kinds = (int, float) if x.is_floating_point() else () if x.dtype == torch.bool else (int,)
+    return all(type(other) in kinds for other in others)
+
+
 def fit(*arguments: Any) -> bool:
-    """Whether they are two meta tensors of one type, the second of the shape of the first or stretched to it."""
+    """Whether the second is a number that leaves the first its type, or a meta tensor of its type that is of its shape
+    or stretched to it.
+    """
     if len(arguments) != 2 or not isinstance(arguments[1], Tensor):
-        return False
+        return len(arguments) == 2 and keep_type(*arguments)
     one, other = arguments
     if not other.is_meta or one.dtype != other.dtype or one.ndim != other.ndim:
         return False
@@ -69,6 +81,13 @@ def keeps_shape(x: Tensor, shape: Sequence[int], weight: Tensor | None = None, *
     """Whether the arguments are those of a layer norm that PyTorch takes."""
     given = (one for one in (weight, *more) if isinstance(one, Tensor))
     return tuple(x.shape[-len(shape) :]) == tuple(shape) and all(one.shape == tuple(shape) for one in given)
+
+
+def keeps_groups(x: Tensor, groups: int, *more: Any, **__: Any) -> bool:
+    """Whether the arguments are those of a group norm that PyTorch takes, over maps of more than one value."""
+    sizes = {tuple(one.shape) for one in more if isinstance(one, Tensor)}
+    several = x.ndim > 2 and x.numel() > x.shape[0] * x.shape[1]
+    return several and x.shape[1] % groups == 0 and sizes <= {(x.shape[1],)}
 
 
 def normalised(

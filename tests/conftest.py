@@ -8,7 +8,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
+
+from experiments.command_line.quick_imports import quick_imports
+
+with quick_imports():
+    import torch
+
+    if "PYTEST_XDIST_WORKER" in os.environ:  # a process that imports tests
+        import lightning.pytorch  # noqa: F401
 
 from tests.allowed_skips import pytest_addoption, pytest_sessionfinish  # noqa: F401
 from tests.quick_weights import make_weights_quick
@@ -18,16 +25,28 @@ LONGEST = (
     "test_two_processes.py",
     "test_backbones.py",
     "test_network.py",
+    "test_wandb_server.py",  # waits for a server
     "test_export_heads.py",
-    "test_preemption.py",
+    "test_grid.py",  # waits for other processes, as some of the next
     "test_export.py",
-    "test_faults.py",
+    "test_preemption.py",
+    "test_demo.py",
     "test_detection.py",
+    "test_faults.py",
     "test_detection_heads.py",
     "test_recipes.py",
+    "test_tune.py",
     "test_knobs.py",
+    "test_inference.py",
+    "test_benchmark.py",
+    "test_run.py",
+    "test_explain.py",
+    "test_paper_knobs.py",
+    "test_sharing.py",
+    "test_placing.py",
+    "test_worker_faults.py",
 )
-"""They begin first, so that no process ends long after the others."""
+"""They begin first, so that no process ends long after the others. Those that wait stand between those that compute."""
 
 
 def pytest_configure(config: pytest.Config) -> None:

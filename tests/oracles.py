@@ -1,6 +1,5 @@
 """The published implementations that ours are measured against, on the same weights."""
 
-import timm
 import torchvision
 from torch import nn
 
@@ -181,5 +180,7 @@ def oracle(name: str) -> nn.Module | None:
     if name in WITHOUT_ORACLE:
         return None
     if name in TIMM:
+        import timm  # takes a second, which only some processes of a test session need
+
         return timm.create_model(TIMM[name], pretrained=False).eval()
     return torchvision.models.get_model(name, weights=None).eval()

@@ -64,6 +64,7 @@ def test_yolos_lines_are_fractions_of_the_image(tmp_path: Path, capsys: pytest.C
     assert "reach over the border of their image and are cut there" in said
     assert "have no width or no height and are left out" in said
     assert "stand twice in their file and count once" in said
+    assert "are those around the points of a polygon, because their line has seven or more numbers" in said
     assert "2 of 5 train images have no object: all background" in said
 
 
@@ -235,7 +236,7 @@ def test_files_that_do_not_fit_are_one_line(kind: str, tmp_path: Path) -> None:
         ("names: [yes, no]\n", "the name of class 0 is a bool; write it in quotes"),
         ("names: [[a, b], c]\n", "the name of class 0 is a list; write it in quotes"),
         ("names: [a, '']\n", "the name of class 1 is ''; write a text of one line"),
-        ("nc: 1000000000\n", "has no names of classes"),
+        ("nc: 20000\n", "has no names of classes"),
         ("names: [a, b]\nkpt_shape: [17, 3]\n", "is for keypoints"),
     ],
 )
@@ -305,6 +306,10 @@ def test_published_voc(tmp_path: Path) -> None:
     for path in folder.glob("1*.xml"):
         path.write_text(path.read_text().replace("<difficult>0", "<difficult>1"))
     with pytest.raises(ValueError, match="the val images in .* have no box to learn or to score, only difficult"):
+        data.sources()
+    listing = folder.parent / "ImageSets" / "Main" / "test.txt"
+    listing.write_text(listing.read_text() + "100001\n")
+    with pytest.raises(ValueError, match=r"test.txt lists 100001 twice; list each image once"):
         data.sources()
     (folder / "000003.xml").unlink()
     with pytest.raises(ValueError, match=r"1 files of train are missing \(first: .*000003.xml\)"):

@@ -12,12 +12,13 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from backbones import BACKBONES
+from backbones import BACKBONES, resnet
 from heads import HEADS
 from heads.anchors import BACKGROUND, IGNORED, anchors_at, base_anchors, decode, encode, match, places
 from heads.box_head import last_of_each_stride
 from heads.maskrcnn import paste_masks
 from lightning_modules.network import Network
+from lightning_modules.shapes_only import ShapesOnly
 from tests.conftest import randomise
 
 pytestmark = pytest.mark.usefixtures("quick_weights", "few_regions")
@@ -243,7 +244,11 @@ def test_losses_equal_torchvisions(name: str) -> None:
 
 @pytest.mark.parametrize("name", DETECTORS)
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
-def test_every_parameter_gets_a_gradient_also_without_objects(name: str, output_stride: int) -> None:
+def test_every_parameter_gets_a_gradient_also_without_objects(
+    name: str, output_stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a ResNet of one block a stage."""
+    monkeypatch.setitem(resnet.VARIANTS, "resnet18", resnet.VARIANTS["resnet18"]._replace(depths=(1, 1, 1, 1)))
     network = Network("resnet18", name, CLASSES, output_stride=output_stride, head_options=NARROW.get(name))
     images = torch.randn(2, 3, 65, 97)
     for targets in ([objects((5, 6, 60, 50), (30, 2, 90, 64)), objects()], [objects(), objects()]):
@@ -320,7 +325,7 @@ FEW_BACKBONES = ["vgg11", "densenet121", "mobilenet_v3_small", "googlenet", "con
 def test_other_families_fit(backbone: str, name: str) -> None:
     """On the meta device, without values; detection_grid.py trains all pairs."""
     assert backbone in BACKBONES
-    with torch.device("meta"):
+    with torch.device("meta"), ShapesOnly(), torch.no_grad():
         network = Network(backbone, name, CLASSES, head_options=NARROW.get(name))
         outputs = network(torch.empty(1, 3, 97, 129))
     if HEADS[name].needs_proposals:  # boxes come with the data

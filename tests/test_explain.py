@@ -32,6 +32,7 @@ def digit_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """LeNet-5 on the embedded digits, trained for a few seconds."""
     out = tmp_path_factory.mktemp("digits")
     flags = ["--backbone", "lenet5", "--head", "classifier", "--epochs", "5", "--lr", "0.004", "--workers", "0"]
+    flags += ["--batch-size", "32"]
     assert run([*flags, "--accelerator", "cpu", "--out", str(out), "--name", "lenet"]) == 0
     return out / "lenet"
 

@@ -4,8 +4,6 @@ Where structures differ from the oracle's, the test says how and compares what c
 """
 
 import pytest
-import segmentation_models_pytorch.decoders.deeplabv3.decoder as smp_deeplab
-import segmentation_models_pytorch.decoders.unet.decoder as smp_unet
 import torch
 from torch import Tensor, nn
 from torchvision.models import segmentation
@@ -116,6 +114,8 @@ def test_aspp_of_deeplabv3plus_equals_smps_but_for_a_norm() -> None:
 
     With that norm at rest and nothing negative before it, the pyramids are equal.
     """
+    import segmentation_models_pytorch.decoders.deeplabv3.decoder as smp_deeplab
+
     theirs = smp_deeplab.ASPP(32, 16, (6, 12, 18), separable=True, dropout=0.5)
     randomise(theirs).eval()
     for branch in list(theirs.convs)[1:4]:
@@ -141,6 +141,8 @@ def test_aspp_of_deeplabv3plus_equals_smps_but_for_a_norm() -> None:
 
 def test_decoder_of_deeplabv3plus_equals_smps_where_it_is_built_alike() -> None:
     """The 48-channel path, and the first of our two separable convolutions, of which smp has one (the paper, two)."""
+    import segmentation_models_pytorch.decoders.deeplabv3.decoder as smp_deeplab
+
     theirs = smp_deeplab.DeepLabV3PlusDecoder((3, 8, 12, 16, 24, 32), 5, 256, (6, 12, 18), 16, True, 0.5)
     randomise(theirs).eval()
     theirs.block2[0][0].weight.data.abs_()
@@ -158,6 +160,8 @@ def test_decoder_of_deeplabv3plus_equals_smps_where_it_is_built_alike() -> None:
 
 def test_unet_levels_equal_smps() -> None:
     """Smp enlarges to the nearest, joins in the other order and goes on to the image's size; a level is the same."""
+    import segmentation_models_pytorch.decoders.unet.decoder as smp_unet
+
     theirs = smp_unet.UnetDecoderBlock(24, 12, 16)
     randomise(theirs).eval()
     ours = double_conv(12 + 24, 16, norm=True, valid=False).eval()

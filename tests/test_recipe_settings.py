@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 import yaml
 from torch import nn
@@ -64,6 +63,8 @@ def test_what_cannot_be_sampled_is_refused(narrow: None, tmp_path: Path) -> None
 
 
 def test_a_stem_of_three_convolutions_is_timms(tmp_path: Path) -> None:
+    import timm
+
     theirs = timm.create_model("resnet50c").eval()
     torch.save(theirs.state_dict(), tmp_path / "resnet50c.pth")
     ours = Network(

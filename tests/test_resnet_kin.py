@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from torch import nn
 
@@ -322,6 +321,8 @@ def test_kin_have_torchvision_weights(name: str, top1: float) -> None:
 
 @pytest.mark.parametrize("name", [n for n in TIMM if n.startswith("se_res") or n == "senet154"])
 def test_senets_have_timm_weights(name: str) -> None:
+    import timm
+
     with torch.device("meta"):
         backbone = BACKBONES[name]()
     assert backbone.published_url() == timm.get_pretrained_cfg(TIMM[name]).url

@@ -13,7 +13,9 @@ def empty(*shape: int) -> torch.Tensor:
     return torch.empty(*shape, device="meta")
 
 
-@pytest.mark.parametrize(("backbone", "head"), [("mobilenet_v3_small", "deeplab"), ("convnext_tiny", "hypercolumn")])
+@pytest.mark.parametrize(
+    ("backbone", "head"), [("mobilenet_v3_small", "deeplab"), ("convnext_tiny", "hypercolumn"), ("resnet18", "fpn")]
+)
 def test_all_maps_have_the_shapes_that_pytorch_finds(backbone: str, head: str) -> None:
     with torch.device("meta"):
         network = Network(backbone, head, 3)
@@ -61,6 +63,32 @@ def test_sums_products_and_layer_norms_that_do_not_fit_are_refused() -> None:
         whole = torch.ones(2, 3, dtype=torch.int64, device="meta")
         assert (whole * empty(2, 3)).dtype == (empty(2, 3) * whole).dtype == torch.float32
         assert torch.sigmoid(whole).dtype == torch.float32
+
+
+def test_group_norms_that_do_not_fit_are_refused() -> None:
+    norm = nn.GroupNorm(2, 4, device="meta")
+    with ShapesOnly():
+        assert norm(empty(2, 4, 3, 5)).shape == (2, 4, 3, 5)
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            nn.GroupNorm(4, 4, device="meta")(empty(1, 4, 1, 1))
+        with pytest.raises(RuntimeError, match="divisible by num_groups"):
+            norm(empty(2, 5, 3, 5))
+
+
+def test_numbers_leave_a_tensor_its_type_or_not_as_in_pytorch() -> None:
+    for dtype in (torch.float32, torch.int64, torch.bool):
+        x, real = (torch.ones(2, 3, dtype=dtype, device=device) for device in ("meta", "cpu"))
+        for work in (
+            lambda x: x + 1,
+            lambda x: x * 2.5,
+            lambda x: torch.sub(x + 0, 1),
+            lambda x: (x + 0).clamp(0, 1),
+            lambda x: (x + 0).clamp(min=0.5),
+        ):
+            with ShapesOnly():
+                found = work(x)
+            expected = work(real)
+            assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
 
 
 def test_tensors_with_values_are_computed() -> None:

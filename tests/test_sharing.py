@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +25,7 @@ from experiments.run import main as run
 from experiments.run_files.run_command import command
 from experiments.share import main as share
 from tests.conftest import crf_arguments
+from tests.warm_process import run_python
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = {path.stem for path in (ROOT / "experiments").glob("*.py")} - {"__init__"}
@@ -267,16 +267,22 @@ def hub() -> Iterator[Any]:
     server.server_close()
 
 
+SHARE = """
+import sys
+for name in [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]:
+    del sys.modules[name]  # it reads its environment when it is imported
+from experiments.share import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def push(hub: Any, folder: Path, out: Path, *more: str, token: str = "hf_right") -> subprocess.CompletedProcess:
     pytest.importorskip("huggingface_hub", reason='no huggingface_hub: pip install -e ".[hub]"')
     environment = os.environ | {
         "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1",
         "HF_HOME": str(out.parent / "home"), "HF_HUB_DISABLE_TELEMETRY": "1",
     }  # fmt: skip
-    command = [sys.executable, str(ROOT / "experiments" / "share.py"), str(folder), "--out", str(out)]
-    return subprocess.run(
-        [*command, "--push-to-hub", "me/net", *more], env=environment, capture_output=True, text=True, timeout=300
-    )
+    return run_python(["-c", SHARE, str(folder), "--out", str(out), "--push-to-hub", "me/net", *more], env=environment)
 
 
 def test_an_upload_arrives_whole(hub: Any, crf_run: Path, tmp_path: Path) -> None:

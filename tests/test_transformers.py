@@ -5,7 +5,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import StochasticDepth
@@ -201,6 +200,8 @@ def test_bridged_models_state_their_input() -> None:
 
 
 def test_bridged_models_load_whole_timm_checkpoints_strictly(tmp_path: Path) -> None:
+    import timm
+
     whole = randomise(timm.create_model("mobilenetv3_small_050", num_classes=7)).eval()
     torch.save(whole.state_dict(), tmp_path / "whole.pth")
     backbone = find_backbone("timm/mobilenetv3_small_050")(weights=str(tmp_path / "whole.pth")).eval()
@@ -220,6 +221,8 @@ def test_bridged_models_load_whole_timm_checkpoints_strictly(tmp_path: Path) -> 
 
 
 def test_published_weights_come_from_timm_and_their_absence_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
     published = randomise(timm.create_model("resnet18"))
     create = timm.create_model
 

@@ -8,7 +8,6 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
-import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
@@ -203,6 +202,8 @@ def test_vit_keeps_the_encoder_of_its_own_names(tmp_path: Path) -> None:
 
 
 def test_timm_models_load_from_under_a_prefix(tmp_path: Path) -> None:
+    import timm
+
     whole = randomise(timm.create_model("mobilenetv3_small_050"))
     path = saved({"state_dict": below("module.", whole.state_dict())}, tmp_path / "whole.pth")
     backbone = find_backbone("timm/mobilenetv3_small_050")(weights=path)
