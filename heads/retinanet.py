@@ -9,11 +9,12 @@ torchvision; the paper's is smooth L1.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import sigmoid_focal_loss
 
@@ -42,9 +43,14 @@ class RetinaNet(BoxHead):
         width: channels of the pyramid and of the towers.
         anchor_scale: side of the smallest anchors in strides of their level; larger ones are 2^(1/3) and 2^(2/3) times
             as large.
+        norm: whether group norm with 32 groups follows each convolution of the towers, as in torchvision's second form
+            (`retinanet_resnet50_fpn_v2`). Without it, as in the paper, they learn slowly from random weights.
         score_threshold: detections below it are dropped.
         overlap: IoU above which the lower-scored of two detections of one class is dropped.
         most: detections per image at most.
+
+    Raises:
+        ValueError: the norms' groups do not divide the width.
     """
 
     loss_terms = ("classification", "boxes")
@@ -59,10 +65,15 @@ class RetinaNet(BoxHead):
         *,
         width: int = 256,
         anchor_scale: float = 4.0,
+        norm: bool = False,
         score_threshold: float = 0.05,
         overlap: float = 0.5,
         most: int = 300,
     ) -> None:
+        if norm and width % 64:
+            raise ValueError(
+                f"retinanet's width is {width}; with norm, it must be a multiple of 64: norms have 32 groups of two or more"
+            )
         pyramid = Pyramid(channels, reductions, width, finest=8, extra="convolutions")
         super().__init__(reductions, pyramid.levels)
         self.pyramid = pyramid
@@ -70,7 +81,8 @@ class RetinaNet(BoxHead):
             base_anchors([int(anchor_scale * stride * 2 ** (third / 3)) for third in range(3)])
             for stride in pyramid.strides
         ]
-        self.head = RetinaNetHead(width, 3 * len(RATIOS), num_classes)
+        norms = partial(nn.GroupNorm, 32) if norm else None
+        self.head = RetinaNetHead(width, 3 * len(RATIOS), num_classes, norm_layer=norms)
         self.score_threshold, self.overlap, self.most = score_threshold, overlap, most
 
     def forward(self, features: list[Tensor]) -> Outputs:

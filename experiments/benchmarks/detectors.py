@@ -20,7 +20,7 @@ from experiments.run_files.generated_part import replace_part
 README = RUN.with_name("README.md")
 HEADS = {
     "fcos": ["--head-options", "{width: 128, scale: 0.5, score_threshold: 0.05}"],
-    "retinanet": ["--head-options", "{width: 128, anchor_scale: 3}"],
+    "retinanet": ["--head-options", "{width: 128, anchor_scale: 3, norm: true}"],
     "ssd": ["--head-options", "{width: 128, side: 64}"],
     "yolov1": ["--output-stride", "8", "--head-options", "{grid: 4, stride: 1, width: 128, hidden: 512}"],
     "fastrcnn": ["--output-stride", "8", "--head-options", "{hidden: 256}"],
