@@ -17,7 +17,6 @@ from torchvision.ops import Permute, StochasticDepth
 from backbones.atrous import Step, atrous_steps
 from backbones.backbone import Backbone
 from backbones.classifiers import PooledClassifier
-from backbones.dilated_conv import DilatedConv2d
 from backbones.layer_norm import LayerNorm2d
 from backbones.transformer_init import init_truncated_normal, uninitialised_linear
 
@@ -45,7 +44,7 @@ class Block(nn.Module):
     def __init__(self, channels: int, dilation: int, drop_rate: float) -> None:
         super().__init__()
         self.block = nn.Sequential(
-            DilatedConv2d(channels, channels, 7, padding=3 * dilation, dilation=dilation, groups=channels),
+            nn.Conv2d(channels, channels, 7, padding=3 * dilation, dilation=dilation, groups=channels),
             Permute([0, 2, 3, 1]),
             nn.LayerNorm(channels, eps=1e-6),
             uninitialised_linear(channels, 4 * channels),

@@ -35,7 +35,7 @@ from torch import nn
 from backbones.atrous import Step, atrous_steps
 from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD, changes
 from backbones.classifiers import PooledClassifier
-from backbones.dilated_conv import DilatedConv2d
+from backbones.cpu_conv import CPUConv2d
 from backbones.inverted_residual import (
     ConvNorm,
     InvertedResidual,
@@ -59,7 +59,7 @@ PAPERS = {
 """Papers of the variants that are not from the paper in the first line above."""
 
 
-class FanOutConv2d(DilatedConv2d):
+class FanOutConv2d(CPUConv2d):
     """Convolution with equal padding on all sides, initialised as in the authors' code in one pass."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, step: Step, groups: int) -> None:

@@ -13,7 +13,6 @@ from torchvision.ops import StochasticDepth
 
 from backbones.atrous import Step
 from backbones.backbone import Backbone
-from backbones.dilated_conv import DilatedConv2d
 from backbones.state_dicts import StateDict
 
 PLAIN = Step(stride=1, dilation=1, dilation_after=1, reduction=1)
@@ -36,7 +35,7 @@ def make_divisible(channels: float) -> int:
 def centred_conv(in_channels: int, out_channels: int, kernel_size: int, step: Step, groups: int) -> nn.Conv2d:
     """Convolution padded by the same number of pixels on all sides."""
     padding = step.dilation * (kernel_size // 2)
-    return DilatedConv2d(
+    return nn.Conv2d(
         in_channels, out_channels, kernel_size, step.stride, padding, step.dilation, groups=groups, bias=False
     )
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from backbones.atrous import Step, atrous_steps
 from backbones.backbone import Backbone, changes
 from backbones.classifiers import PooledClassifier
-from backbones.dilated_conv import DilatedConv2d
 from backbones.inverted_residual import check_width
 from backbones.squeeze_excitation import SqueezeExcitation, make_gate
 
@@ -62,7 +61,7 @@ class SeparableBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, step: Step, se_reduction: int) -> None:
         super().__init__()
-        self.conv_dw = DilatedConv2d(
+        self.conv_dw = nn.Conv2d(
             in_channels,
             in_channels,
             3,

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from backbones.atrous import Step, atrous_steps
 from backbones.backbone import Backbone, changes
 from backbones.classifiers import PooledClassifier
-from backbones.dilated_conv import DilatedConv2d
 from backbones.pooling import Pool2d
 from backbones.squeeze_excitation import SqueezeExcitation, make_gate, reduction_of
 
@@ -65,7 +64,7 @@ class SeparableConv(nn.Module):
         self.pointwise_first = style.order == "pointwise"
         width = out_channels if self.pointwise_first else in_channels
         groups = style.segments or width
-        self.conv1 = DilatedConv2d(width, width, 3, padding=dilation, dilation=dilation, groups=groups, bias=False)
+        self.conv1 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, groups=groups, bias=False)
         self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.between = ACTIVATIONS[style.between]()
 

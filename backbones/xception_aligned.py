@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from backbones.atrous import Step, atrous_steps
 from backbones.backbone import Backbone
 from backbones.classifiers import PooledClassifier
-from backbones.dilated_conv import DilatedConv2d
 from backbones.squeeze_excitation import SqueezeExcitation, make_gate, reduction_of
 
 BatchNorm = partial(nn.BatchNorm2d, eps=1e-3)
@@ -39,7 +38,7 @@ class SeparableConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, dilation: int, relu: bool) -> None:
         super().__init__()
-        self.conv_dw = DilatedConv2d(
+        self.conv_dw = nn.Conv2d(
             in_channels, in_channels, 3, stride, dilation, dilation, groups=in_channels, bias=False
         )
         self.bn_dw = BatchNorm(in_channels)

@@ -103,7 +103,7 @@ class GraftDataModule(DataModuleWithLoaders):
         `mask_suffix` is what the names of masks add to those of their images, and `in_channels` the number of bands of
         the images, both for data sets of plain folders. `fit` brings the images of a detector to a size before all
         else; None keeps theirs. With `weigh_borders`, training batches have `border_weights` for the loss unet_border.
-        With `object_masks`, the objects of a detector have masks.
+        With `object_masks`, the objects of a detector have masks; these are not cached.
         With `several_labels`, data sets that can hold several labels per image are read so.
         With `proposals`, a method or a file (see `datamodules/proposals.py`), objects have proposals, and training
         images are the same in each epoch. With `mean` or `std` None, `setup()` measures it on the training images.
@@ -135,8 +135,8 @@ class GraftDataModule(DataModuleWithLoaders):
         self.weigh_borders = weigh_borders
         if object_masks and not self.has_object_masks:
             raise DataError(
-                f"the head learns the masks of objects, and --data {name} gives boxes only; use --head fasterrcnn "
-                "or --data digits"
+                f"the head learns the masks of objects, and --data {name} gives boxes only; use --head fasterrcnn, "
+                "--data coco or --data digits"
             )
         self.object_masks = object_masks
         self.several_labels = several_labels and self.takes_several_labels and task == "classification"
@@ -316,7 +316,7 @@ class GraftDataModule(DataModuleWithLoaders):
             on_bad_sample=skip if self.on_bad_sample == "skip" else "error",
             whole_masks=skip == "drop",
             weigh_borders=self.weigh_borders and skip == "replace",
-            cache=open_cache(self.cache) if isinstance(source, FileSource) else None,
+            cache=open_cache(self.cache) if isinstance(source, FileSource) and not self.object_masks else None,
             preparation=compose(preparation, boxes=self.task == "detection") if preparation else None,
             proposals=proposals,
         )

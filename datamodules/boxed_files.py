@@ -19,7 +19,7 @@ from datamodules.checking import in_threads
 from datamodules.decoding import WHITE
 from datamodules.errors import DataError
 from datamodules.notes import note
-from datamodules.objects import Objects, objects_of
+from datamodules.objects import LARGEST, Objects, has_sides, is_plausible, objects_of
 from datamodules.packed_paths import PackedPaths
 
 Box = tuple[float, float, float, float]
@@ -51,6 +51,8 @@ class Annotation(NamedTuple):
     """What cannot be read in it, as "LINE: reason"."""
     size: tuple[int, int] | None = None
     """H and W of the image as the file states them; None if it does not."""
+    polygons: int = 0
+    """Objects that are stated by the points of a polygon."""
 
 
 @dataclass
@@ -61,6 +63,9 @@ class Tally:
     over: int = 0
     without_side: int = 0
     repeated: int = 0
+    tiny: int = 0
+    """Boxes within the first pixel of their image."""
+    polygons: int = 0
     wrong: list[str] = field(default_factory=list)
 
     def report(self, root: Path) -> None:
@@ -76,10 +81,16 @@ class Tally:
             )
         if self.total == self.without_side:
             raise DataError(f"{root} holds no box to learn or to score; annotate some objects")
+        if self.tiny == self.total - self.without_side:
+            raise DataError(
+                f"all {self.tiny} boxes in {root} lie within the first pixel of their image; state them in pixels, not "
+                "in fractions of the image"
+            )
         for count, what in (
             (self.over, "reach over the border of their image and are cut there"),
             (self.without_side, "have no width or no height and are left out"),
             (self.repeated, "stand twice in their file and count once"),
+            (self.polygons, "are those around the points of a polygon, because their line has seven or more numbers"),
         ):
             if count:
                 note(f"{count} of {self.total} boxes in {root} {what}")
@@ -154,8 +165,17 @@ class BoxedFiles:
         one = self.objects[index]
         return "boxes", one.boxes.tolist(), one.labels.tolist(), one.crowd.tolist(), self.white, self.in_channels
 
-    def say_without(self, what: str) -> None:
-        """Say how many images have no objects."""
+    def say_without(self, what: str, root: Path) -> None:
+        """Say how many images have no objects.
+
+        Raises:
+            ValueError: no image has an object that counts.
+        """
+        if all(one.crowd.all() for one in self.objects):
+            only = ", only difficult objects" if any(len(one.crowd) for one in self.objects) else ""
+            raise DataError(
+                f"the {what} images in {root} have no box to learn or to score{only}; annotate some objects"
+            )
         empty = sum(not len(one.labels) for one in self.objects)
         if empty:
             note(f"{empty} of {len(self)} {what} images have no object: all background")
@@ -165,6 +185,7 @@ def checked(one: Annotation, labels: Mapping[str, int], tally: Tally, fractions:
     """The objects of a file that are in order; the others go to the tally."""
     tally.total += len(one.found) + len(one.wrong)
     tally.wrong += [f"{one.file}:{reason}" for reason in one.wrong]
+    tally.polygons += one.polygons
     height, width = (1, 1) if fractions else one.size or (math.inf, math.inf)
     slack = SLACK_OF_FRACTIONS if fractions else SLACK
     kept: dict[tuple[Box, int], bool] = {}
@@ -176,10 +197,12 @@ def checked(one: Annotation, labels: Mapping[str, int], tally: Tally, fractions:
         x1, y1, x2, y2 = object_.box
         key = object_.box, labels[object_.kind]
         tally.over += x1 < -slack or y1 < -slack or x2 > width + slack or y2 > height + slack
-        tally.without_side += x1 == x2 or y1 == y2
         tally.repeated += key in kept
-        if x1 < x2 and y1 < y2:
-            kept[key] = object_.ignored
+        if not has_sides(*object_.box):
+            tally.without_side += 1
+            continue
+        tally.tiny += not fractions and x2 <= 1 and y2 <= 1
+        kept[key] = object_.ignored
     return objects_of([box for box, _ in kept], [label for _, label in kept], list(kept.values()))
 
 
@@ -190,8 +213,8 @@ def problem_of(one: Found, labels: Mapping[str, int], width: float, height: floa
         return f"class {one.kind} is none of {known}"
     x1, y1, x2, y2 = one.box
     text = f"the box {x1:g}, {y1:g}, {x2:g}, {y2:g}"
-    if not all(map(math.isfinite, one.box)):
-        return f"{text} has a number that is not finite"
+    if not all(map(is_plausible, one.box)):
+        return f"{text} has a number that is not finite or above {LARGEST:g}"
     if x2 < x1 or y2 < y1:
         return f"{text} ends before it begins"
     if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:

@@ -19,7 +19,7 @@ from datamodules.boxed_names import NAME_FILES, class_names, numbered_names
 from datamodules.class_folders import is_output
 from datamodules.errors import DataError
 from datamodules.notes import note
-from datamodules.pairing import folders_in, hidden, hold_out, walk
+from datamodules.pairing import folders_in, hidden, hold_out, numbered_lines, walk
 from datamodules.split_folders import SPLITS, say_passed_over, split_of
 from datamodules.voc_xml import read_xml
 from datamodules.yolo_txt import read_txt
@@ -82,9 +82,7 @@ def boxed_folders(root: Path, others: Counter[str]) -> tuple[tuple[str, ...], di
     }
     tally.report(root)
     for split, source in sources.items():
-        if not any(len(one.labels) for one in source.objects):
-            raise DataError(f"the {split} images in {root} have no box to learn or to score; annotate some objects")
-        source.say_without(split)
+        source.say_without(split, root)
     return names, sources
 
 
@@ -134,8 +132,9 @@ def yolo_settings(files: Iterable[Path], root: Path) -> tuple[Path, dict[str, An
     """The file of settings of YOLO's programs, the highest one that names classes, and its content.
 
     Raises:
-        ValueError: it is no YAML, or its names are none.
+        ValueError: it is no YAML, is for keypoints, or another one names other classes.
     """
+    found: list[tuple[Path, dict[str, Any]]] = []
     for path in sorted(files, key=lambda path: len(path.parts)):
         if path.suffix.lower() not in (".yaml", ".yml") or len(path.relative_to(root).parts) > 2:
             continue
@@ -144,8 +143,12 @@ def yolo_settings(files: Iterable[Path], root: Path) -> tuple[Path, dict[str, An
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise DataError(f"{path} cannot be read as YAML ({' '.join(str(error).split())[:120]})") from None
         if isinstance(content, dict) and ("names" in content or "nc" in content):
-            return path, content
-    return None
+            found.append((path, content))
+            if "kpt_shape" in content:
+                raise DataError(f"{path} is for keypoints (kpt_shape); export labels of boxes or polygons")
+            if content.get("names") != found[0][1].get("names"):
+                raise DataError(f"{found[0][0]} and {path} name other classes; keep one of them")
+    return found[0] if found else None
 
 
 def splits_of(images: Images, settings: tuple[Path, dict[str, Any]] | None, root: Path) -> dict[str, list[str]]:
@@ -202,12 +205,13 @@ def resolved(place: str, file: Path, content: Mapping[str, Any]) -> Path | None:
 def listed(path: Path, keys: Mapping[Path, str]) -> list[str]:
     """The images that a list of paths names. Raises ValueError if one is not there."""
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        if line.strip():
-            key = keys.get((path.parent / line.strip()).resolve())
-            if key is None:
-                raise DataError(f"{path}:{number}: there is no image {line.strip()}; add it or remove the line")
-            found.append(key)
+    for number, line in numbered_lines(path):
+        key = keys.get((path.parent / line).resolve())
+        if key is None:
+            raise DataError(f"{path}:{number}: there is no image {line}; add it or remove the line")
+        found.append(key)
+    if len(set(found)) < len(found):
+        note(f"{len(found) - len(set(found))} of {len(found)} lines of {path} name an image again: it counts once")
     return found
 
 
@@ -225,14 +229,11 @@ def listed_splits(images: Images, root: Path) -> dict[str, list[str]]:
     found = {}
     for split, path in lists.items():
         members = []
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-            for name in (line.strip(), line.split()[0]) if line.strip() else ():
-                if name in by_name:
-                    members.append(min(by_name[name], key=len))
-                    break
-            else:
-                if line.strip():
-                    raise DataError(f"{path}:{number}: there is no image {line.strip()}; add it or remove the line")
+        for number, line in numbered_lines(path):
+            name = line if line in by_name else line.split()[0]
+            if name not in by_name:
+                raise DataError(f"{path}:{number}: there is no image {line}; add it or remove the line")
+            members.append(min(by_name[name], key=len))
         twice = [name for name, count in Counter(members).items() if count > 1]
         if twice:
             raise DataError(f"{path} lists {twice[0]} twice; list each image once")

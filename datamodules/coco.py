@@ -9,11 +9,13 @@ for by `file_name` anywhere in `--data-dir`.
 Class 0 is background: all pixels without an annotation. The categories follow in the order of their ids, which may have
 gaps. Polygons and both kinds of run-length encoding are drawn by pycocotools. Where objects overlap, the smaller one is
 on top, and of two of one area the later one. Regions marked `iscrowd` are ignored where no single object is drawn. For
-detection, classes are the categories alone, and boxes are taken as `coco_boxes.py` says.
+detection, classes are the categories alone, and boxes are taken as `coco_boxes.py` says, with masks for a head that
+learns them.
 """
 
 import json
 from collections import defaultdict
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,7 +24,16 @@ import numpy as np
 
 from datamodules.base import IGNORE_INDEX, GraftDataModule, Source, Task
 from datamodules.coco_boxes import check_boxes, objects_in
-from datamodules.coco_files import LAYOUT, annotation_files, classes_of, find_images, images_by_name, read_annotations
+from datamodules.coco_files import (
+    LAYOUT,
+    annotation_files,
+    classes_of,
+    find_images,
+    images_by_name,
+    read_annotations,
+    say_shared_and_unlisted,
+)
+from datamodules.coco_masks import drawn, has_outline, object_masks, require_pycocotools
 from datamodules.decoding import read_image
 from datamodules.errors import DataError
 from datamodules.notes import note
@@ -37,13 +48,14 @@ class Coco(GraftDataModule):
     """Masks with background, or boxes. Trains on crops of `image_size`, validates on whole images, undistorted."""
 
     tasks: ClassVar[tuple[Task, ...]] = ("segmentation", "detection")
+    has_object_masks = True
 
     def default_size(self) -> tuple[int, int]:
         return 512, 512
 
     def sources(self) -> dict[str, Source]:
-        kind = BoxedImages if self.task == "detection" else AnnotatedImages
-        if self.task == "segmentation":
+        kind = BoxedMasks if self.object_masks else BoxedImages if self.task == "detection" else AnnotatedImages
+        if kind is not BoxedImages:
             require_pycocotools()
         root = Path(self.data_dir or "data/coco")
         if not root.is_dir():
@@ -53,10 +65,9 @@ class Coco(GraftDataModule):
         names, label_of = classes_of(contents["train"], files["train"])
         self.class_names = names[1:] if self.task == "detection" else names
         paths = images_by_name(root)
-        sources = {
-            split: kind(content, files[split], label_of, find_images(content, files[split], split, paths, root))
-            for split, content in contents.items()
-        }
+        found = {split: find_images(content, files[split], split, paths, root) for split, content in contents.items()}
+        say_shared_and_unlisted(found, paths, root)
+        sources = {split: kind(content, files[split], label_of, found[split]) for split, content in contents.items()}
         if "val" not in sources:
             everything = sources["train"]
             stems = [Path(image["file_name"]).stem for image in everything.images]
@@ -130,12 +141,7 @@ class AnnotatedImages:
         for one in self.annotations[self.images[index]["id"]]:
             if one["category_id"] not in self.labels:
                 raise self._unknown_category(one["category_id"])
-            try:
-                rle = run_lengths(one.get("segmentation"), height, width)
-            except Exception as error:  # pycocotools raises what it likes
-                reason = " ".join(str(error).split()) or type(error).__name__
-                message = f"{self.file}: annotation {one.get('id')} cannot be drawn ({reason}); correct or remove it"
-                raise DataError(message, "unreadable") from None
+            rle = drawn(one, height, width, self.file)
             if rle is not None:
                 (crowds if one.get("iscrowd") else objects).append((rle, self.labels[one["category_id"]]))
         for rle, _ in crowds:
@@ -178,7 +184,8 @@ class BoxedImages(AnnotatedImages):
     """A split of image files with the boxes of their annotations; class 0 is the first category."""
 
     def target(self, index: int, height: int, width: int) -> Objects:
-        return objects_in(self.annotations[self.images[index]["id"]], self.without_background(), height, width)
+        annotations = self.annotations[self.images[index]["id"]]
+        return objects_in(annotations, self.without_background(), height, width, self.file)
 
     def decoding_key(self, index: int) -> tuple[Any, ...]:
         return "boxes", *super().decoding_key(index)
@@ -189,46 +196,28 @@ class BoxedImages(AnnotatedImages):
 
     def _say_unusual(self, content: dict[str, Any]) -> None:
         check_boxes(content, self.file, self.without_background())
+        total = len(content["annotations"])
+        again = sum(
+            len(of_image) - len({(one["category_id"], *one["bbox"]) for one in of_image})
+            for of_image in self.annotations.values()
+        )
+        if again:
+            note(f"{again} of {total} boxes in {self.file} stand there twice; both count, as in COCO's own scores")
 
 
-def require_pycocotools() -> None:
-    try:
-        import pycocotools.mask  # noqa: F401
-    except ImportError:
-        raise DataError(
-            "--data coco draws masks with pycocotools, which is not installed: pip install 'graft[coco]'"
-        ) from None
+class BoxedMasks(BoxedImages):
+    """The same with the mask of each object."""
 
+    def target(self, index: int, height: int, width: int) -> Objects:
+        draw = partial(object_masks, height=height, width=width, file=self.file)
+        annotations = self.annotations[self.images[index]["id"]]
+        return objects_in(annotations, self.without_background(), height, width, self.file, draw)
 
-def has_outline(segmentation: Any) -> bool:
-    """Whether there is anything to draw: run lengths, or a polygon of three points. Others count as boxes."""
-    if isinstance(segmentation, list):
-        return any(len(polygon) >= 6 for polygon in segmentation)
-    return bool(segmentation)
-
-
-def run_lengths(segmentation: Any, height: int, width: int) -> Any | None:
-    """Polygons, or run lengths as a list or compressed, as compressed run lengths; None if there is no outline.
-
-    Raises:
-        ValueError: run lengths are of another size than the image, or half a point ends a polygon.
-    """
-    from pycocotools import mask as rle_tools
-
-    if not has_outline(segmentation):
-        return None
-    if isinstance(segmentation, list):
-        if any(len(polygon) % 2 for polygon in segmentation):
-            raise ValueError("a polygon has an odd number of coordinates")
-        # Four numbers would be taken for a box.
-        polygons = [[float(x) for x in polygon] for polygon in segmentation if len(polygon) >= 6]
-        if not np.isfinite(np.concatenate(polygons)).all():
-            raise ValueError("a coordinate is no number")
-        return rle_tools.merge(rle_tools.frPyObjects(polygons, height, width))
-    if list(segmentation["size"]) != [height, width]:
-        raise ValueError(f"its run lengths are for {segmentation['size'][1]}x{segmentation['size'][0]} pixels")
-    if isinstance(segmentation["counts"], list):
-        if sum(segmentation["counts"]) != height * width:
-            raise ValueError(f"its run lengths add up to {sum(segmentation['counts'])} pixels of {height * width}")
-        return rle_tools.frPyObjects(segmentation, height, width)
-    return segmentation
+    def _say_unusual(self, content: dict[str, Any]) -> None:
+        super()._say_unusual(content)
+        without = sum(not has_outline(one.get("segmentation")) for one in content["annotations"])
+        if without:
+            raise DataError(
+                f"{self.file}: {without} of {len(content['annotations'])} annotations have a box only, and the head "
+                "learns masks; export polygons or masks (segmentation), or use --head fasterrcnn"
+            )

@@ -7,30 +7,55 @@ height, of which COCO itself has a few, are left out; one line says how many.
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from datamodules.coco_files import BACKGROUND
 from datamodules.errors import DataError
 from datamodules.notes import note
-from datamodules.objects import Objects, objects_of
+from datamodules.objects import LARGEST, Objects, has_sides, is_plausible, objects_of
 
 Annotation = Mapping[str, Any]
 SLACK = 1.0
 """Pixels by which a box may reach over the border without a word: programs round differently."""
 
 
-def objects_in(annotations: Sequence[Annotation], labels: Mapping[int, int], height: int, width: int) -> Objects:
-    """The objects of an image, cut at its border, without those that have no width or height."""
-    boxes, classes, crowd = [], [], []
+def objects_in(
+    annotations: Sequence[Annotation],
+    labels: Mapping[int, int],
+    height: int,
+    width: int,
+    file: Path,
+    draw: Callable[[Sequence[Annotation]], np.ndarray] | None = None,
+) -> Objects:
+    """The objects of an image, cut at its border, without those that have no width or height.
+
+    Args:
+        draw: makes the masks bool `(N, height, width)` of annotations, if the objects are to have some.
+
+    Raises:
+        ValueError: one lies outside the image, whose size the file did not state.
+    """
+    boxes, classes, crowd, kept = [], [], [], []
     for one in annotations:
         x, y, w, h = map(float, one["bbox"])
         box = (max(0.0, x), max(0.0, y), min(float(width), x + w), min(float(height), y + h))
-        if box[2] > box[0] and box[3] > box[1]:
+        if has_sides(*box):
             boxes.append(box)
             classes.append(labels[one["category_id"]])
             crowd.append(bool(one.get("iscrowd")))
-    return objects_of(boxes, classes, crowd)
+            kept.append(one)
+        elif has_sides(x, y, x + w, y + h):
+            raise DataError(
+                f"{file}: bbox {one['bbox']} of annotation {one.get('id')} lies outside its image of {width}x{height} "
+                "pixels; correct or remove it"
+            )
+    found = objects_of(boxes, classes, crowd)
+    return found if draw is None else replace(found, masks=draw(kept))
 
 
 def check_boxes(content: Mapping[str, Any], file: Path, labels: Mapping[int, int]) -> None:
@@ -40,27 +65,39 @@ def check_boxes(content: Mapping[str, Any], file: Path, labels: Mapping[int, int
         ValueError: some are wrong; the message counts them and shows the first.
     """
     images = {image["id"]: image for image in content["images"]}
+    names = {category["id"]: category["name"] for category in content["categories"]}
     refuse_repeated(content, file)
     wrong: list[str] = []
-    over = without_side = 0
+    over = without_side = crowds = tiny = 0
     for one in content["annotations"]:
-        problem = problem_of(one, images, labels)
+        problem = problem_of(one, images, labels, names)
         if problem:
             wrong.append(f"annotation {one.get('id')} of {name_of(one, images)}: {problem}")
             continue
         x, y, w, h = map(float, one["bbox"])
         image = images[one["image_id"]]
-        without_side += w == 0 or h == 0
+        if not has_sides(x, y, x + w, y + h):
+            without_side += 1
+            continue
+        crowds += bool(one.get("iscrowd"))
+        tiny += x + w <= 1 and y + h <= 1
         over += x < -SLACK or y < -SLACK or beyond(x + w, image.get("width")) or beyond(y + h, image.get("height"))
     total = len(content["annotations"])
     if wrong:
         raise DataError(
             f"{file}: {len(wrong)} of {total} annotations are wrong; correct or remove them. The first: {wrong[0]}"
         )
-    if total == without_side:
-        raise DataError(f"{file} holds no box to learn or to score; annotate some objects")
+    if total == without_side + crowds:
+        only = " but crowds" if crowds else ""
+        raise DataError(f"{file} holds no box to learn or to score{only}; annotate some objects")
+    if tiny == total - without_side:
+        raise DataError(
+            f"{file}: all {tiny} boxes lie within the first pixel of their image; state them in pixels, not in "
+            "fractions of the image"
+        )
     if over:
-        note(f"{over} of {total} boxes in {file} reach over the border of their image and are cut there")
+        most = "; is bbox written as two corners? COCO's is [x, y, width, height]" if over > total / 2 else ""
+        note(f"{over} of {total} boxes in {file} reach over the border of their image and are cut there{most}")
     if without_side:
         note(f"{without_side} of {total} boxes in {file} have no width or no height and are left out")
     annotated = {one["image_id"] for one in content["annotations"]}
@@ -78,31 +115,42 @@ def refuse_repeated(content: Mapping[str, Any], file: Path) -> None:
         )
 
 
-def problem_of(one: Annotation, images: Mapping[int, Any], labels: Mapping[int, int]) -> str | None:
+def problem_of(
+    one: Annotation, images: Mapping[int, Any], labels: Mapping[int, int], names: Mapping[int, str]
+) -> str | None:
     """Why an annotation is no box of an image in a class; None if it is one."""
     if one["image_id"] not in images:
         return "no image has that id"
-    if one["category_id"] not in labels:
-        return f"category {one['category_id']} is not listed under categories"
+    category = one["category_id"]
+    if category not in names:
+        return f"category {category!r} is not listed under categories"
+    if category not in labels:
+        is_background = names[category].lower() == BACKGROUND
+        why = "which has no boxes" if is_background else "which the training annotations do not list; add it there"
+        return f"its category is {names[category]}, {why}"
+    if one.get("iscrowd") not in (None, 0, 1):
+        return f"iscrowd is {one['iscrowd']!r}, neither 0 nor 1"
     box = one.get("bbox")
     numbers = [value for value in box if isinstance(value, (int, float))] if isinstance(box, list) else []
     if len(numbers) != 4 or len(box) != 4:  # type: ignore[arg-type]
-        return f"bbox is {box}, not [x, y, width, height]"
-    if not all(map(math.isfinite, numbers)):
-        return f"bbox {box} has a number that is not finite"
+        return f"bbox is {box!s:.60}, not [x, y, width, height]"
+    if not all(map(is_plausible, numbers)):
+        return f"bbox {box} has a number that is not finite or above {LARGEST:g}"
     x, y, w, h = numbers
     if w < 0 or h < 0:
         return f"bbox {box} has a negative side (its end lies before its beginning)"
     image = images[one["image_id"]]
     height, width = image.get("height", math.inf), image.get("width", math.inf)
-    if x + w < 0 or y + h < 0 or x > width or y > height:
+    # In float32, as boxes are kept.
+    ends_before = np.float32(x + w) <= 0 or np.float32(y + h) <= 0
+    if (ends_before or np.float32(x) >= width or np.float32(y) >= height) and has_sides(x, y, x + w, y + h):
         return f"bbox {box} lies outside the image of {width}x{height} pixels"
     return None
 
 
 def name_of(one: Annotation, images: Mapping[int, Any]) -> str:
     image = images.get(one["image_id"])
-    return image["file_name"] if image else f"image {one['image_id']}"
+    return image["file_name"] if image else f"image {one['image_id']!r}"
 
 
 def beyond(end: float, size: float | None) -> bool:

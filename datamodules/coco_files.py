@@ -4,13 +4,15 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from datamodules.boxed_names import say_alike
 from datamodules.class_table import MOST_CLASSES
 from datamodules.errors import DataError
 from datamodules.notes import note
-from datamodules.pairing import kinds, walk
+from datamodules.pairing import UNPRINTABLE, kinds, walk
 from datamodules.split_folders import SPLITS, split_of
 
 BACKGROUND = "background"
@@ -34,10 +36,13 @@ def annotation_files(root: Path) -> dict[str, Path]:
     folders = [root, *sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]
     found: dict[str, Path] = {}
     unsplit: list[Path] = []
+    others: list[Path] = []
     for folder in folders:
         files = sorted(folder.glob("*.json"))
         instances = [path for path in files if path.name.startswith("instances")]  # beside captions and keypoints
-        for path in instances or [path for path in files if holds_annotations(path)]:
+        taken = instances or [path for path in files if holds_annotations(path)]
+        others += [] if instances else [path for path in files if path not in taken]
+        for path in taken:
             split = (split_of(folder) if folder != root else None) or split_in(path.stem)
             if split is None:
                 unsplit.append(path)
@@ -45,6 +50,8 @@ def annotation_files(root: Path) -> dict[str, Path]:
                 raise DataError(f"{found[split]} and {path} are both for {split}; keep one of them")
             else:
                 found[split] = path
+    if others:
+        note(f"{len(others)} JSON files in {root} hold no annotations in COCO's format (first: {others[0]})")
     if not found and len(unsplit) == 1:
         return {"train": unsplit[0]}
     if "train" not in found:
@@ -57,6 +64,8 @@ def annotation_files(root: Path) -> dict[str, Path]:
 
 def holds_annotations(path: Path) -> bool:
     """Whether a JSON file speaks of annotations, by a glance at its beginning and end."""
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         start = file.read(4_096)
         file.seek(max(0, path.stat().st_size - 4_096))
@@ -73,7 +82,7 @@ def read_annotations(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON ({error}); export it again") from None
     for key, needs in (("images", ("id", "file_name")), ("annotations", ("image_id", "category_id")),
                        ("categories", ("id", "name"))):  # fmt: skip
@@ -85,8 +94,11 @@ def read_annotations(path: Path) -> dict[str, Any]:
         check_values(rows, key, path)
     for key, text in (("images", "file_name"), ("categories", "name")):
         for row in content[key]:
-            if not isinstance(row[text], str):
-                raise DataError(f"{path}: the {text} of {key} number {row['id']} is {row[text]!r}; write a text")
+            value = row[text]
+            if not isinstance(value, str) or not value.strip() or UNPRINTABLE.search(value):
+                raise DataError(
+                    f"{path}: the {text} of {key} number {row['id']} is {value!a}; write a text of one line"
+                )
         twice = [number for number, count in Counter(str(row["id"]) for row in content[key]).items() if count > 1]
         if twice:
             raise DataError(f"{path} lists the id {twice[0]} twice under {key}; give each its own")
@@ -128,6 +140,7 @@ def classes_of(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], di
         raise DataError(
             f"{path} names {len(set(names)) - 1} different categories; write 1 to {MOST_CLASSES - 1}, each once"
         )
+    say_alike(names)
     labels = {name: number for number, name in enumerate(names)}
     return names, labels | {one["name"]: 0 for one in categories if one["name"].lower() == BACKGROUND}
 
@@ -150,7 +163,7 @@ def find_images(
     """The path of each listed image by its id.
 
     Raises:
-        ValueError: one is not there, or there are several and it is unclear which is meant.
+        ValueError: one is not there or is listed twice, or there are several and it is unclear which is meant.
     """
     found: dict[int, Path] = {}
     missing: list[str] = []
@@ -174,4 +187,24 @@ def find_images(
             f"{file} lists {len(content['images'])} images, {len(missing)} of which are not in {root} (first: "
             f"{missing[0]}); put them there or remove their entries"
         )
+    twice = [path for path, count in Counter(found.values()).items() if count > 1]
+    if twice:
+        raise DataError(f"{file} lists {twice[0]} under two ids; put all its annotations under one of them")
     return found
+
+
+def say_shared_and_unlisted(found: dict[str, dict[int, Path]], paths: dict[str, list[Path]], root: Path) -> None:
+    """Say which images are in two splits, and how many are in none.
+
+    Args:
+        found: the images of each split.
+        paths: all images in `root` by their file name.
+    """
+    for first, second in combinations(found, 2):
+        shared = set(found[first].values()) & set(found[second].values())
+        if shared:
+            note(f"{len(shared)} images in {root} are in both {first} and {second} (first: {min(shared)})")
+    listed = {path for of_split in found.values() for path in of_split.values()}
+    left = [path for of_name in paths.values() for path in of_name if path not in listed]
+    if left:
+        note(f"{len(left)} images in {root} are in no annotation file and are passed over (first: {min(left)})")

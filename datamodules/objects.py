@@ -11,6 +11,8 @@ LEAST_VISIBLE = 0.25
 """Fraction of a box's area that must be inside a crop; boxes with less are left out."""
 LEAST_SIDE = 1.0
 """Pixels of the shorter side of a box that is kept."""
+LARGEST = 1e9
+"""Pixels above which a number is no coordinate."""
 PROPOSED = -1
 """The label of proposals while they move with the objects."""
 
@@ -50,6 +52,16 @@ def objects_of(boxes: Any, labels: Any, crowd: Any = None) -> Objects:
     numbers = np.asarray(labels, np.int64).reshape(-1)
     several = np.zeros(len(numbers), bool) if crowd is None else np.asarray(crowd, bool).reshape(-1)
     return Objects(np.asarray(boxes, np.float32).reshape(-1, 4), numbers, several)
+
+
+def is_plausible(number: float) -> bool:
+    """Whether a number can be a coordinate: it is finite and no larger than `LARGEST`."""
+    return abs(number) <= LARGEST
+
+
+def has_sides(x1: float, y1: float, x2: float, y2: float) -> bool:
+    """Whether a box has a width and a height in float32, in which boxes are kept."""
+    return bool(np.float32(x1) < np.float32(x2) and np.float32(y1) < np.float32(y2))
 
 
 def box_params() -> A.BboxParams:

@@ -189,10 +189,23 @@ def read_lines(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise DataError(f"{path} is missing; check --data-dir and the layout")
-    lines = [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    if not lines:
+    return [line.split()[0] for _, line in numbered_lines(path)]
+
+
+def numbered_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines that are not blank, with their numbers and without spaces around them.
+
+    Raises:
+        ValueError: the file cannot be read as text, or holds nothing.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as text in UTF-8 ({error})") from None
+    found = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not found:
         raise DataError(f"{path} is empty; write the name of an image on each line")
-    return lines
+    return found
 
 
 def hold_out(items: list[T], names: Sequence[str], where: Path) -> tuple[list[T], list[T]]:

@@ -8,6 +8,7 @@ that test set, on which the best epoch is chosen. The boxes of 2012 alone are `v
 curve.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import ClassVar
 
@@ -48,6 +49,8 @@ def boxed_splits(
     tally = Tally()
     found = {split: one_split(root, split, of_split, tally) for split, of_split in sets.items()}
     tally.report(root)
+    for split, source in found.items():
+        source.say_without(split, root)
     return dict(found)
 
 
@@ -55,7 +58,12 @@ def one_split(root: Path, split: str, sets: Sets, tally: Tally) -> BoxedFiles:
     images, files = [], []
     for year, part in sets:
         folder = root if (root / LISTS).is_dir() else root / "VOCdevkit" / f"VOC{year}"
-        for name in read_lines(folder / LISTS / f"{part}.txt"):
+        listing = folder / LISTS / f"{part}.txt"
+        names = read_lines(listing)
+        twice = next((name for name, count in Counter(names).items() if count > 1), None)
+        if twice:
+            raise DataError(f"{listing} lists {twice} twice; list each image once")
+        for name in names:
             images.append((name if len(sets) == 1 else f"{year}/{name}", folder / "JPEGImages" / f"{name}.jpg"))
             files.append(folder / "Annotations" / f"{name}.xml")
     missing = [path for (_, image), file in zip(images, files, strict=True) for path in (image, file)

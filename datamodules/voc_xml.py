@@ -11,6 +11,8 @@ from xml.parsers import expat
 from datamodules.boxed_files import Annotation, Found
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
+MARKS = {"": False, "0": False, "false": False, "1": True, "true": True}
+"""What `difficult` may be, in any case."""
 LINE = "line of the file"
 """Attribute of each element, which cannot occur in a file because of its spaces."""
 
@@ -30,13 +32,20 @@ def read_xml(path: Path) -> Annotation:
         return Annotation(path, wrong=[f"1: its root is <{root.tag}>, not <annotation> as in PASCAL VOC"])
     found: list[Found] = []
     wrong: list[str] = []
-    for one in root.iter("object"):
+    size: tuple[int, int] | None = None
+    stated = root.find("size")
+    for one in root.iter():
         line = int(one.attrib[LINE])
         try:
-            found.append(object_of(one, line))
+            if one.tag == "object":
+                found.append(object_of(one, line))
+            elif one.tag.lower() == "object":
+                raise ValueError(f"<{one.tag}> is <object> in PASCAL VOC's files")
+            elif one is stated:
+                size = size_of(one)
         except ValueError as error:
             wrong.append(f"{line}: {error}")
-    return Annotation(path, found, wrong, size_of(root))
+    return Annotation(path, found, wrong, size)
 
 
 def with_lines(text: bytes) -> Element:
@@ -55,29 +64,40 @@ def with_lines(text: bytes) -> Element:
 
 def object_of(one: Element, line: int) -> Found:
     """Raises ValueError if the object has no name or no box of four numbers."""
-    name = (one.findtext("name") or "").strip()
+    name = " ".join((one.findtext("name") or "").split())
     if not name:
         raise ValueError("an object has no name")
-    box = one.find("bndbox")
-    if box is None:
-        raise ValueError(f"an object ({name}) has no bndbox")
+    boxes = one.findall("bndbox")
+    if len(boxes) != 1:
+        raise ValueError(f"an object ({name}) has {len(boxes) or 'no'} bndbox; it must have one")
     sides = []
     for side in SIDES:
-        text = (box.findtext(side) or "").strip()
+        values = boxes[0].findall(side)
+        text = " and ".join((value.text or "").strip() for value in values)
         try:
             sides.append(float(text))
         except ValueError:
             stated = f"{side} is '{text}', which is no number" if text else f"{side} is missing"
             raise ValueError(f"in the box of an object ({name}), {stated}") from None
     x1, y1, x2, y2 = sides
-    difficult = (one.findtext("difficult") or "").strip() == "1"
-    return Found(line, name, (x1 - 1, y1 - 1, x2, y2), difficult)
+    mark = (one.findtext("difficult") or "").strip()
+    if mark.lower() not in MARKS:
+        raise ValueError(f"the mark difficult of an object ({name}) is '{mark}', neither 0 nor 1")
+    return Found(line, name, (x1 - 1, y1 - 1, x2, y2), MARKS[mark.lower()])
 
 
-def size_of(root: Element) -> tuple[int, int] | None:
-    """H and W of the image; None if the file does not state them, or states zero as some programs do."""
-    try:
-        height, width = (int(root.findtext(f"size/{side}") or 0) for side in ("height", "width"))
-    except ValueError:
-        return None
+def size_of(size: Element) -> tuple[int, int] | None:
+    """H and W of the image; None if they are not stated, or stated as zero as some programs do.
+
+    Raises:
+        ValueError: one is no whole number.
+    """
+    sides = []
+    for side in ("height", "width"):
+        text = (size.findtext(side) or "0").strip()
+        try:
+            sides.append(int(text.removesuffix(".0")))
+        except ValueError:
+            raise ValueError(f"the {side} of the image is '{text}', which is no number of pixels") from None
+    height, width = sides
     return (height, width) if height > 0 and width > 0 else None

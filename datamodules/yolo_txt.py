@@ -23,13 +23,15 @@ def read_txt(path: Path) -> Annotation:
         return Annotation(path, wrong=["1: it is no text in UTF-8; export it again"])
     found: list[Found] = []
     wrong: list[str] = []
+    polygons = 0
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
                 found.append(object_of(line.split(), number))
+                polygons += len(line.split()) > 5
             except ValueError as error:
                 wrong.append(f"{number}: {error}")
-    return Annotation(path, found, wrong)
+    return Annotation(path, found, wrong, polygons=polygons)
 
 
 def object_of(words: list[str], line: int) -> Found:
@@ -37,6 +39,7 @@ def object_of(words: list[str], line: int) -> Found:
     is_polygon = len(words) % 2 == 1 and len(words) >= 1 + 2 * LEAST_POINTS
     if len(words) != 5 and not is_polygon:
         hint = "; a sixth one is the score of a prediction, not a label" if len(words) == 6 else ""
+        hint = "; write spaces between them" if len(words) == 1 and set(words[0]) & set(",;") else hint
         raise ValueError(f"{len(words)} numbers, not 5: class, x, y, width, height{hint}")
     try:
         label, *numbers = map(float, words)

@@ -5,8 +5,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from backbones.dilated_conv import DilatedConv2d
-
 
 def norm_pooled(norm: nn.Module, x: Tensor) -> Tensor:
     """Apply a batch norm to pooled maps, also if one device has one image with one value per channel.
@@ -31,7 +29,7 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, rate: in
     """A convolution of an odd `kernel_size`, dilated by `rate`, that keeps the map's size; batch norm and ReLU."""
     padding = rate * (kernel_size // 2)
     return nn.Sequential(
-        DilatedConv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=rate, bias=False),
+        nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=rate, bias=False),
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
     )
@@ -40,7 +38,7 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, rate: in
 def separable_conv(in_channels: int, out_channels: int, rate: int) -> nn.Sequential:
     """A 3x3 convolution per channel at `rate`, then 1x1 across channels, each with batch norm and ReLU."""
     return nn.Sequential(
-        DilatedConv2d(in_channels, in_channels, 3, padding=rate, dilation=rate, groups=in_channels, bias=False),
+        nn.Conv2d(in_channels, in_channels, 3, padding=rate, dilation=rate, groups=in_channels, bias=False),
         nn.BatchNorm2d(in_channels),
         nn.ReLU(inplace=True),
         *conv_bn_relu(in_channels, out_channels, 1),

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from backbones.dilated_conv import DilatedConv2d
 from heads.aspp import scaled_rates
 from heads.head import Head, last
 
@@ -86,7 +85,7 @@ def spaced(number: int, wanted: int) -> Tensor:
 
 def large_field_of_view(in_channels: int, hidden: int, num_classes: int, rate: int, dropout: float) -> nn.Sequential:
     """fc6, fc7 and scores: `(B, C, H, W)` -> `(B, num_classes, H, W)`."""
-    fc6 = DilatedConv2d(in_channels, hidden, 3, padding=rate, dilation=rate)
+    fc6 = nn.Conv2d(in_channels, hidden, 3, padding=rate, dilation=rate)
     fc7 = nn.Conv2d(hidden, hidden, 1)
     for layer in (fc6, fc7):
         nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")

@@ -13,7 +13,6 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from backbones.dilated_conv import DilatedConv2d
 from heads.aspp import scaled_rates
 from heads.deeplabv1 import init_score, large_field_of_view
 from heads.head import Head, last
@@ -53,7 +52,7 @@ class DeepLabV2(Head):
         self.branches = nn.ModuleList(
             large_field_of_view(channels[-1], hidden, num_classes, rate, dropout)
             if hidden
-            else init_score(DilatedConv2d(channels[-1], num_classes, 3, padding=rate, dilation=rate))
+            else init_score(nn.Conv2d(channels[-1], num_classes, 3, padding=rate, dilation=rate))
             for rate in rates
         )
 

@@ -4,9 +4,10 @@ Every place of a pyramid of strides 8 to 128 predicts classes, the distances to 
 it lies in it. Layers, their names, initial values and thresholds are torchvision's (`fcos_resnet50_fpn`), whose
 checkpoint's `backbone.fpn` and `head` load here under the names `pyramid` and `head`. With it, and unlike the paper's
 first version, a place learns a box only within 1.5 strides of the box's centre, centredness shares the boxes' tower,
-and the loss is of the generalised IoU. Differences from torchvision: the pyramid starts from the maps of stride 8 and
-coarser that the backbone has; the number of places that the loss is divided by is averaged over all processes, as in
-the authors' code.
+and the loss is of the generalised IoU. As in torchvision too, distances are a ReLU times the stride, without a learned
+factor for each level, and the loss of boxes is not weighted by centredness. Differences from torchvision: the pyramid
+starts from the maps of stride 8 and coarser that the backbone has; the number of places that the loss is divided by is
+averaged over all processes, as in the authors' code.
 """
 
 from collections.abc import Sequence

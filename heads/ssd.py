@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from torchvision.models.detection.ssd import SSDHead
 from torchvision.ops import box_iou
 
-from backbones.dilated_conv import DilatedConv2d
 from heads.anchors import BACKGROUND, anchors_at, decode, encode, match, places
 from heads.box_head import BoxHead, Detections, Objects, Size, Sums, exact, last_of_each_stride, suppressed
 from heads.regions import BOX_WEIGHTS
@@ -180,7 +179,7 @@ def fc6_fc7(channels: int, width: int) -> nn.Sequential:
     """VGG's fc6 and fc7 as convolutions, the first one of 3x3 values at rate 6 behind a pool without stride."""
     layers = nn.Sequential(
         nn.MaxPool2d(3, 1, 1),
-        DilatedConv2d(channels, width, 3, padding=6, dilation=6),
+        nn.Conv2d(channels, width, 3, padding=6, dilation=6),
         nn.ReLU(inplace=True),
         nn.Conv2d(width, width, 1),
         nn.ReLU(inplace=True),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from backbones import BACKBONES, find_backbone
 from backbones.backbone import Backbone
+from backbones.cpu_conv import use_cpu_convolutions
 from heads import HEADS, find_head
 from heads.box_head import BoxHead, Detections, Objects, Size, Sums
 from heads.deeplabv1 import DeepLabV1
@@ -75,6 +76,7 @@ class Network(nn.Module):
         self.backbone.load(weights, sampled or self.published_classifier())
         if sampled is not None:
             cast("DeepLabV1", self.head).take_samples(*fully_connected_layers(sampled))
+        use_cpu_convolutions(self)
 
     def published_classifier(self) -> nn.Module | None:
         """The layers of the backbone's published classifier that the head works with."""

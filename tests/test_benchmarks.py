@@ -14,9 +14,9 @@ import torch
 from experiments.benchmarks import (
     accelerator,
     all,
+    cpu_conv_speed,
     crf_speed,
     detectors,
-    dilation_speed,
     loader_speed,
     peers,
     scale,
@@ -26,7 +26,7 @@ from experiments.benchmarks.peer_networks import Job, Side
 
 pytestmark = pytest.mark.usefixtures("quick_weights")
 SIDES = ("graft", "peer")
-REWRITERS = [accelerator, crf_speed, detectors, dilation_speed, loader_speed, peers, scale, trainer_overhead]
+REWRITERS = [accelerator, crf_speed, detectors, cpu_conv_speed, loader_speed, peers, scale, trainer_overhead]
 ASKED = argparse.Namespace(batch=4, size=256, repetitions=5, compile=False, device="cpu")
 
 

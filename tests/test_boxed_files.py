@@ -64,6 +64,7 @@ def test_yolos_lines_are_fractions_of_the_image(tmp_path: Path, capsys: pytest.C
     assert "reach over the border of their image and are cut there" in said
     assert "have no width or no height and are left out" in said
     assert "stand twice in their file and count once" in said
+    assert "are those around the points of a polygon, because their line has seven or more numbers" in said
     assert "2 of 5 train images have no object: all background" in said
 
 
@@ -137,6 +138,7 @@ WRONG_LINES = {
     "nan": ("1 0.5 nan 0.1 0.2", "has a number that is not finite"),
     "word": ("cat 0.5 0.5 0.1 0.2", "'cat' is no number"),
     "class": ("2 0.5 0.5 0.1 0.2", "class 2 is none of 0, 1"),
+    "commas": ("1,0.5,0.5,0.1,0.2", "write spaces between them"),
     "half": ("0.5 0.5 0.5 0.1 0.2", "the class is 0.5; it must be a whole number of at least 0"),
 }
 
@@ -156,6 +158,8 @@ def test_wrong_lines_are_named_before_training(kind: str, tmp_path: Path) -> Non
 WRONG_OBJECTS = {
     "swapped": (("dog", (9, 1, 3, 8), 0), "ends before it begins"),
     "nan": (("dog", (1, 1, "nan", 8), 0), "has a number that is not finite"),
+    "gigantic": (("dog", (1, 1, "1e300", 8), 0), "has a number that is not finite or above 1e+09"),
+    "mark": (("dog", (1, 1, 3, 8), "perhaps"), "the mark difficult of an object (dog) is 'perhaps', neither 0 nor 1"),
     "outside": (("dog", (50, 1, 60, 8), 0), "lies outside the image of 36x36 pixels"),
     "negative": (("dog", (-9, 1, -3, 8), 0), "lies outside the image"),
     "word": (("dog", (1, "two", 3, 8), 0), "ymin is 'two', which is no number"),
@@ -175,12 +179,29 @@ def test_wrong_objects_are_named_before_training(kind: str, tmp_path: Path) -> N
     assert message in str(caught.value)
 
 
+def replace(root: Path, old: str, new: str) -> None:
+    """Change the text of an annotation file."""
+    path = root / "Annotations/1.xml"
+    path.write_text(path.read_text().replace(old, new))
+
+
 FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "malformed": (lambda root: (root / "Annotations/1.xml").write_text("<annotation>\n<object>\n"),
                   "1.xml:3: it is no whole XML file (no element found)"),
     "empty": (lambda root: (root / "Annotations/1.xml").write_text(""), "1.xml:1: it is no whole XML file"),
     "encoding": (lambda root: (root / "Annotations/1.xml").write_text('<?xml version="1.0" encoding="klingon"?><a/>'),
                  "1.xml:1: "),
+    "two boxes": (lambda root: replace(root, "</bndbox>", "</bndbox><bndbox/>"), "an object (dog) has 2 bndbox"),
+    "other tag": (lambda root: replace(root, "object>", "Object>"), "1.xml:4: <Object> is <object> in PASCAL VOC's"),
+    "size": (lambda root: replace(root, "<width>36", "<width>wide"), "1.xml:3: the width of the image is 'wide'"),
+    "empty list": (lambda root: write_list(root, "train", []), "train.txt is empty; write the name of an image"),
+    "list": (lambda root: (write_list(root, "train", []), (root / "ImageSets/Main/train.txt").write_bytes(b"\xe9\n")),
+             "train.txt cannot be read as text in UTF-8"),
+    "fractions": (lambda root: [write_xml(path, [("dog", (0.1, 0.1, 0.5, 0.9), 0)])
+                                for path in (root / "Annotations").iterdir()], "all 5 boxes in"),
+    "difficult": (lambda root: [write_xml(path, [("dog", (1, 1, 9, 9), 1)])
+                                for path in (root / "Annotations").iterdir()],
+                  "have no box to learn or to score, only difficult objects"),
     "other": (lambda root: (root / "Annotations/1.xml").write_text("<kml/>"), "its root is <kml>, not <annotation>"),
     "no image": (lambda root: (root / "JPEGImages/1.png").unlink(), "1 of 5 annotation files in"),
     "two images": (lambda root: save(root / "JPEGImages/1.jpg", photo(1)), "would be one image"),
@@ -211,6 +232,12 @@ def test_files_that_do_not_fit_are_one_line(kind: str, tmp_path: Path) -> None:
         ("nc: 3\nnames: [a, b]\n", "states nc: 3 but names 2 classes"),
         ("names: {1: a, 2: b}\n", "names must be numbered 0, 1, 2"),
         ("names: [a\n", "cannot be read as YAML"),
+        ("names: {0: a, b: b}\n", "names must be numbered 0, 1, 2"),
+        ("names: [yes, no]\n", "the name of class 0 is a bool; write it in quotes"),
+        ("names: [[a, b], c]\n", "the name of class 0 is a list; write it in quotes"),
+        ("names: [a, '']\n", "the name of class 1 is ''; write a text of one line"),
+        ("nc: 20000\n", "has no names of classes"),
+        ("names: [a, b]\nkpt_shape: [17, 3]\n", "is for keypoints"),
     ],
 )
 def test_wrong_settings_are_one_line(text: str, message: str, tmp_path: Path) -> None:
@@ -236,6 +263,24 @@ def test_odd_lists_and_names_are_said(tmp_path: Path, capsys: pytest.CaptureFixt
         (tmp_path / "b" / "labels" / split / "classes.txt").write_text(text)
     with pytest.raises(ValueError, match="list other classes; keep one of them"):
         read(tmp_path / "b")
+    (tmp_path / "b" / "train.txt").write_text("images/train/a.png\nimages/train/a.png\n")
+    (tmp_path / "b" / "labels" / "val" / "classes.txt").write_text("a\nb\n")
+    settings = tmp_path / "b" / "data.yaml"
+    settings.write_text("train: train.txt\nval: images/val\nnames: [c, d]\n")
+    assert read(tmp_path / "b")[0].class_names == ("c", "d")
+    said = capsys.readouterr().out
+    assert f"classes.txt lists other classes than {settings}; the latter's are taken" in said
+    assert "1 of 2 lines of" in said
+    (tmp_path / "b" / "other.yml").write_text("names: [e]\n")
+    with pytest.raises(ValueError, match="name other classes; keep one of them"):
+        read(tmp_path / "b")
+
+
+def test_a_number_that_is_no_class_is_one_line(tmp_path: Path) -> None:
+    yolo(tmp_path, {"a": "1e30 0.5 0.5 0.1 0.1\n"}, None)
+    with pytest.raises(ValueError, match=r"is of class 1\d{30}; number the classes 0, 1, 2 and so on") as caught:
+        read(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_sizes_that_differ_and_boxes_outside_are_said_when_the_image_is_read(tmp_path: Path) -> None:
@@ -257,7 +302,16 @@ def test_published_voc(tmp_path: Path) -> None:
     _, objects, _ = sources["train"][1]
     assert objects.labels.tolist() == [NAMES.index("person"), NAMES.index("dog")]
     assert objects.crowd.tolist() == [False, True]
-    (tmp_path / "VOCdevkit" / "VOC2007" / "Annotations" / "000003.xml").unlink()
+    folder = tmp_path / "VOCdevkit" / "VOC2007" / "Annotations"
+    for path in folder.glob("1*.xml"):
+        path.write_text(path.read_text().replace("<difficult>0", "<difficult>1"))
+    with pytest.raises(ValueError, match="the val images in .* have no box to learn or to score, only difficult"):
+        data.sources()
+    listing = folder.parent / "ImageSets" / "Main" / "test.txt"
+    listing.write_text(listing.read_text() + "100001\n")
+    with pytest.raises(ValueError, match=r"test.txt lists 100001 twice; list each image once"):
+        data.sources()
+    (folder / "000003.xml").unlink()
     with pytest.raises(ValueError, match=r"1 files of train are missing \(first: .*000003.xml\)"):
         data.sources()
 

@@ -65,6 +65,10 @@ WRONG = {
     "negative": ({"bbox": [20, 3, -10, 5]}, r"bbox \[20, 3, -10, 5\] has a negative side"),
     "nan": ({"bbox": [math.nan, 3, 10, 5]}, "has a number that is not finite"),
     "infinite": ({"bbox": [1, 3, math.inf, 5]}, "has a number that is not finite"),
+    "gigantic": ({"bbox": [1, 3, 10**400, 5]}, "has a number that is not finite or above"),
+    "beside": ({"bbox": [40, 3, 10, 5]}, "lies outside the image of 40x36 pixels"),
+    "crowd": ({"iscrowd": "0"}, "iscrowd is '0', neither 0 nor 1"),
+    "text": ({"category_id": "8"}, "category '8' is not listed under categories"),
     "outside": ({"bbox": [50, 3, 10, 5]}, r"bbox \[50, 3, 10, 5\] lies outside the image of 40x36 pixels"),
     "short": ({"bbox": [50, 3, 10]}, r"bbox is \[50, 3, 10\], not \[x, y, width, height\]"),
     "missing": ({"bbox": None}, "bbox is None, not"),
@@ -96,6 +100,12 @@ def test_wrong_annotations_are_one_line_before_training(kind: str, tmp_path: Pat
         ("images", {"id": [1]}, r"the id of entry 0 of images is \[1\]; write a whole number"),
         ("annotations", {"image_id": [1]}, "the image_id of entry 0 of annotations"),
         ("annotations", {"category_id": None}, "the category_id of entry 0 of annotations is None"),
+        (
+            "images",
+            {"file_name": "a\n.png"},
+            r"the file_name of images number 7 is 'a\\n.png'; write a text of one line",
+        ),
+        ("categories", {"name": " "}, "the name of categories number 8 is ' '; write a text of one line"),
         ("categories", {"id": "a"}, "some ids under categories are numbers and some are texts"),
         ("annotations", 5, "it has no list annotations with image_id and category_id in each"),
     ],
@@ -116,6 +126,71 @@ def test_repeated_images_and_files_without_boxes_are_refused(tmp_path: Path) -> 
     write(tmp_path, CONTENT | {"annotations": []})
     with pytest.raises(ValueError, match="holds no box to learn or to score; annotate some objects"):
         sources(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"iscrowd": 1}, "holds no box to learn or to score but crowds; annotate some objects"),
+        ({"bbox": [0.1, 0.2, 0.5, 0.5]}, "all 4 boxes lie within the first pixel of their image; state them in pixels"),
+    ],
+)
+def test_boxes_that_are_all_wrong_in_one_way_are_refused(change: dict, message: str, tmp_path: Path) -> None:
+    write(tmp_path, CONTENT | {"annotations": [one | change for one in CONTENT["annotations"]]})
+    with pytest.raises(ValueError, match=message):
+        sources(tmp_path)
+
+
+def test_files_that_contradict_themselves_or_another_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    renamed = [CONTENT["images"][0], CONTENT["images"][1] | {"file_name": "a.png"}, CONTENT["images"][2]]
+    write(tmp_path, CONTENT | {"images": renamed})
+    with pytest.raises(ValueError, match=r"lists .*a\.png under two ids; put all its annotations under one of them"):
+        sources(tmp_path)
+    write(tmp_path, CONTENT)
+    file = tmp_path / "val" / "_annotations.coco.json"
+    file.write_text(json.dumps(CONTENT | {"categories": [{"id": 8, "name": "debris"}, {"id": 3, "name": "cell"}]}))
+    with pytest.raises(ValueError, match="its category is debris, which the training annotations do not list"):
+        sources(tmp_path)
+    file.write_text("")
+    sources(tmp_path)
+    assert f"1 JSON files in {tmp_path} hold no annotations in COCO's format (first: {file})" in capsys.readouterr().out
+    file.write_text("[" * 100_000 + '"annotations"')
+    with pytest.raises(ValueError, match="cannot be read as JSON"):
+        sources(tmp_path)
+
+
+def test_odd_annotations_are_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Corners for sides, a box twice, one too thin for float32, names alike, images in both splits or in none."""
+    boxes = [[20, 10, 38, 30], [20, 10, 38, 30], [10, 10, 35, 30], [5, 6, 1e-9, 3]]
+    annotations = [{"id": number, "image_id": 7, "category_id": 3, "bbox": box} for number, box in enumerate(boxes)]
+    for name in ("a.png", "b.png"):
+        save(tmp_path / name, photo(0, 36, 40))
+    content = {
+        "images": [dict(CONTENT["images"][0])],
+        "annotations": annotations,
+        "categories": [{"id": 8, "name": "Cell "}, {"id": 3, "name": "cell"}],
+    }
+    for split in ("train", "val"):
+        (tmp_path / f"instances_{split}.json").write_text(json.dumps(content))
+    _, found = sources(tmp_path)
+    assert found["train"][0][1].boxes.tolist() == [[20, 10, 40, 36], [20, 10, 40, 36], [10, 10, 40, 36]]
+    said = capsys.readouterr().out
+    assert "is bbox written as two corners? COCO's is [x, y, width, height]" in said
+    assert "1 of 4 boxes in" in said
+    assert "stand there twice; both count" in said
+    assert "have no width or no height and are left out" in said
+    assert "the classes cell, Cell  differ in case or spaces only" in said
+    assert "are in both train and val" in said
+    assert "are in no annotation file and are passed over" in said
+    del content["images"][0]["height"], content["images"][0]["width"]
+    content["annotations"][0]["bbox"] = [50, 3, 9, 9]
+    (tmp_path / "instances_train.json").write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match=r"bbox \[50, 3, 9, 9\] of annotation 0 lies outside its image of 40x36 pixels"
+    ):
+        sources(tmp_path)[1]["train"][0]
 
 
 def test_a_missing_image_is_one_line(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from datamodules import DATAMODULES
 from datamodules.augmentation import compose
+from datamodules.coco import Coco
 from datamodules.collate import collate
 from datamodules.digits import Digits
 from datamodules.objects import Objects, objects_of, transformed
@@ -20,6 +21,7 @@ from heads.maskrcnn import MaskRCNN, masks_in_boxes, paste_masks
 from lightning_modules.detection import without_crowds
 from lightning_modules.detection_scores import DetectionScores
 from lightning_modules.network import Network
+from tests.fake_data import SIDE, make_coco
 
 
 def test_masks_of_digits_fill_their_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,9 +158,44 @@ def test_a_run_and_evaluate_report_the_same_score_of_masks(tmp_path: Path, monke
         assert scores[name] == pytest.approx(of_run[name], abs=1e-6)
 
 
+def test_masks_of_cocos_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Polygons and run lengths, in the order of the boxes; a batch of resized images has those of its objects."""
+    make_coco(tmp_path)
+    data = Coco("detection", data_dir=str(tmp_path), object_masks=True, batch_size=2, workers=0, fit="stretch",
+                image_size=(48, 48))  # fmt: skip
+    source = data.sources()["train"]
+    _, objects, _ = source[1]
+    assert objects.labels.tolist() == [0, 2, 2]
+    assert objects.masks.shape == (3, SIDE + 2, SIDE + 1)
+    assert [(x1, y1, x2, y2) for x1, y1, x2, y2 in objects.boxes.tolist()] == [box_of(mask) for mask in objects.masks]
+    data.setup()
+    batch = next(iter(data.train_dataloader()))
+    for image, one in zip(batch["image"], batch["target"], strict=True):
+        assert one["masks"].shape == (len(one["boxes"]), *image.shape[1:])
+        assert one["masks"].flatten(1).any(1).all()
+    assert data.val.cache is None
+
+
+def box_of(mask: np.ndarray) -> tuple[float, ...]:
+    """x1, y1, x2, y2 of the pixels that are true."""
+    rows, columns = mask.nonzero()
+    return tuple(map(float, (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)))
+
+
+def test_annotations_without_an_outline_are_refused_before_training(tmp_path: Path) -> None:
+    make_coco(tmp_path)
+    file = tmp_path / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["segmentation"] = []
+    file.write_text(json.dumps(content))
+    data = Coco("detection", data_dir=str(tmp_path), object_masks=True)
+    with pytest.raises(ValueError, match=r"train2017.json: 1 of \d+ annotations have a box only, and the head learns"):
+        data.sources()
+
+
 def test_data_without_masks_are_refused_in_one_line() -> None:
-    with pytest.raises(ValueError, match="masks of objects, and --data coco gives boxes only; use --head fasterrcnn"):
-        DATAMODULES["coco"]("detection", data_dir="somewhere", object_masks=True)
+    with pytest.raises(ValueError, match="masks of objects, and --data voc gives boxes only; use --head fasterrcnn"):
+        DATAMODULES["voc"]("detection", data_dir="somewhere", object_masks=True)
     network = Network("resnet18", "maskrcnn", 2, head_options={"width": 32, "hidden": 32})
     target = {"boxes": torch.tensor([[1.0, 1, 9, 9]]), "labels": torch.tensor([0])}
     with pytest.raises(ValueError, match="a target has boxes only"):

@@ -6,9 +6,12 @@ import pytest
 import torch
 import yaml
 from torch import nn
+from torchvision.models import vgg16
+from torchvision.models.detection.ssd import _vgg_extractor
 
 from backbones import BACKBONES, fully_connected
 from experiments.command_line.run_config import RunConfig
+from lightning_modules.freezing import freeze_stages
 from lightning_modules.network import Network
 from lightning_modules.parameter_groups import parameter_groups
 from lightning_modules.schedules import learning_rate_factor
@@ -81,6 +84,17 @@ def test_dilatednets_recipe_has_the_papers_numbers() -> None:
     batch = config.batch_size * int(config.devices) * config.accumulate
     assert (config.optimizer, batch, config.lr, config.momentum, config.max_steps) == ("sgd", 14, 1e-3, 0.9, 60_000)
     assert (config.bias_lr_mult, config.staged, config.head) == (2, True, "dilatednet")
+
+
+def test_ssds_recipe_freezes_what_torchvision_freezes() -> None:
+    """With ImageNet weights, four of VGG's five blocks are trained."""
+    config = RunConfig(**yaml.safe_load((RECIPES / "coco_ssd300_vgg16.yaml").read_text()))
+    with torch.device("meta"):
+        theirs = _vgg_extractor(vgg16(), highres=False, trainable_layers=4)
+        ours = Network(config.backbone, config.head, 90).backbone
+    freeze_stages(ours, config.freeze_stages, in_channels=3)
+    frozen = [sum(p.numel() for p in one.parameters() if not p.requires_grad) for one in (ours, theirs)]
+    assert frozen == [38_720, 38_720]
 
 
 def test_the_momentum_of_all_norms_is_the_flags() -> None:

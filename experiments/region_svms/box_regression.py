@@ -1,7 +1,7 @@
 """Box regression by ridge regression, one a class. Girshick et al. 2013, arXiv:1311.2524, appendix C.
 
-From proposals that overlap an object by 0.6 or more, their features predict the object's box relative to them. Targets
-are centred and whitened first.
+From proposals that overlap an object by more than 0.6, their features predict the object's box relative to them.
+Targets are centred and whitened first.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from heads.anchors import decode, encode
 
 LAMBDA = 1000.0
 LEAST_OVERLAP = 0.6
-"""IoU with an object from which on a proposal is learned from."""
+"""IoU with an object above which a proposal is learned from."""
 LEAST_VARIANCE = 1e-3
 """Added to the variances that targets are divided by."""
 

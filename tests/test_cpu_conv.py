@@ -1,4 +1,4 @@
-"""DilatedConv2d computes what nn.Conv2d computes, by the ways that are faster on a CPU."""
+"""CPUConv2d computes what nn.Conv2d computes, by ways that are faster on a CPU."""
 
 from typing import Any
 
@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.dilated_conv import DilatedConv2d
+from backbones.cpu_conv import CPUConv2d
+from lightning_modules.network import Network
 
 CASES = {  # kernel size, rate, stride, groups, height, width
     "parts": (3, 2, 1, 8, 9, 12),
@@ -27,11 +28,11 @@ CASES = {  # kernel size, rate, stride, groups, height, width
 }
 
 
-def both(case: str) -> tuple[nn.Conv2d, DilatedConv2d, Tensor]:
+def both(case: str) -> tuple[nn.Conv2d, CPUConv2d, Tensor]:
     size, rate, stride, groups, height, width = CASES[case]
     out = 16 if case == "two outputs a channel" else 8
     settings = {"stride": stride, "padding": rate * (size // 2), "dilation": rate, "groups": groups}
-    plain, ours = (kind(8, out, size, **settings) for kind in (nn.Conv2d, DilatedConv2d))
+    plain, ours = (kind(8, out, size, **settings) for kind in (nn.Conv2d, CPUConv2d))
     ours.load_state_dict(plain.state_dict())
     return plain, ours, torch.randn(2, 8, height, width).contiguous(memory_format=torch.channels_last)
 
@@ -83,6 +84,43 @@ def test_which_way_is_taken(
     with torch.set_grad_enabled(grad):
         ours(x)
     assert seen == [(kernel, dilation, images)]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_1x1_convolution_is_a_matrix_product_where_it_trains_in_bfloat16(autocast: bool) -> None:
+    dtype = torch.float32 if autocast else torch.bfloat16
+    plain, ours = (kind(8, 6, 1, dtype=dtype) for kind in (nn.Conv2d, CPUConv2d))
+    ours.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 8, 5, 7, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected, found = plain(x), ours(x)
+        with torch.no_grad():
+            assert ours(x).equal(plain(x))
+        contiguous = ours(x.contiguous())
+    assert found.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    for y, name in ((expected, "Convolution"), (found, "Permute"), (contiguous, "Convolution")):
+        assert y.grad_fn.name().startswith(name)
+    gradients = [torch.autograd.grad(y.float().square().sum(), layer.weight)[0] for y, layer in
+                 ((expected, plain), (found, ours))]  # fmt: skip
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"padding": 0}, {"padding": 2, "padding_mode": "reflect"}, {"padding": (2, 1), "dilation": (2, 1)}]
+)
+def test_other_dilated_layers_are_pytorchs(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = CPUConv2d(4, 4, 3, groups=4, **({"dilation": 2} | settings))
+    monkeypatch.setattr(CPUConv2d, "_dilated", lambda *_: pytest.fail("this is for layers that keep the size"))
+    x = torch.randn(1, 4, 9, 9)
+    assert layer(x).equal(nn.Conv2d.forward(layer, x))
+
+
+def test_networks_have_such_layers() -> None:
+    network = Network("resnet18", "deeplab", 3)
+    kinds = {type(module) for module in network.modules() if isinstance(module, nn.Conv2d)}
+    assert kinds == {CPUConv2d}
 
 
 def test_an_exported_layer_is_one_dilated_convolution_for_all_sizes() -> None:
