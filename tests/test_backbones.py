@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from backbones import BACKBONES, swin, vit
+from backbones import BACKBONES, vit
 from backbones.atrous import Step, atrous_steps
 from backbones.backbone import Backbone
 from backbones.squeeze_excitation import SqueezeExcitation
 from lightning_modules.shapes_only import ShapesOnly
 from tests.conftest import randomise
 from tests.oracles import CLASSES, FIRST, IN_CHANNELS, IN_DOUBLE, KNOBS, PARAMETERS, SIZES, WITHOUT_ORACLE, oracle
+from tests.shallow import make_shallow
 
 pytestmark = pytest.mark.usefixtures("quick_weights")
 
@@ -188,8 +189,7 @@ def test_exports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each kind of network's graph; its numbers for one network of each class, to save time."""
     if name in vit.VARIANTS:
         monkeypatch.setitem(vit.VARIANTS, name, vit.VARIANTS[name]._replace(depth=2))
-    if name in swin.VARIANTS:  # every second block shifts its windows
-        monkeypatch.setitem(swin.VARIANTS, name, swin.VARIANTS[name]._replace(depths=(2, 2, 2, 2)))
+    make_shallow(name, monkeypatch)  # of Swin, every second block shifts its windows
     first = name in FIRST.values()
     with torch.device("cpu" if first else "meta"):
         backbone = BACKBONES[name](**SHALLOW.get(name, {})).eval()

@@ -12,7 +12,7 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from backbones import BACKBONES, resnet
+from backbones import BACKBONES
 from heads import HEADS
 from heads.anchors import BACKGROUND, IGNORED, anchors_at, base_anchors, decode, encode, match, places
 from heads.box_head import last_of_each_stride
@@ -20,6 +20,7 @@ from heads.maskrcnn import paste_masks
 from lightning_modules.network import Network
 from lightning_modules.shapes_only import ShapesOnly
 from tests.conftest import randomise
+from tests.shallow import make_shallow
 
 pytestmark = pytest.mark.usefixtures("quick_weights", "few_regions")
 
@@ -248,7 +249,7 @@ def test_every_parameter_gets_a_gradient_also_without_objects(
     name: str, output_stride: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a ResNet of one block a stage."""
-    monkeypatch.setitem(resnet.VARIANTS, "resnet18", resnet.VARIANTS["resnet18"]._replace(depths=(1, 1, 1, 1)))
+    make_shallow("resnet18", monkeypatch, 1)
     network = Network("resnet18", name, CLASSES, output_stride=output_stride, head_options=NARROW.get(name))
     images = torch.randn(2, 3, 65, 97)
     for targets in ([objects((5, 6, 60, 50), (30, 2, 90, 64)), objects()], [objects(), objects()]):

@@ -23,6 +23,7 @@ from backbones.inverted_residual import Residual, make_divisible
 from backbones.mobilenet_v1 import VARIANTS as WIDTHS
 from tests.conftest import randomise
 from tests.oracles import PARAMETERS, oracle
+from tests.shallow import make_shallow
 
 pytestmark = pytest.mark.usefixtures("quick_weights")
 
@@ -198,7 +199,8 @@ def test_lite_dilates_exactly_at_any_size(output_stride: int, size: tuple[int, i
         torch.testing.assert_close(fine[..., ::step, ::step], coarse, rtol=0, atol=1e-10 * coarse.abs().max().item())
 
 
-def test_lite_exports_for_all_sizes() -> None:
+def test_lite_exports_for_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_shallow("efficientnet_lite0", monkeypatch, 1)
     backbone = BACKBONES["efficientnet_lite0"](output_stride=8).eval()
     sides = {2: torch.export.Dim("height", min=32, max=512), 3: torch.export.Dim("width", min=32, max=512)}
     exported = torch.export.export(backbone, (torch.randn(1, 3, 64, 64),), dynamic_shapes=(sides,)).module()
@@ -282,14 +284,14 @@ def test_lite0_knows_the_photographs(lite0: nn.Sequential) -> None:
 
 @needs_data(not (DATA / "imagenet_sample500").is_dir())
 def test_lite0_scores_on_the_sample_as_known(lite0: nn.Sequential) -> None:
-    """All 500 images give the 87.8 % of the sample's README. Half of them, to spare time, give 88.4 %."""
+    """All 500 images give the 87.8 % of the sample's README. A quarter of them, to spare time, gives 87.2 %."""
     folder = DATA / "imagenet_sample500"
     with open(folder / "labels.csv", newline="") as file:
-        rows = list(csv.DictReader(file))[::2]
+        rows = list(csv.DictReader(file))[::4]
     right = 0
     with torch.inference_mode():
         for start in range(0, len(rows), 10):
             batch = rows[start : start + 10]
             found = lite0(torch.stack([prepared(folder / "images" / row["file"]) for row in batch])).argmax(1)
             right += sum(int(row["index"]) == index for row, index in zip(batch, found.tolist(), strict=True))
-    assert 100 * right / len(rows) == pytest.approx(88.4, abs=0.4)
+    assert 100 * right / len(rows) == pytest.approx(87.2, abs=0.8)

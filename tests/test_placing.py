@@ -5,12 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from backbones import BACKBONES, resnet
+from backbones import BACKBONES
 from backbones.backbone import Backbone
 from experiments.analysis.receptive_field import FieldTracer, Linearised
 from heads.placing import place
 from heads.pooling import BinnedPool
 from lightning_modules.network import Network
+from tests.shallow import make_shallow
 
 pytestmark = pytest.mark.usefixtures("quick_weights")
 
@@ -151,7 +152,7 @@ def test_binned_pools_are_pytorchs_adaptive_ones(size: tuple[int, int], bins: in
 )
 def test_exported_networks_take_other_sizes(backbone: str, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes that no stride divides, exported at one that all divide: nothing is frozen. With one block a stage."""
-    monkeypatch.setitem(resnet.VARIANTS, "resnet18", resnet.VARIANTS["resnet18"]._replace(depths=(1, 1, 1, 1)))
+    make_shallow(backbone, monkeypatch, 1)
     network = Network(backbone, head, 3).eval()
     sizes = dict.fromkeys((2, 3), torch.export.Dim.AUTO)
     exported = torch.export.export(network, (torch.randn(1, 3, 64, 96),), dynamic_shapes=(sizes,)).module()
