@@ -72,7 +72,8 @@ class RetinaNet(BoxHead):
     ) -> None:
         if norm and width % 64:
             raise ValueError(
-                f"retinanet's width is {width}; with norm, it must be a multiple of 64: norms have 32 groups of two or more"
+                f"retinanet's width is {width}; with norm it must be a multiple of 64: norms have 32 groups of two or "
+                "more"
             )
         pyramid = Pyramid(channels, reductions, width, finest=8, extra="convolutions")
         super().__init__(reductions, pyramid.levels)

@@ -286,6 +286,16 @@ def test_unpadded_backbones_are_refused_with_the_reason(backbone: str, name: str
         Network(backbone, name, CLASSES)
 
 
+def test_retinanets_towers_have_the_norms_of_torchvisions_second_form() -> None:
+    with torch.device("meta"):
+        head = HEADS["retinanet"]([64, 128, 256], [8, 16, 32], 10, norm=True).head
+        oracle = oracles.retinanet_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=10).head
+    shapes, expected = ({name: one.shape for name, one in kind.state_dict().items()} for kind in (head, oracle))
+    assert shapes == expected
+    with pytest.raises(ValueError, match="width is 32; with norm it must be a multiple of 64"):
+        HEADS["retinanet"]([64, 128, 256], [8, 16, 32], 10, norm=True, width=32)
+
+
 def test_of_maps_of_one_stride_the_last_is_read() -> None:
     assert last_of_each_stride((2, 4, 8, 8, 8), 8) == [4]
     assert last_of_each_stride((2, 4, 8, 16, 16), 8) == [2, 4]
