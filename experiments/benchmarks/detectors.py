@@ -21,7 +21,7 @@ README = RUN.with_name("README.md")
 HEADS = {
     "fcos": ["--head-options", "{width: 128, scale: 0.5, score_threshold: 0.05}"],
     "retinanet": ["--head-options", "{width: 128, anchor_scale: 3, norm: true}"],
-    "ssd": ["--head-options", "{width: 128, side: 64}"],
+    "ssd": ["--head-options", "{width: 128, side: 64, scales: [0.3, 0.45, 0.6, 0.7, 0.8, 0.9, 1.05]}"],
     "yolov1": ["--output-stride", "8", "--head-options", "{grid: 4, stride: 1, width: 128, hidden: 512}"],
     "fastrcnn": ["--output-stride", "8", "--head-options", "{hidden: 256}"],
     "fasterrcnn": ["--head-options", "{width: 128, hidden: 256, anchor_scale: 6}"],
