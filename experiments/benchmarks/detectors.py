@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backbones", default="resnet18,googlenet,mobilenet_v2")
     parser.add_argument("--heads", default=",".join(HEADS))
-    parser.add_argument("--epochs", default="14")
+    parser.add_argument("--epochs", default="10")
     parser.add_argument("--jobs", default="1", help="runs at a time")
     parser.add_argument("--out", type=Path, default=Path("runs/detectors"), help="folder of the runs")
     parser.add_argument("--readme", action="store_true", help="write the table into experiments/README.md")
