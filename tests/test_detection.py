@@ -1,7 +1,6 @@
 """Detection from data to results: boxes on their way to batches, scores, training, and what a run leaves."""
 
 import json
-import multiprocessing
 import random
 import sys
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from heads import HEADS
 from lightning_modules.detection import DetectionModule, without_crowds
 from lightning_modules.detection_scores import DetectionScores
 from tests.overfit_detection import mask_overlap, overfit, scene
+from tests.warm_process import start_python
 
 PROJECT = Path(__file__).resolve().parent.parent
 DETECTORS = [name for name, head in HEADS.items() if head.task == "detection"]
@@ -163,26 +163,28 @@ def test_a_split_without_objects_has_no_score() -> None:
     assert all(np.isnan(value) for value in scored([("one", nothing, nothing)]).values())
 
 
-def rank(number: int, folder: str, results: multiprocessing.Queue) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=number, world_size=2)
-    results.put(scored(made_up()[number::2]))
-    torch.distributed.destroy_process_group()
+RANK = """
+import sys, torch
+from tests.test_detection import made_up, scored
+number, folder = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=number, world_size=2)
+print(scored(made_up()[number::2]))
+torch.distributed.destroy_process_group()
+"""
 
 
 def test_two_processes_report_the_score_of_one(tmp_path: Path) -> None:
     """To the last digit, with ties and four images on one and three on the other."""
-    fork = multiprocessing.get_context("fork")
-    results = fork.Queue()
-    processes = [fork.Process(target=rank, args=(number, str(tmp_path), results)) for number in range(2)]
-    for process in processes:
-        process.start()
-    both = [results.get(timeout=60) for _ in processes]
-    for process in processes:
-        process.join(60)
+    logs = [tmp_path / f"{number}.log" for number in range(2)]
+    programs = []
+    for number, log in enumerate(logs):
+        with log.open("w") as file:
+            programs.append(start_python(["-c", RANK, str(number), str(tmp_path)], stdout=file))
+    assert [program.wait(100) for program in programs] == [0, 0]
     one = scored(made_up()[::-1])
     assert 0.05 < one["map"] < 0.9
     assert 0.05 < one["mask_map"] < 0.9
-    assert str(both) == str([one, one])
+    assert [log.read_text() for log in logs] == [f"{one}\n"] * 2
 
 
 @pytest.mark.parametrize("name", [name for name in DETECTORS if name != "fasterrcnn_c4"])
