@@ -11,6 +11,8 @@ The image has 64x64 pixels, and all pairs learn it by the same rules:
 - Regions are told apart. RoI max pooling rounds boxes to 16 pixels, half an object here, and regions that it rounds to
   the same values get one score and one correction. So fasterrcnn_c4 pools by RoIAlign, and fastrcnn gets windows of
   which no two are rounded to the same.
+- fastrcnn gets only windows that its loss may take: as in the paper, regions that overlap no object by an IoU of 0.1
+  are neither objects nor background, and may get any score.
 - The loss takes 32 regions of each image: the layers behind them are the same for any number.
 """
 
@@ -21,6 +23,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import box_iou
 
 from datamodules.digits import Digits
 from heads import HEADS
@@ -70,7 +73,9 @@ def scene(head: str) -> tuple[Tensor, dict[str, Tensor]]:
     data.setup()
     sample = data.train[3]
     if needs.needs_proposals:
-        sample["target"]["proposals"] = windows_told_apart(16)
+        windows = windows_told_apart(16)
+        overlaps = box_iou(windows, sample["target"]["boxes"]).amax(1)
+        sample["target"]["proposals"] = windows[overlaps >= 0.1]
     return sample["image"], sample["target"]
 
 
