@@ -4,11 +4,10 @@ PyTorch's CPU kernels are slow where
 
 - a rate of dilation is as large as the map: all of a 3x3 kernel but its centre reads padding (Chen et al. 2017,
   arXiv:1706.05587, section 3.3). Here the kernel is cropped to what reads the map.
-- each channel has a kernel of its own and is dilated: training such a layer takes 5 to 70 times as long as without
+- each channel has a kernel of its own and is dilated: training such a layer takes 5 to 45 times as long as without
   dilation. A value of its output reads only rows and columns that are a multiple of the rate away. So the map is
   divided into rate x rate smaller maps, which pass through the undilated layer as further images of the batch.
-- a 1x1 convolution trains in bfloat16: as a matrix product, its backward pass takes three quarters of the time, and on
-  small maps half of it.
+- a 1x1 convolution trains in bfloat16 on a small map: as a matrix product, it takes two thirds of the time.
 
 `python experiments/benchmarks/cpu_conv_speed.py` measures all three. On other devices, and where a network is compiled
 or exported, these layers are PyTorch's.
