@@ -7,7 +7,8 @@ PyTorch's CPU kernels are slow where
 - each channel has a kernel of its own and is dilated: training such a layer takes 5 to 45 times as long as without
   dilation. A value of its output reads only rows and columns that are a multiple of the rate away. So the map is
   divided into rate x rate smaller maps, which pass through the undilated layer as further images of the batch.
-- a 1x1 convolution trains in bfloat16 on a small map: as a matrix product, it takes two thirds of the time.
+- a 1x1 convolution trains in bfloat16: as a matrix product, it takes two thirds of the time on a small map, and as long
+  as before on a large one.
 
 `python experiments/benchmarks/cpu_conv_speed.py` measures all three. On other devices, and where a network is compiled
 or exported, these layers are PyTorch's.
@@ -52,7 +53,7 @@ class CPUConv2d(nn.Conv2d):
         rates = [rate if far else 1 for far in reach]
         each_channel = self.groups == self.in_channels and self.stride == (1, 1)
         slow = max(rates) > (1 if torch.is_grad_enabled() else FAST_RATE)
-        padded = math.prod(round_up(side, one) / side for side, one in zip(x.shape[2:], rates, strict=True))
+        padded = math.prod(math.ceil(side / one) * one / side for side, one in zip(x.shape[2:], rates, strict=True))
         if each_channel and slow and padded <= MOST_PADDING:
             return conv_of_parts(x, weight, self.bias, rates, self.groups)
         padding = [one * far for one, far in zip(rates, reach, strict=True)]
@@ -73,10 +74,6 @@ def in_bfloat16(x: Tensor) -> bool:
     return x.dtype == torch.bfloat16
 
 
-def round_up(number: int, factor: int) -> int:
-    return -(-number // factor) * factor
-
-
 def conv_of_parts(x: Tensor, weight: Tensor, bias: Tensor | None, rates: Sequence[int], groups: int) -> Tensor:
     """A convolution dilated by `rates` that keeps the size of x `(B, C, H, W)`, as an undilated one of parts of x.
 
@@ -86,7 +83,7 @@ def conv_of_parts(x: Tensor, weight: Tensor, bias: Tensor | None, rates: Sequenc
     """
     batch, channels, height, width = x.shape
     down, across = rates
-    rows, columns = round_up(height, down) // down, round_up(width, across) // across
+    rows, columns = math.ceil(height / down), math.ceil(width / across)
     one_image = min(rows, columns) <= 2 and torch.is_grad_enabled()
     if one_image:
         rows, columns = rows + weight.shape[2] // 2, columns + weight.shape[3] // 2

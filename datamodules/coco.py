@@ -15,7 +15,6 @@ learns them.
 
 import json
 from collections import defaultdict
-from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,7 +32,7 @@ from datamodules.coco_files import (
     read_annotations,
     say_shared_and_unlisted,
 )
-from datamodules.coco_masks import drawn, has_outline, object_masks, require_pycocotools
+from datamodules.coco_masks import drawn, has_outline, require_pycocotools
 from datamodules.decoding import read_image
 from datamodules.errors import DataError
 from datamodules.notes import note
@@ -183,9 +182,12 @@ class AnnotatedImages:
 class BoxedImages(AnnotatedImages):
     """A split of image files with the boxes of their annotations; class 0 is the first category."""
 
+    with_masks: ClassVar[bool] = False
+    """Whether each object has a mask."""
+
     def target(self, index: int, height: int, width: int) -> Objects:
         annotations = self.annotations[self.images[index]["id"]]
-        return objects_in(annotations, self.without_background(), height, width, self.file)
+        return objects_in(annotations, self.without_background(), height, width, self.file, self.with_masks)
 
     def decoding_key(self, index: int) -> tuple[Any, ...]:
         return "boxes", *super().decoding_key(index)
@@ -208,10 +210,7 @@ class BoxedImages(AnnotatedImages):
 class BoxedMasks(BoxedImages):
     """The same with the mask of each object."""
 
-    def target(self, index: int, height: int, width: int) -> Objects:
-        draw = partial(object_masks, height=height, width=width, file=self.file)
-        annotations = self.annotations[self.images[index]["id"]]
-        return objects_in(annotations, self.without_background(), height, width, self.file, draw)
+    with_masks = True
 
     def _say_unusual(self, content: dict[str, Any]) -> None:
         super()._say_unusual(content)

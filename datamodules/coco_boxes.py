@@ -7,7 +7,7 @@ height, of which COCO itself has a few, are left out; one line says how many.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.coco_files import BACKGROUND
+from datamodules.coco_masks import object_masks
 from datamodules.errors import DataError
 from datamodules.notes import note
 from datamodules.objects import LARGEST, Objects, has_sides, is_plausible, objects_of
@@ -30,15 +31,12 @@ def objects_in(
     height: int,
     width: int,
     file: Path,
-    draw: Callable[[Sequence[Annotation]], np.ndarray] | None = None,
+    with_masks: bool = False,
 ) -> Objects:
     """The objects of an image, cut at its border, without those that have no width or height.
 
-    Args:
-        draw: makes the masks bool `(N, height, width)` of annotations, if the objects are to have some.
-
     Raises:
-        ValueError: one lies outside the image, whose size the file did not state.
+        ValueError: one lies outside the image, whose size the file did not state, or cannot be drawn.
     """
     boxes, classes, crowd, kept = [], [], [], []
     for one in annotations:
@@ -55,7 +53,7 @@ def objects_in(
                 "pixels; correct or remove it"
             )
     found = objects_of(boxes, classes, crowd)
-    return found if draw is None else replace(found, masks=draw(kept))
+    return replace(found, masks=object_masks(kept, height, width, file)) if with_masks else found
 
 
 def check_boxes(content: Mapping[str, Any], file: Path, labels: Mapping[int, int]) -> None:

@@ -28,6 +28,7 @@ from torchvision.ops import box_iou
 from datamodules.digits import Digits
 from heads import HEADS
 from heads.box_head import BoxHead, Detections
+from heads.fastrcnn import FastRCNN
 from heads.maskrcnn import paste_masks
 from heads.sliding_windows import sliding_windows
 from lightning_modules.detection_scores import DetectionScores
@@ -75,7 +76,7 @@ def scene(head: str) -> tuple[Tensor, dict[str, Tensor]]:
     if needs.needs_proposals:
         windows = windows_told_apart(16)
         overlaps = box_iou(windows, sample["target"]["boxes"]).amax(1)
-        sample["target"]["proposals"] = windows[overlaps >= 0.1]
+        sample["target"]["proposals"] = windows[overlaps >= FastRCNN.LEAST_OVERLAP]
     return sample["image"], sample["target"]
 
 

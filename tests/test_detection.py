@@ -175,6 +175,7 @@ torch.distributed.destroy_process_group()
 
 def test_two_processes_report_the_score_of_one(tmp_path: Path) -> None:
     """To the last digit, with ties and four images on one and three on the other."""
+    # Ranks that are forked from a process of tests, which has threads, may hang.
     logs = [tmp_path / f"{number}.log" for number in range(2)]
     programs = []
     for number, log in enumerate(logs):

@@ -1,8 +1,4 @@
-"""The networks that `peers.py` compares, and what each side does with its own: train, infer, fold, count, profile.
-
-Each side runs as it does for its users: the peer in a plain loop, in the memory format that is best for it (channels
-last); Graft as run.py trains and as evaluate.py and predict.py infer.
-"""
+"""The networks that `peers.py` compares, and what each side does with its own: train, infer, fold, count, profile."""
 
 import copy
 from collections.abc import Callable
