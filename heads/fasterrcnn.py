@@ -109,12 +109,12 @@ class FasterRCNN(BoxHead):
         wanted = self.USUAL_STRIDE * 2 ** ((sides / self.USUAL_SIDE).log2() + 1e-6)
         strides = wanted.new_tensor(self.pyramid.strides[:levels])
         fitting = (torch.bucketize(wanted, strides, right=True) - 1).clamp(0, levels - 1)
-        pooled = regions.new_zeros(len(regions), maps[0].shape[1], side, side)
+        pooled, places = [], []
         for level, (x, offset) in enumerate(zip(maps[:levels], self.pyramid.offsets(self.offsets), strict=False)):
             here = (fitting == level).nonzero().squeeze(1)
-            values = pool_regions(x, regions[here], side, self.pyramid.strides[level], offset, "align")
-            pooled = pooled.to(values.dtype).index_copy(0, here, values)
-        return pooled
+            pooled.append(pool_regions(x, regions[here], side, self.pyramid.strides[level], offset, "align"))
+            places.append(here)
+        return torch.cat(pooled)[torch.cat(places).argsort()]
 
     def detections(self, outputs: Outputs, sizes: Sequence[Size]) -> list[Detections]:
         proposals = self.rpn.proposals(outputs.proposed, sizes)

@@ -65,27 +65,34 @@ class Learned(NamedTuple):
     map: float
     map50: float
     found: Detections
+    truth: dict[str, Tensor]
 
 
-def scene(head: str) -> tuple[Tensor, dict[str, Tensor]]:
+def scene(head: BoxHead) -> tuple[Tensor, dict[str, Tensor]]:
     """A scene of digits `(3, 64, 64)` and its objects, with masks or proposals if the head needs some."""
-    needs = cast("type[BoxHead]", HEADS[head])
-    data = Digits("detection", workers=0, batch_size=2, object_masks=needs.needs_masks)
+    data = Digits("detection", workers=0, batch_size=2, object_masks=head.needs_masks)
     data.setup()
     sample = data.train[3]
-    if needs.needs_proposals:
-        windows = windows_told_apart(16)
-        overlaps = box_iou(windows, sample["target"]["boxes"]).amax(1)
-        sample["target"]["proposals"] = windows[overlaps >= FastRCNN.LEAST_OVERLAP]
+    if head.needs_proposals:
+        truth, windows = sample["target"]["boxes"], torch.from_numpy(sliding_windows(SIDE, SIDE))
+        overlaps, order = box_iou(windows, truth).amax(1).sort(descending=True, stable=True)
+        windows = windows[order[overlaps >= FastRCNN.LEAST_OVERLAP]]
+        apart = told_apart(torch.cat([truth, windows]), head.stride, head.offsets[-1])
+        sample["target"]["proposals"] = apart[len(truth) :]
     return sample["image"], sample["target"]
 
 
-def windows_told_apart(stride: int) -> Tensor:
-    """Sliding windows `(N, 4)`: of those that RoI max pooling rounds to the same values of a map, the first."""
-    boxes = torch.from_numpy(sliding_windows(SIDE, SIDE))
+def told_apart(boxes: Tensor, stride: int, offset: float) -> Tensor:
+    """Of the boxes `(N, 4)` that RoI max pooling rounds to the same values of a map, the first.
+
+    Args:
+        stride, offset: of the map, in pixels.
+    """
     seen: dict[tuple[int, ...], Tensor] = {}
     for box in boxes:
-        seen.setdefault(tuple((box / stride).round().int().tolist()), box)
+        places = (box - offset) / stride
+        halves_away_from_zero = places.sign() * (places.abs() + 0.5).floor()  # C's rounding, not PyTorch's
+        seen.setdefault(tuple(halves_away_from_zero.int().tolist()), box)
     return torch.stack(list(seen.values()))
 
 
@@ -98,9 +105,9 @@ def overfit(
         copies: of the image in a batch. Batch norms need two where a map has one value a channel.
         rate: learning rate of AdamW.
     """
-    image, target = scene(head)
-    images, targets = image.expand(copies, -1, -1, -1), [target] * copies
     network = Network(backbone, head, 10, head_options=NARROW.get(head))
+    image, target = scene(cast("BoxHead", network.head))
+    images, targets = image.expand(copies, -1, -1, -1), [target] * copies
     if hasattr(network.head, "SAMPLED"):
         network.head.SAMPLED = REGIONS
     norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
@@ -120,7 +127,7 @@ def overfit(
         optimizer.step()
         if step % every and step < most:
             continue
-        learned = Learned(step, *scored(network, images[:1], target))
+        learned = Learned(step, *scored(network, images[:1], target), target)
         if learned.map >= enough - 1e-6:
             break
     return learned

@@ -19,6 +19,7 @@ from experiments.benchmarks import (
     detectors,
     loader_speed,
     peers,
+    roi_align_speed,
     scale,
     trainer_overhead,
 )
@@ -26,7 +27,17 @@ from experiments.benchmarks.peer_networks import Job, Side
 
 pytestmark = pytest.mark.usefixtures("quick_weights")
 SIDES = ("graft", "peer")
-REWRITERS = [accelerator, crf_speed, detectors, cpu_conv_speed, loader_speed, peers, scale, trainer_overhead]
+REWRITERS = [
+    accelerator,
+    cpu_conv_speed,
+    crf_speed,
+    detectors,
+    loader_speed,
+    peers,
+    roi_align_speed,
+    scale,
+    trainer_overhead,
+]
 ASKED = argparse.Namespace(batch=4, size=256, repetitions=5, compile=False, device="cpu")
 
 
@@ -35,6 +46,13 @@ def test_the_readme_that_a_benchmark_rewrites_has_its_comments(module: Any) -> N
     text = module.README.read_text(encoding="utf-8")
     name = Path(module.__file__).name
     assert text.count(f"<!-- begin {name} -->") == text.count(f"<!-- end {name} -->") == 1
+
+
+def test_roi_align_is_timed_in_small(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(roi_align_speed, "CASES", [roi_align_speed.Case(1, 4, 8, 3)])
+    monkeypatch.setattr(sys, "argv", ["roi_align_speed.py", "--repetitions", "1"])
+    roi_align_speed.main()
+    assert "| 1 | 4 channels, 8x8 | 3 |" in capsys.readouterr().out
 
 
 def peers_row(pair: str, operations: int, ratio: float) -> peers.Row:

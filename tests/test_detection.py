@@ -29,7 +29,7 @@ from experiments.run_files.read_run import read_run
 from heads import HEADS
 from lightning_modules.detection import DetectionModule, without_crowds
 from lightning_modules.detection_scores import DetectionScores
-from tests.overfit_detection import mask_overlap, overfit, scene
+from tests.overfit_detection import mask_overlap, overfit
 from tests.warm_process import start_python
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -198,7 +198,7 @@ def test_one_image_can_be_learned(name: str) -> None:
     learned = overfit("resnet18", name, most=80, every=5, rate=2e-3, enough=0.6, copies=copies)
     assert learned.map50 == pytest.approx(1)
     if HEADS[name].needs_masks:
-        assert mask_overlap(learned.found, scene(name)[1]) > 0.4
+        assert mask_overlap(learned.found, learned.truth) > 0.4
 
 
 @pytest.mark.parametrize(

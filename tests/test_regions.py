@@ -1,13 +1,16 @@
 """Detectors that classify regions of a map: RoI pooling, the paper's anchors and draws, published layers behind it."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import roi_align
 
 from backbones import BACKBONES
 from heads.anchors import IGNORED, centred_anchors
 from heads.regions import draw_regions
-from heads.roi_pooling import pool_regions, regions_of
+from heads.roi_pooling import align_on_cpu, pool_regions, regions_of
 from heads.rpn import PairedRPNHead, RegionProposals
 from lightning_modules.detection import DetectionModule
 from lightning_modules.network import Network
@@ -42,6 +45,24 @@ def test_pooling_follows_the_offset_and_rounds_no_box_in_half_precision(kind: st
     half = pool_regions(x.bfloat16(), regions, 7, 16, 0.0, kind)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, pooled, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_aligning_on_a_cpu_is_torchvisions(channels_last: bool) -> None:
+    """Regions within the map, across each border, outside, in its last value, without a side, and none at all."""
+    boxes = [[9, 5, 31, 44], [-30, -9, 20, 70], [50, 30, 90, 60], [80, 80, 95, 99], [63, 47, 64, 48], [8, 8, 8, 8]]
+    regions = torch.tensor([[image, *box] for image in (0.0, 1.0) for box in boxes])
+    x = torch.randn(2, 5, 12, 16)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    for chosen in (regions, regions[:0]):
+        results = []
+        for pool in (partial(roi_align, sampling_ratio=2), align_on_cpu):
+            values = x.clone().requires_grad_()
+            pooled = pool(values, chosen, 7, 0.25)
+            (pooled * torch.arange(pooled.numel()).view_as(pooled).sin()).sum().backward()
+            results.append((pooled.detach(), values.grad))
+        torch.testing.assert_close(results[1], results[0])
 
 
 def test_the_nine_anchors_of_the_paper() -> None:
