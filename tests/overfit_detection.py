@@ -10,7 +10,7 @@ The image has 64x64 pixels, and all pairs learn it by the same rules:
   have four values: what norms compute from these in training is not what they apply afterwards.
 - Regions are told apart. RoI max pooling rounds boxes to 16 pixels, half an object here, and regions that it rounds to
   the same values get one score and one correction. So fasterrcnn_c4 pools by RoIAlign, and fastrcnn gets windows of
-  which no two are rounded to the same.
+  which no two are rounded to the same, and none to the same as an object, from which it learns as well.
 - fastrcnn gets only windows that its loss may take: as in the paper, regions that overlap no object by an IoU of 0.1
   are neither objects nor background, and may get any score.
 - The loss takes 32 regions of each image: the layers behind them are the same for any number.
