@@ -53,6 +53,8 @@ class Annotation(NamedTuple):
     """H and W of the image as the file states them; None if it does not."""
     polygons: int = 0
     """Objects that are stated by the points of a polygon."""
+    other_image: str = ""
+    """The image that the file names, if it is not the one that has the file's own name."""
 
 
 @dataclass
@@ -66,6 +68,8 @@ class Tally:
     tiny: int = 0
     """Boxes within the first pixel of their image."""
     polygons: int = 0
+    other_image: list[str] = field(default_factory=list)
+    """Files that name another image."""
     wrong: list[str] = field(default_factory=list)
 
     def report(self, root: Path) -> None:
@@ -94,6 +98,11 @@ class Tally:
         ):
             if count:
                 note(f"{count} of {self.total} boxes in {root} {what}")
+        if self.other_image:
+            note(
+                f"{len(self.other_image)} annotation files in {root} name another image than the one with their own "
+                f"name, to which their boxes go (first: {self.other_image[0]})"
+            )
 
 
 def read_all(title: str, read: Callable[[Path], Annotation], files: Sequence[Path | None]) -> list[Annotation]:
@@ -186,6 +195,8 @@ def checked(one: Annotation, labels: Mapping[str, int], tally: Tally, fractions:
     tally.total += len(one.found) + len(one.wrong)
     tally.wrong += [f"{one.file}:{reason}" for reason in one.wrong]
     tally.polygons += one.polygons
+    if one.other_image:
+        tally.other_image.append(f"{one.file} names {one.other_image}")
     height, width = (1, 1) if fractions else one.size or (math.inf, math.inf)
     slack = SLACK_OF_FRACTIONS if fractions else SLACK
     kept: dict[tuple[Box, int], bool] = {}

@@ -14,6 +14,7 @@ learns them.
 """
 
 import json
+import math
 from collections import defaultdict
 from hashlib import blake2b
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from datamodules.base import IGNORE_INDEX, GraftDataModule, Source, Task
+from datamodules.class_table import MOST_CLASSES
 from datamodules.coco_boxes import check_boxes, objects_in
 from datamodules.coco_files import (
     LAYOUT,
@@ -61,7 +63,8 @@ class Coco(GraftDataModule):
             raise DataError(f"{root} is not a folder; {LAYOUT}")
         files = annotation_files(root)
         contents = {split: read_annotations(path) for split, path in files.items()}
-        names, label_of = classes_of(contents["train"], files["train"])
+        most = math.inf if self.task == "detection" else MOST_CLASSES  # a mask has 8 bits
+        names, label_of = classes_of(contents["train"], files["train"], most)
         self.class_names = names[1:] if self.task == "detection" else names
         paths = images_by_name(root)
         found = {split: find_images(content, files[split], split, paths, root) for split, content in contents.items()}

@@ -1,6 +1,7 @@
 """Finds and reads the JSON files of annotations in COCO's format, and the images that they list."""
 
 import json
+import math
 import os
 import re
 from collections import Counter, defaultdict
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.boxed_names import say_alike
-from datamodules.class_table import MOST_CLASSES
 from datamodules.errors import DataError
 from datamodules.notes import note
 from datamodules.pairing import UNPRINTABLE, kinds, walk
@@ -123,10 +123,13 @@ def check_values(rows: list[dict[str, Any]], key: str, path: Path) -> None:
         raise DataError(f"{path}: some ids under {key} are numbers and some are texts; write numbers")
 
 
-def classes_of(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], dict[str, int]]:
+def classes_of(content: dict[str, Any], path: Path, most: float) -> tuple[tuple[str, ...], dict[str, int]]:
     """The names of the classes, background first, and the class of each category name.
 
     Roboflow lists the name of the project as a category that no annotation has; it is left out.
+
+    Args:
+        most: classes at most; `math.inf` for any number.
 
     Raises:
         ValueError: there are none, too many, or two of one name.
@@ -136,10 +139,9 @@ def classes_of(content: dict[str, Any], path: Path) -> tuple[tuple[str, ...], di
     categories = sorted(content["categories"], key=lambda category: category["id"])
     kept = [one["name"] for one in categories if one["id"] in used or one["name"] not in above or len(above) == 1]
     names = (BACKGROUND, *(name for name in kept if name.lower() != BACKGROUND))
-    if not 2 <= len(set(names)) == len(names) <= MOST_CLASSES:
-        raise DataError(
-            f"{path} names {len(set(names)) - 1} different categories; write 1 to {MOST_CLASSES - 1}, each once"
-        )
+    if not 2 <= len(set(names)) == len(names) <= most:
+        wanted = "1 or more" if most == math.inf else f"1 to {most - 1}"
+        raise DataError(f"{path} names {len(set(names)) - 1} different categories; write {wanted}, each once")
     say_alike(names)
     labels = {name: number for number, name in enumerate(names)}
     return names, labels | {one["name"]: 0 for one in categories if one["name"].lower() == BACKGROUND}

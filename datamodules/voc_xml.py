@@ -4,7 +4,7 @@ Pixels are counted from 1 there and `xmax` is the last pixel of an object, so a 
 Objects that are marked `difficult` neither train nor count in scores.
 """
 
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
@@ -45,7 +45,9 @@ def read_xml(path: Path) -> Annotation:
                 size = size_of(one)
         except ValueError as error:
             wrong.append(f"{line}: {error}")
-    return Annotation(path, found, wrong, size)
+    stated_name = PureWindowsPath((root.findtext("filename") or "").strip())  # which splits at both kinds of slashes
+    other = "" if path.stem in {stated_name.stem, stated_name.name} else stated_name.name
+    return Annotation(path, found, wrong, size, other_image=other)
 
 
 def with_lines(text: bytes) -> Element:

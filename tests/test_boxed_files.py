@@ -276,6 +276,17 @@ def test_odd_lists_and_names_are_said(tmp_path: Path, capsys: pytest.CaptureFixt
         read(tmp_path / "b")
 
 
+def test_files_that_name_another_image_are_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    voc(tmp_path, [("dog", (1, 1, 9, 9), 0)])
+    for number, name in ((0, "000000.jpg"), (1, r"C:\photos\1.png"), (2, ""), (3, "3")):
+        file = tmp_path / "Annotations" / f"{number}.xml"
+        file.write_text(file.read_text().replace(f"{number}.jpg", name))
+    read(tmp_path)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"1 annotation files in {tmp_path} name another image" in said
+    assert "0.xml names 000000.jpg)" in said
+
+
 def test_a_number_that_is_no_class_is_one_line(tmp_path: Path) -> None:
     yolo(tmp_path, {"a": "1e30 0.5 0.5 0.1 0.1\n"}, None)
     with pytest.raises(ValueError, match=r"is of class 1\d{30}; number the classes 0, 1, 2 and so on") as caught:

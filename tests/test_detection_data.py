@@ -61,6 +61,14 @@ def test_boxes_and_classes_of_cocos_format(tmp_path: Path, capsys: pytest.Captur
     assert "1 of 3 images in" in said
 
 
+def test_any_number_of_categories(tmp_path: Path) -> None:
+    more = [{"id": number, "name": f"kind {number}"} for number in range(100, 500)]
+    write(tmp_path, CONTENT | {"categories": CONTENT["categories"] + more})
+    data, found = sources(tmp_path)
+    assert len(data.class_names) == len(CONTENT["categories"]) + 400
+    assert found["train"][0][1].labels.tolist() == [1, 0]
+
+
 WRONG = {
     "negative": ({"bbox": [20, 3, -10, 5]}, r"bbox \[20, 3, -10, 5\] has a negative side"),
     "nan": ({"bbox": [math.nan, 3, 10, 5]}, "has a number that is not finite"),
