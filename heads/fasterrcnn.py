@@ -17,7 +17,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from heads.anchors import base_anchors
 from heads.box_head import BoxHead, Detections, Objects, Size, Sums
 from heads.pyramid import Pyramid
-from heads.regions import Drawn, LinearLayers, draw_regions, predict, region_detections, region_losses
+from heads.regions import Drawn, LinearLayers, draw_regions, predict, region_detections, region_losses, some
 from heads.roi_pooling import pool_regions, regions_of
 from heads.rpn import BETA, Proposed, RegionProposals
 
@@ -50,6 +50,7 @@ class FasterRCNN(BoxHead):
         width: channels of the pyramid.
         hidden: width of the two linear layers.
         anchor_scale: side of the anchors in strides of their level.
+        regions: the loss is computed from so many regions of an image at most; fewer train faster.
         score_threshold: detections below it are dropped.
         overlap: IoU above which the lower-scored of two detections of one class is dropped.
         most: detections per image at most.
@@ -57,8 +58,8 @@ class FasterRCNN(BoxHead):
 
     one_stage = False
     loss_terms: ClassVar[tuple[str, ...]] = ("objectness", "proposals", "classification", "boxes")
-    SAMPLED, POSITIVE = 512, 0.25
-    """Proposals of an image that the loss is computed from, and the part of them that has an object at most."""
+    POSITIVE = 0.25
+    """The part of the regions in the loss that has an object at most."""
     USUAL_SIDE, USUAL_STRIDE = 224, 16
     """Boxes of this side are pooled from the level of this stride, boxes half as large from that of half the stride."""
 
@@ -71,6 +72,7 @@ class FasterRCNN(BoxHead):
         width: int = 256,
         hidden: int = 1024,
         anchor_scale: float = 8.0,
+        regions: int = 512,
         score_threshold: float = 0.05,
         overlap: float = 0.5,
         most: int = 100,
@@ -81,6 +83,7 @@ class FasterRCNN(BoxHead):
         anchors = [base_anchors([anchor_scale * stride]) for stride in pyramid.strides]
         self.rpn = RegionProposals(width, pyramid.strides, anchors)
         self.roi_heads = RoIHeads(width, hidden, num_classes)
+        self.regions = some(regions)
         self.score_threshold, self.overlap, self.most = score_threshold, overlap, most
 
     def forward(self, features: list[Tensor]) -> Outputs:
@@ -96,7 +99,7 @@ class FasterRCNN(BoxHead):
         """The terms of the loss, and the regions that were drawn for it."""
         proposals = self.rpn.proposals(outputs.proposed, sizes)
         terms = self.rpn.losses(outputs.proposed, targets, sizes)
-        drawn = draw_regions(proposals, targets, self.SAMPLED, self.POSITIVE, training=self.training)
+        drawn = draw_regions(proposals, targets, self.regions, self.POSITIVE, training=self.training)
         logits, codes = self.roi_heads(self.pool(outputs.maps, drawn.boxes))
         return terms | region_losses(logits, codes, drawn, BETA), drawn
 

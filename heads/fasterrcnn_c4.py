@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from heads.anchors import centred_anchors
 from heads.box_head import Detections, Objects, Size, Sums
 from heads.head import last
-from heads.regions import RegionHead, draw_regions, region_detections, region_losses
+from heads.regions import RegionHead, draw_regions, region_detections, region_losses, some
 from heads.roi_pooling import Pooling
 from heads.rpn import Proposed, RegionProposals
 
@@ -44,6 +44,7 @@ class FasterRCNNC4(RegionHead):
         anchor_scales: sides of the anchors in strides; 8, 16 and 32 are 128, 256 and 512 pixels.
         pooling: "max" as in the paper, or "align" (RoIAlign).
         hidden: width of the two linear layers of backbones without layers of their own.
+        regions: the loss is computed from so many regions of an image at most; fewer train faster.
         inside_only: whether anchors that cross the image's border are left out of the loss. If all of an image do,
             none is left out.
         least_side: pixels; proposals with a shorter side are dropped.
@@ -54,8 +55,8 @@ class FasterRCNNC4(RegionHead):
 
     loss_terms = ("objectness", "proposals", "classification", "boxes")
     backbone_options = {"c4": True, "before_pools": True}
-    SAMPLED, POSITIVE = 128, 0.25
-    """Regions of an image that the loss is computed from, and the part of them that has an object at most."""
+    POSITIVE = 0.25
+    """The part of the regions in the loss that has an object at most."""
 
     def __init__(
         self,
@@ -67,6 +68,7 @@ class FasterRCNNC4(RegionHead):
         anchor_scales: Sequence[float] = (8, 16, 32),
         pooling: Pooling = "max",
         hidden: int = 1024,
+        regions: int = 128,
         inside_only: bool = True,
         least_side: float = 16.0,
         score_threshold: float = 0.05,
@@ -87,7 +89,7 @@ class FasterRCNNC4(RegionHead):
             inside_only=inside_only,
             paired=True,
         )
-        self.pooling = pooling
+        self.pooling, self.regions = pooling, some(regions)
         self.score_threshold, self.overlap, self.most = score_threshold, overlap, most
 
     def forward(self, features: list[Tensor]) -> Outputs:
@@ -97,7 +99,7 @@ class FasterRCNNC4(RegionHead):
     def losses(self, outputs: Outputs, targets: Sequence[Objects], sizes: Sequence[Size]) -> dict[str, Sums]:
         proposals = self.rpn.proposals(outputs.proposed, sizes)
         terms = self.rpn.losses(outputs.proposed, targets, sizes)
-        drawn = draw_regions(proposals, targets, self.SAMPLED, self.POSITIVE, training=self.training)
+        drawn = draw_regions(proposals, targets, self.regions, self.POSITIVE, training=self.training)
         logits, codes = self.classify(outputs.map, drawn.boxes)
         return terms | region_losses(logits, codes, drawn, self.BETA)
 
@@ -130,6 +132,7 @@ class FasterRCNNDC5(FasterRCNNC4):
         anchor_scales: Sequence[float] = (8, 16, 32),
         pooling: Pooling = "align",
         hidden: int = 1024,
+        regions: int = 128,
         inside_only: bool = False,
         least_side: float = 0.001,
         score_threshold: float = 0.05,
@@ -143,6 +146,7 @@ class FasterRCNNDC5(FasterRCNNC4):
             anchor_scales=anchor_scales,
             pooling=pooling,
             hidden=hidden,
+            regions=regions,
             inside_only=inside_only,
             least_side=least_side,
             score_threshold=score_threshold,

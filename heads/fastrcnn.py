@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from heads.box_head import Detections, Objects, Size, Sums
-from heads.regions import RegionHead, draw_regions, region_detections, region_losses
+from heads.regions import RegionHead, draw_regions, region_detections, region_losses, some
 from heads.sliding_windows import sliding_windows
 
 WINDOWS = 1000
@@ -41,6 +41,7 @@ class FastRCNN(RegionHead):
     Args:
         classifier: the backbone's `region_layers`, or None.
         hidden: width of the two linear layers of backbones without layers of their own.
+        regions: the loss is computed from so many proposals of an image at most; fewer train faster.
         score_threshold: detections below it are dropped.
         overlap: IoU above which the lower-scored of two detections of one class is dropped.
         most: detections per image at most.
@@ -49,9 +50,9 @@ class FastRCNN(RegionHead):
     loss_terms = ("classification", "boxes")
     backbone_options = {"before_pools": True}
     needs_proposals = True
-    SAMPLED, POSITIVE, LEAST_OVERLAP = 64, 0.25, 0.1
-    """Proposals of an image that the loss is computed from, the part of them that has an object at most, and the IoU
-    with an object from which on the others are drawn."""
+    POSITIVE, LEAST_OVERLAP = 0.25, 0.1
+    """The part of the proposals in the loss that has an object at most, and the IoU with an object from which on the
+    others are drawn."""
 
     def __init__(
         self,
@@ -61,11 +62,13 @@ class FastRCNN(RegionHead):
         *,
         classifier: nn.Module | None = None,
         hidden: int = 1024,
+        regions: int = 64,
         score_threshold: float = 0.05,
         overlap: float = 0.3,
         most: int = 100,
     ) -> None:
         super().__init__(channels, reductions, num_classes, len(reductions) - 1, classifier, hidden)
+        self.regions = some(regions)
         self.score_threshold, self.overlap, self.most = score_threshold, overlap, most
 
     def forward(self, features: list[Tensor]) -> Outputs:
@@ -80,7 +83,7 @@ class FastRCNN(RegionHead):
             windows(size, outputs.x) if boxes is None else boxes for boxes, size in zip(given, sizes, strict=True)
         ]
         drawn = draw_regions(
-            proposals, targets, self.SAMPLED, self.POSITIVE, training=self.training, least_overlap=self.LEAST_OVERLAP
+            proposals, targets, self.regions, self.POSITIVE, training=self.training, least_overlap=self.LEAST_OVERLAP
         )
         logits, codes = self.classify(outputs.x, drawn.boxes)
         return region_losses(logits, codes, drawn, self.BETA)

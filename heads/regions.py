@@ -60,6 +60,17 @@ def papers_predictor(features: int, num_classes: int) -> FastRCNNPredictor:
     return predictor
 
 
+def some(regions: int) -> int:
+    """The number of regions that the loss takes.
+
+    Raises:
+        ValueError: it is below 1.
+    """
+    if regions < 1:
+        raise ValueError(f"regions is {regions}; give 1 or more")
+    return regions
+
+
 def draw_regions(
     proposals: Sequence[Tensor],
     targets: Sequence[Objects],

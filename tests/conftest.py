@@ -123,7 +123,7 @@ def few_regions(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last stage of a ResNet, behind RoI pooling, costs much for each region."""
     from heads import fasterrcnn_c4
 
-    monkeypatch.setattr(fasterrcnn_c4.FasterRCNNC4, "SAMPLED", 8)
+    monkeypatch.setitem(fasterrcnn_c4.FasterRCNNC4.__init__.__kwdefaults__, "regions", 8)
     monkeypatch.setattr(fasterrcnn_c4, "KEPT", {True: (500, 50), False: (500, 20)})
 
 

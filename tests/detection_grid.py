@@ -38,7 +38,7 @@ if __name__ == "__main__":
     parser.add_argument("backbones", nargs="*", default=list(BACKBONES))
     parser.add_argument("--heads", nargs="+", default=DETECTORS)
     settings = parser.parse_args()
-    FasterRCNNC4.SAMPLED = 8  # the layers behind regions are the same for any number of them
+    FasterRCNNC4.__init__.__kwdefaults__["regions"] = 8  # the layers behind regions are the same for any number of them
     failed = 0
     for backbone in settings.backbones:
         for head in settings.heads:

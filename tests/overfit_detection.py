@@ -108,8 +108,8 @@ def overfit(
     network = Network(backbone, head, 10, head_options=NARROW.get(head))
     image, target = scene(cast("BoxHead", network.head))
     images, targets = image.expand(copies, -1, -1, -1), [target] * copies
-    if hasattr(network.head, "SAMPLED"):
-        network.head.SAMPLED = REGIONS
+    if hasattr(network.head, "regions"):
+        network.head.regions = REGIONS
     norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = MOMENTUM

@@ -164,3 +164,15 @@ def test_frozen_norms_are_those_behind_regions_too() -> None:
 def test_anchors_of_no_size_are_refused() -> None:
     with pytest.raises(ValueError, match="anchor_scales is"):
         Network("resnet18", "fasterrcnn_c4", 4, head_options={"anchor_scales": [8, 0]})
+
+
+@pytest.mark.parametrize("head", ["fastrcnn", "fasterrcnn", "fasterrcnn_c4", "fasterrcnn_dc5", "maskrcnn"])
+def test_the_loss_takes_as_many_regions_as_asked_for(head: str) -> None:
+    options = {"hidden": 8, "regions": 5}
+    network = Network("mobilenet_v3_small", head, 3, head_options=options)
+    truth = torch.tensor([[8.0, 8, 40, 40]])
+    target = {"boxes": truth, "labels": torch.tensor([1]), "masks": torch.ones(1, 64, 64, dtype=torch.bool)}
+    terms = network.losses(torch.randn(2, 3, 64, 64), [target, target], [(64, 64)] * 2)  # type: ignore[list-item]
+    assert 2 <= float(terms["classification"][1]) <= 2 * 5
+    with pytest.raises(ValueError, match="regions is 0; give 1 or more"):
+        Network("mobilenet_v3_small", head, 3, head_options=options | {"regions": 0})

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from backbones.squeeze_excitation import SqueezeExcitation
+from lightning_modules.shapes_only import ghost_of
 
 
 class Field(NamedTuple):
@@ -143,7 +144,7 @@ class FieldTracer(TorchDispatchMode):
 
 def traced(network: nn.Module, size: tuple[int, int], in_channels: int = 3) -> tuple[FieldTracer, Field | None]:
     """The tracer after one image, and the field of the network's last output; None if attention mixes the map."""
-    ghost = copy.deepcopy(network).to("meta").eval()
+    ghost = ghost_of(network).eval()
     with torch.no_grad(), FieldTracer() as tracer:
         out = ghost(tracer.start(torch.empty(1, in_channels, *size, device="meta")))
     last = out[-1] if isinstance(out, list) else out

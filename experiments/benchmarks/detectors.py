@@ -24,10 +24,10 @@ HEADS = {
     "ssd": ["--head-options", "{width: 128, side: 64, scales: [0.3, 0.45, 0.6, 0.7, 0.8, 0.9, 1.05]}"],
     "yolov1": ["--output-stride", "8", "--head-options", "{grid: 4, stride: 1, width: 128, hidden: 512}"],
     "fastrcnn": ["--output-stride", "8", "--head-options", "{hidden: 256}"],
-    "fasterrcnn": ["--head-options", "{width: 128, hidden: 256, anchor_scale: 6}"],
-    "fasterrcnn_c4": ["--head-options", "{anchor_scales: [1.5, 2], hidden: 256}"],
-    "fasterrcnn_dc5": ["--head-options", "{anchor_scales: [1.5, 2], hidden: 256}"],
-    "maskrcnn": ["--head-options", "{width: 128, hidden: 256, anchor_scale: 6}"],
+    "fasterrcnn": ["--head-options", "{width: 128, hidden: 256, anchor_scale: 6, regions: 64}"],
+    "fasterrcnn_c4": ["--head-options", "{anchor_scales: [1.5, 2], hidden: 256, regions: 32}"],
+    "fasterrcnn_dc5": ["--head-options", "{anchor_scales: [1.5, 2], hidden: 256, regions: 32}"],
+    "maskrcnn": ["--head-options", "{width: 128, hidden: 256, anchor_scale: 6, regions: 32}"],
 }
 """The heads, each with its flags."""
 

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_modules.folding import fold_batch_norms
 from lightning_modules.segmentation import SegmentationModule
+from lightning_modules.shapes_only import ghost_of
 
 CLASSES = 11
 KERNELS = {
@@ -126,7 +127,7 @@ class Side:
 
     def operations(self) -> int:
         """Multiplications and additions of a forward and a backward pass."""
-        ghost = copy.deepcopy(self.network).to("meta").train()
+        ghost = ghost_of(self.network).train()
         with FlopCounterMode(display=False) as counter:
             out = ghost(self.images.to("meta"))
             (out["out"] if isinstance(out, dict) else out).sum().backward()
