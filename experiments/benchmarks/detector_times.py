@@ -30,7 +30,7 @@ from experiments.region_svms.features import Pooling
 from experiments.region_svms.fit_and_score import fit_and_score, read_fitted
 from experiments.run import main as run
 
-HEADS = {"fastrcnn": "{hidden: 256}", "fasterrcnn": "{width: 128, hidden: 256}"}
+HEADS = {"fastrcnn": "{hidden: 256}", "fasterrcnn": "{width: 128, hidden: 256, anchor_scale: 6, regions: 64}"}
 """The heads that are trained, with their options."""
 POOLINGS: dict[Pooling, str] = {"warp": "R-CNN", "spp": "SPP-net"}
 Step = Callable[[np.ndarray, np.ndarray], object]
