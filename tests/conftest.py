@@ -123,7 +123,8 @@ def few_regions(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last stage of a ResNet, behind RoI pooling, costs much for each region."""
     from heads import fasterrcnn_c4
 
-    monkeypatch.setitem(fasterrcnn_c4.FasterRCNNC4.__init__.__kwdefaults__, "regions", 8)
+    for head in (fasterrcnn_c4.FasterRCNNC4, fasterrcnn_c4.FasterRCNNDC5):
+        monkeypatch.setitem(head.__init__.__kwdefaults__, "regions", 8)
     monkeypatch.setattr(fasterrcnn_c4, "KEPT", {True: (500, 50), False: (500, 20)})
 
 

@@ -11,7 +11,7 @@ import time
 import torch
 
 from backbones import BACKBONES
-from heads.fasterrcnn_c4 import FasterRCNNC4
+from heads.fasterrcnn_c4 import FasterRCNNC4, FasterRCNNDC5
 from lightning_modules.network import Network
 from tests.test_detection_heads import CLASSES, DETECTORS, NARROW, objects, total
 
@@ -38,7 +38,8 @@ if __name__ == "__main__":
     parser.add_argument("backbones", nargs="*", default=list(BACKBONES))
     parser.add_argument("--heads", nargs="+", default=DETECTORS)
     settings = parser.parse_args()
-    FasterRCNNC4.__init__.__kwdefaults__["regions"] = 8  # the layers behind regions are the same for any number of them
+    for head in (FasterRCNNC4, FasterRCNNDC5):  # the layers behind regions are the same for any number of them
+        head.__init__.__kwdefaults__["regions"] = 8
     failed = 0
     for backbone in settings.backbones:
         for head in settings.heads:
