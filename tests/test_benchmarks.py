@@ -16,6 +16,7 @@ from experiments.benchmarks import (
     all,
     cpu_conv_speed,
     crf_speed,
+    detector_peers,
     detectors,
     loader_speed,
     peers,
@@ -31,6 +32,7 @@ REWRITERS = [
     accelerator,
     cpu_conv_speed,
     crf_speed,
+    detector_peers,
     detectors,
     loader_speed,
     peers,
@@ -53,6 +55,27 @@ def test_roi_align_is_timed_in_small(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(sys, "argv", ["roi_align_speed.py", "--repetitions", "1"])
     roi_align_speed.main()
     assert "| 1 | 4 channels, 8x8 | 3 |" in capsys.readouterr().out
+
+
+def test_detectors_of_both_sides_are_the_same_network_and_are_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One head of five; the others differ in nothing that this program does."""
+    monkeypatch.setitem(detector_peers.PAIRS, "fcos", detector_peers.PAIRS["fcos"]._replace(side=192))
+    sizes = []
+    for build in ("graft", "of_torchvision"):
+        real = getattr(detector_peers, build)
+
+        def counted(*arguments: Any, real: Any = real) -> Any:
+            built = real(*arguments)
+            sizes.append(sum(parameter.numel() for parameter in built[0].parameters()))
+            return built
+
+        monkeypatch.setattr(detector_peers, build, counted)
+    monkeypatch.setattr(sys, "argv", ["detector_peers.py", "--only", "fcos", "--batch", "1", "--repetitions", "1"])
+    detector_peers.main()
+    assert len(set(sizes)) == 1
+    assert capsys.readouterr().out.count("** (") == 4
 
 
 def peers_row(pair: str, operations: int, ratio: float) -> peers.Row:
