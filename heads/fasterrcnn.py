@@ -17,7 +17,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from heads.anchors import base_anchors
 from heads.box_head import BoxHead, Detections, Objects, Size, Sums
 from heads.pyramid import Pyramid
-from heads.regions import Drawn, LinearLayers, draw_regions, predict, region_detections, region_losses, some
+from heads.regions import Drawn, LinearLayers, at_least_one, draw_regions, predict, region_detections, region_losses
 from heads.roi_pooling import pool_regions, regions_of
 from heads.rpn import BETA, Proposed, RegionProposals
 
@@ -83,7 +83,7 @@ class FasterRCNN(BoxHead):
         anchors = [base_anchors([anchor_scale * stride]) for stride in pyramid.strides]
         self.rpn = RegionProposals(width, pyramid.strides, anchors)
         self.roi_heads = RoIHeads(width, hidden, num_classes)
-        self.regions = some(regions)
+        self.regions = at_least_one(regions)
         self.score_threshold, self.overlap, self.most = score_threshold, overlap, most
 
     def forward(self, features: list[Tensor]) -> Outputs:

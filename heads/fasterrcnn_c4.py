@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from heads.anchors import centred_anchors
 from heads.box_head import Detections, Objects, Size, Sums
 from heads.head import last
-from heads.regions import RegionHead, draw_regions, region_detections, region_losses, some
+from heads.regions import RegionHead, at_least_one, draw_regions, region_detections, region_losses
 from heads.roi_pooling import Pooling
 from heads.rpn import Proposed, RegionProposals
 
@@ -89,7 +89,7 @@ class FasterRCNNC4(RegionHead):
             inside_only=inside_only,
             paired=True,
         )
-        self.pooling, self.regions = pooling, some(regions)
+        self.pooling, self.regions = pooling, at_least_one(regions)
         self.score_threshold, self.overlap, self.most = score_threshold, overlap, most
 
     def forward(self, features: list[Tensor]) -> Outputs:

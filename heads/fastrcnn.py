@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from heads.box_head import Detections, Objects, Size, Sums
-from heads.regions import RegionHead, draw_regions, region_detections, region_losses, some
+from heads.regions import RegionHead, at_least_one, draw_regions, region_detections, region_losses
 from heads.sliding_windows import sliding_windows
 
 WINDOWS = 1000
@@ -68,7 +68,7 @@ class FastRCNN(RegionHead):
         most: int = 100,
     ) -> None:
         super().__init__(channels, reductions, num_classes, len(reductions) - 1, classifier, hidden)
-        self.regions = some(regions)
+        self.regions = at_least_one(regions)
         self.score_threshold, self.overlap, self.most = score_threshold, overlap, most
 
     def forward(self, features: list[Tensor]) -> Outputs:

@@ -60,7 +60,7 @@ def papers_predictor(features: int, num_classes: int) -> FastRCNNPredictor:
     return predictor
 
 
-def some(regions: int) -> int:
+def at_least_one(regions: int) -> int:
     """The number of regions that the loss takes.
 
     Raises:

@@ -61,7 +61,7 @@ def align_on_cpu(x: Tensor, regions: Tensor, side: int, scale: float) -> Tensor:
         start, end = regions[:, first, None] * scale, regions[:, last, None] * scale
         at = start + (end - start).clamp(min=1) * points
         inside = (at >= -1) & (at <= size)
-        at = at.clamp(0, size - 1)
+        at = at.nan_to_num().clamp(0, size - 1)  # boxes that are not finite pool zeros
         low = at.floor()
         parts = torch.stack([1 - (at - low), at - low], 2) * (inside[:, :, None] / 2)
         near = torch.stack([low, (low + 1).clamp(max=size - 1)], 2).int()

@@ -1,5 +1,6 @@
 """Detectors that classify regions of a map: RoI pooling, the paper's anchors and draws, published layers behind it."""
 
+import math
 from functools import partial
 
 import pytest
@@ -63,6 +64,12 @@ def test_aligning_on_a_cpu_is_torchvisions(channels_last: bool) -> None:
             (pooled * torch.arange(pooled.numel()).view_as(pooled).sin()).sum().backward()
             results.append((pooled.detach(), values.grad))
         torch.testing.assert_close(results[1], results[0])
+
+
+def test_aligning_takes_boxes_that_are_not_finite() -> None:
+    """They come from training that diverges, which is said elsewhere."""
+    regions = torch.tensor([[0.0, math.nan, 1, 9, 9], [0.0, -math.inf, -math.inf, math.inf, math.inf]])
+    assert not align_on_cpu(torch.ones(1, 2, 4, 4), regions, 7, 0.25).any()
 
 
 def test_the_nine_anchors_of_the_paper() -> None:
