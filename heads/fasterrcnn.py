@@ -50,7 +50,7 @@ class FasterRCNN(BoxHead):
         width: channels of the pyramid.
         hidden: width of the two linear layers.
         anchor_scale: side of the anchors in strides of their level.
-        regions: the loss is computed from so many regions of an image at most; fewer train faster.
+        regions: most regions of an image that the loss is computed from; fewer train faster.
         score_threshold: detections below it are dropped.
         overlap: IoU above which the lower-scored of two detections of one class is dropped.
         most: detections per image at most.

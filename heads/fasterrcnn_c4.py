@@ -44,7 +44,7 @@ class FasterRCNNC4(RegionHead):
         anchor_scales: sides of the anchors in strides; 8, 16 and 32 are 128, 256 and 512 pixels.
         pooling: "max" as in the paper, or "align" (RoIAlign).
         hidden: width of the two linear layers of backbones without layers of their own.
-        regions: the loss is computed from so many regions of an image at most; fewer train faster.
+        regions: most regions of an image that the loss is computed from; fewer train faster.
         inside_only: whether anchors that cross the image's border are left out of the loss. If all of an image do,
             none is left out.
         least_side: pixels; proposals with a shorter side are dropped.

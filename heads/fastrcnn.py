@@ -41,7 +41,7 @@ class FastRCNN(RegionHead):
     Args:
         classifier: the backbone's `region_layers`, or None.
         hidden: width of the two linear layers of backbones without layers of their own.
-        regions: the loss is computed from so many proposals of an image at most; fewer train faster.
+        regions: most proposals of an image that the loss is computed from; fewer train faster.
         score_threshold: detections below it are dropped.
         overlap: IoU above which the lower-scored of two detections of one class is dropped.
         most: detections per image at most.

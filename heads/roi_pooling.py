@@ -4,8 +4,8 @@ arXiv:1703.06870), both torchvision's.
 Max pooling rounds a box to values of the map and divides it into bins, as the authors' code of Fast R-CNN does;
 RoIAlign interpolates at 2x2 points in each bin. Strides and offsets are the backbone's and are not guessed from sizes.
 
-torchvision's RoIAlign is slow on a CPU. There it is computed as what it is, a weighted sum of 16 values of the map for
-each bin, by PyTorch's embedding bag; `python experiments/benchmarks/roi_align_speed.py` measures both.
+torchvision's RoIAlign is slow on a CPU. There, PyTorch's embedding bag computes each bin as a weighted sum of 16 values
+of the map; `python experiments/benchmarks/roi_align_speed.py` compares both.
 """
 
 from collections.abc import Sequence

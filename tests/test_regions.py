@@ -67,7 +67,7 @@ def test_aligning_on_a_cpu_is_torchvisions(channels_last: bool) -> None:
 
 
 def test_aligning_takes_boxes_that_are_not_finite() -> None:
-    """They come from training that diverges, which is said elsewhere."""
+    """Training that diverges gives such boxes; another check reports it."""
     regions = torch.tensor([[0.0, math.nan, 1, 9, 9], [0.0, -math.inf, -math.inf, math.inf, math.inf]])
     assert not align_on_cpu(torch.ones(1, 2, 4, 4), regions, 7, 0.25).any()
 

@@ -87,6 +87,7 @@ def graft(head: str, images: torch.Tensor) -> tuple[nn.Module, Callable[[], None
 
 
 def of_torchvision(head: str, images: torch.Tensor) -> tuple[nn.Module, Callable[[], None], Callable[[], object]]:
+    """The same of torchvision's network."""
     pair = PAIRS[head]
     # SSD's images have a fixed size; the others are told theirs.
     unresized = {} if head == "ssd" else {"min_size": pair.side, "max_size": pair.side}
