@@ -23,7 +23,7 @@ from heads.permutohedral import Normalization, Permutohedral
 Spatial = Literal["exact", "lattice"]
 Kernel = Permutohedral | SpatialGaussian
 CLIP = 1e-5  # lower bound of the unary's probabilities, as in DeepLab's scripts and pydensecrf
-BLOCK = 2**18  # values updated at a time, so that a few such arrays fit into a core's cache
+BLOCK = 2**20  # values updated at a time: few enough for the cache, and enough for threads to be worth waking
 
 
 @dataclass(frozen=True)
@@ -236,28 +236,31 @@ class DenseCRF(nn.Module):
     def _infer_with_gradient(self, unary: Tensor, kernels: ImageKernels, log: bool) -> Tensor:
         logits = unary
         for _ in range(self.settings.iterations):
-            q = _softmax(logits, None)
+            q = _softmax(logits)
             message = self._message(
                 _Filter.apply(q, kernels.bilateral, False), _Filter.apply(q, kernels.spatial, False)
             )
             logits = self._logits(unary, message)
-        return logits.log_softmax(1) if log else _softmax(logits, None)
+        return logits.log_softmax(1) if log else _softmax(logits)
 
     def _infer_in_place(self, unary: Tensor, kernels: ImageKernels) -> Tensor:
         bilateral, spatial = kernels.bilateral, kernels.spatial
-        q = unary.softmax(1)
+        unary = unary.contiguous()  # a pixel's labels side by side, as in what is added to them
+        q = _softmax(unary)
         tiles = list(self._tiles(q, kernels))
+        w1, w2 = self.weights.tolist()
         for _ in range(self.settings.iterations):
             if len(tiles) == 1:
                 corners, columns = bilateral.spread(q), spatial.spread(q)
                 for pixels in _blocks(q, kernels.size[1]):
-                    message = self._message(bilateral.gather(corners, pixels), spatial.gather(columns, pixels))
+                    message = bilateral.gather(corners, pixels).mul_(w1)
+                    message.add_(spatial.gather(columns, pixels), alpha=w2)
                     _softmax(self._logits(unary[pixels], message), out=q[pixels])
                 continue
             messages = torch.empty_like(q)
             for tile in tiles:
                 part = q[:, tile].contiguous()
-                messages[:, tile] = self._message(bilateral.filter(part), spatial.filter(part))
+                torch.add(w1 * bilateral.filter(part), spatial.filter(part), alpha=w2, out=messages[:, tile])
             for pixels in _blocks(q, kernels.size[1]):
                 _softmax(self._logits(unary[pixels], messages[pixels]), out=q[pixels])
         return q
@@ -303,7 +306,7 @@ def _features(settings: CRFSettings) -> tuple[Any, ...]:
     return settings.sigma_alpha, settings.sigma_beta, settings.sigma_gamma, settings.normalization
 
 
-def _softmax(logits: Tensor, out: Tensor | None) -> Tensor:
+def _softmax(logits: Tensor, out: Tensor | None = None) -> Tensor:
     """Softmax over the labels of (N, C).
 
     torch.softmax takes three times as long on rows this short, because it first subtracts the maximum, which is needed

@@ -8,6 +8,7 @@ call of `embedding_bag`, which is multi-threaded and runs on any device.
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -43,14 +44,14 @@ class Permutohedral:
         # one for the filter, one for its transpose
         self.splat_weights, self.slice_weights = (splat, splat), (slice_, slice_)
         before, after = normalizers(self.filter(torch.ones_like(features[:, :1])), normalization)
-        self.splat_weights = (splat * before[:, 0][self.splat_index], splat * after[:, 0][self.splat_index])
-        self.slice_weights = (slice_ * after, slice_ * before)
+        self.splat_weights = pair(lambda factor: splat * factor[:, 0][self.splat_index], before, after)
+        self.slice_weights = pair(lambda factor: slice_ * factor, after, before)
 
     def spread(self, values: Tensor, reverse: bool = False) -> Tensor:
         """Values of the points (N, C) to blurred values of the corners (M, C)."""
         x = sum_rows(values, self.splat_index, self.splat_weights[reverse], self.splat_start)
-        for index, weight in reversed(self.blurs) if reverse else self.blurs:
-            x = sum_rows(x, index, weight)
+        for blur in reversed(self.blurs) if reverse else self.blurs:
+            x = sum_rows(x, *blur)
         return x
 
     def gather(self, corners: Tensor, points: slice = ALL, reverse: bool = False) -> Tensor:
@@ -65,9 +66,16 @@ class Permutohedral:
 def normalizers(sums: Tensor, normalization: Normalization) -> tuple[Tensor, Tensor]:
     """Factors (before, after) by which to multiply values around a filter whose weights have these sums."""
     if normalization == "symmetric":
-        return sums.rsqrt(), sums.rsqrt()
+        root = sums.rsqrt()
+        return root, root
     one, inverse = torch.ones_like(sums), 1 / sums
     return (inverse, one) if normalization == "before" else (one, inverse)
+
+
+def pair(function: Callable[[Tensor], Tensor], one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """The function's results of two tensors, computed once if they are the same."""
+    first = function(one)
+    return first, first if one is other else function(other)
 
 
 def sum_rows(table: Tensor, index: Tensor, weight: Tensor, start: Tensor | None = None) -> Tensor:
@@ -121,18 +129,21 @@ def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return codes, weights, place.sum() - size * place
 
 
-def _blur(corners: Tensor, step: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows and weights of 1/2 1 1/2 along one direction (M, 3); a corner that does not exist weighs 0."""
+def _blur(corners: Tensor, step: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, weights and starts of 1/2 1 1/2 along one direction: a segment for each corner, without missing ones."""
     wanted = corners + step
-    here = torch.arange(len(corners), device=corners.device, dtype=torch.int32)
-    found = torch.searchsorted(corners, wanted, out_int32=True).clamp_(max=len(corners) - 1)
-    hit = corners.index_select(0, found) == wanted
-    index = here[:, None].repeat(1, 3)
-    weight = torch.zeros(len(corners), 3, dtype=dtype, device=corners.device)
-    weight[:, 0] = 1
-    index[:, 1] = torch.where(hit, found, here)
-    weight[:, 1] = hit * 0.5
-    there = found[hit].long()
-    index[there, 2] = here[hit]
-    weight[there, 2] = 0.5
-    return index, weight
+    found = torch.searchsorted(corners, wanted).clamp_(max=len(corners) - 1)
+    here = (corners.index_select(0, found) == wanted).nonzero().flatten()
+    there = found.index_select(0, here)
+    length = torch.ones(len(corners), dtype=torch.int32, device=corners.device)
+    for one in (here, there):
+        length[one] += 1
+    end = length.cumsum(0)
+    start = end - length
+    index = length.new_empty(len(corners) + 2 * len(here))
+    weight = torch.full(index.shape, 0.5, dtype=dtype, device=corners.device)
+    index[start] = torch.arange(len(corners), dtype=index.dtype, device=corners.device)
+    weight[start] = 1
+    index[start[here] + 1] = there.to(index.dtype)
+    index[end[there] - 1] = here.to(index.dtype)
+    return index, weight, start.to(index.dtype)

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from experiments.command_line.process import keep_freed_memory
 from experiments.command_line.progress import with_progress
 from experiments.inference.benchmark_files import machine
 from experiments.run_files.generated_part import replace_part
@@ -206,6 +207,7 @@ def main() -> None:
     if len(arguments.image) != len(arguments.annotation):
         sys.exit(f"{len(arguments.image)} of --image and {len(arguments.annotation)} of --annotation; they go together")
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as programs do that use the CRF; for both libraries
     pictures = pictures_of(arguments)
     first = next(iter(pictures.values()))
     if not arguments.memory:

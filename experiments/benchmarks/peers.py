@@ -38,6 +38,7 @@ import torchvision
 from torch import nn
 
 from experiments.benchmarks.peer_networks import KERNELS, PAIRS, REST, Job, Side
+from experiments.command_line.process import keep_freed_memory
 from experiments.inference.benchmark_files import machine
 from experiments.inference.worker import forget_peak, peak_memory
 from experiments.run_files.atomic_file import write_atomically
@@ -63,6 +64,8 @@ SIDES: list[Side] = []
 def start(job: Job, threads: int) -> None:
     """Build one side in its own process."""
     torch.set_num_threads(threads)
+    if job.side == "graft":  # as its programs do
+        keep_freed_memory()
     forget_peak()
     SIDES.append(Side(job))
 

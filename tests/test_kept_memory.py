@@ -1,0 +1,30 @@
+"""Programs keep the memory that they free, for the next array of that size."""
+
+import os
+import platform
+
+import pytest
+
+from tests.warm_process import run_python
+
+FAULTS = """
+import resource
+import torch
+from experiments.command_line.process import run_program
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+run_program("a.py", lambda: print(*[faults() for _ in range(3)]), "")
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc has this setting")
+@pytest.mark.parametrize(("environment", "kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "100000"}, False)])
+def test_unless_the_user_sets_malloc(environment: dict[str, str], kept: bool) -> None:
+    done = run_python(["-c", FAULTS], env={**os.environ, **environment})
+    first, _, third = map(int, done.stdout.split())
+    assert first > 1_000
+    assert (third < 100) == kept
