@@ -1,4 +1,4 @@
-"""Programs keep the memory that they free, for the next array of that size."""
+"""Programs keep the memory that they free, for the next array of that size, and their threads sleep after a moment."""
 
 import os
 import platform
@@ -28,3 +28,17 @@ def test_unless_the_user_sets_malloc(environment: dict[str, str], kept: bool) ->
     first, _, third = map(int, done.stdout.split())
     assert first > 1_000
     assert (third < 100) == kept
+
+
+@pytest.mark.parametrize(("policy", "set_to"), [(None, "passive 3000"), ("active", "active None")])
+def test_threads_spin_briefly_unless_the_user_says_how(policy: str | None, set_to: str) -> None:
+    code = (
+        "import os; from experiments.command_line.process import run_program; "
+        "run_program('a.py', lambda: print(os.environ['OMP_WAIT_POLICY'], os.environ.get('GOMP_SPINCOUNT')), '')"
+    )
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    }
+    if policy is not None:
+        environment["OMP_WAIT_POLICY"] = policy
+    assert run_python(["-c", code], env=environment).stdout.strip() == set_to
