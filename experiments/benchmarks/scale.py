@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from experiments.command_line.process import keep_freed_memory
 from experiments.command_line.progress import with_progress
 from experiments.inference.benchmark_files import machine
 from experiments.inference.worker import forget_peak, peak_memory
@@ -77,6 +78,7 @@ def module_of(point: Point) -> SegmentationModule:
 def train(point: Point, steps: int, threads: int, rank: int = 0, port: int = 0) -> Measured:
     """Seconds of a training step and MB beyond the imports, in a fresh process; one of several if there is a port."""
     torch.set_num_threads(threads)
+    keep_freed_memory()  # as run.py does
     forget_peak()
     before = peak_memory()
     module = module_of(point).train()
