@@ -32,7 +32,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", default=default)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--optimizer", default="adamw")
     parser.add_argument("--devices", default="auto")
     parser.add_argument("--resume", action="store_true")

@@ -19,7 +19,7 @@ from tests.fake_runs import write_run
 
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = ROOT / "tests" / "stand_in.py"
-SETTINGS = {"data": "digits", "batch_size": 8, "epochs": 10}
+SETTINGS = {"data": "digits", "batch_size": 8, "epochs": 12}
 """Those of run.py where `write_run` has others."""
 
 
@@ -101,14 +101,14 @@ def test_a_run_that_crashes_does_not_stop_the_others(tmp_path: Path, capsys, mon
     monkeypatch.delenv("STAND_IN_CRASH")
     assert grid(tmp_path) == 0
     assert len(calls(tmp_path)) == 5
-    assert log.read_text().count("epoch 1/10") == 1  # it went on where it was
+    assert log.read_text().count(f"epoch 1/{SETTINGS['epochs']}") == 1  # it went on where it was
     assert "the disk is on fire" in log.read_text()
 
 
 def test_a_run_without_results_is_not_finished(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("STAND_IN_EMPTY", "resnet18-unet-s0")
     assert grid(tmp_path, "--seeds", "0") == 1
-    assert "resnet18-unet-s0 failed, exit code 0, but epoch 10 of 10 is done (" in capsys.readouterr().out
+    assert "resnet18-unet-s0 failed, exit code 0, but epoch 12 of 12 is done (" in capsys.readouterr().out
 
 
 def test_jobs_run_at_a_time_and_share_cores_and_gpus(tmp_path: Path, monkeypatch) -> None:
@@ -145,7 +145,7 @@ def test_a_signal_stops_all_and_the_same_command_goes_on(tmp_path: Path) -> None
     running = start_grid(tmp_path)
     assert running.wait(60) == 0
     rows = (tmp_path / "resnet18-unet-s0" / "metrics.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows] == ["epoch", *map(str, range(1, 11))]
+    assert [row.split(",")[0] for row in rows] == ["epoch", *map(str, range(1, SETTINGS["epochs"] + 1))]
     assert "3 finished" in running.stdout.read()
 
 
@@ -249,7 +249,7 @@ def test_a_terminal_gets_a_live_table(tmp_path: Path, monkeypatch, capsys) -> No
     assert grid(tmp_path, "--heads", "unet", "--seeds", "0") == 0
     printed = capsys.readouterr().out
     assert "1 waiting, 1 running" in printed
-    assert "epoch 1/10" in printed  # the last line of the log
+    assert f"epoch 1/{SETTINGS['epochs']}" in printed  # the last line of the log
     assert "0.2943" in printed
 
 

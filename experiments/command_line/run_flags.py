@@ -131,7 +131,7 @@ class RunConfig:
         8, "images per batch on each rank; an optimiser step takes --accumulate batches of every rank"
     )
     accumulate: PositiveInt = training_flag(1, "batches per optimiser step on each rank")
-    epochs: NonNegativeInt = training_flag(10, "passes over the training images; 0 scores the weights as they are")
+    epochs: NonNegativeInt = training_flag(12, "passes over the training images; 0 scores the weights as they are")
     max_steps: PositiveInt | None = training_flag(
         None, "stop after N optimiser steps, whatever --epochs says; default: no limit"
     )
