@@ -17,7 +17,7 @@ def faults():
     torch.ones(2**24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-run_program("a.py", lambda: print(*[faults() for _ in range(3)]), "")
+run_program("a.py", lambda: print(*[faults() for _ in range(8)]), "")
 """
 
 
@@ -25,9 +25,9 @@ run_program("a.py", lambda: print(*[faults() for _ in range(3)]), "")
 @pytest.mark.parametrize(("environment", "kept"), [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "100000"}, False)])
 def test_unless_the_user_sets_malloc(environment: dict[str, str], kept: bool) -> None:
     done = run_python(["-c", FAULTS], env={**os.environ, **environment})
-    first, _, third = map(int, done.stdout.split())
+    first, *later = map(int, done.stdout.split())
     assert first > 1_000
-    assert (third < 100) == kept
+    assert (min(later) < 100) == kept  # some of the first may not fit where one has been freed
 
 
 @pytest.mark.parametrize(("policy", "set_to"), [(None, "passive 3000"), ("active", "active None")])
