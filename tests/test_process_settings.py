@@ -17,7 +17,7 @@ def faults():
     torch.ones(2**24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-run_program("a.py", lambda: print(*[faults() for _ in range(8)]), "")
+run_program("a.py", lambda: print(*[faults() for _ in range(40)]), "")
 """
 
 
@@ -27,7 +27,7 @@ def test_unless_the_user_sets_malloc(environment: dict[str, str], kept: bool) ->
     done = run_python(["-c", FAULTS], env={**os.environ, **environment})
     first, *later = map(int, done.stdout.split())
     assert first > 1_000
-    assert (min(later) < 100) == kept  # some of the first may not fit where one has been freed
+    assert (min(later) < 100) == kept  # glibc places aligned arrays side by side at first
 
 
 @pytest.mark.parametrize(("policy", "set_to"), [(None, "passive 3000"), ("active", "active None")])
