@@ -245,22 +245,21 @@ class DenseCRF(nn.Module):
 
     def _infer_in_place(self, unary: Tensor, kernels: ImageKernels) -> Tensor:
         bilateral, spatial = kernels.bilateral, kernels.spatial
-        unary = unary.contiguous()  # a pixel's labels side by side, as in what is added to them
+        unary = unary.contiguous()  # the labels of a pixel side by side, as in the messages
         q = _softmax(unary)
         tiles = list(self._tiles(q, kernels))
-        w1, w2 = self.weights.tolist()
+        weights = self.weights.tolist()
         for _ in range(self.settings.iterations):
             if len(tiles) == 1:
                 corners, columns = bilateral.spread(q), spatial.spread(q)
                 for pixels in _blocks(q, kernels.size[1]):
-                    message = bilateral.gather(corners, pixels).mul_(w1)
-                    message.add_(spatial.gather(columns, pixels), alpha=w2)
+                    message = _weighted(bilateral.gather(corners, pixels), spatial.gather(columns, pixels), weights)
                     _softmax(self._logits(unary[pixels], message), out=q[pixels])
                 continue
             messages = torch.empty_like(q)
             for tile in tiles:
                 part = q[:, tile].contiguous()
-                torch.add(w1 * bilateral.filter(part), spatial.filter(part), alpha=w2, out=messages[:, tile])
+                messages[:, tile] = _weighted(bilateral.filter(part), spatial.filter(part), weights)
             for pixels in _blocks(q, kernels.size[1]):
                 _softmax(self._logits(unary[pixels], messages[pixels]), out=q[pixels])
         return q
@@ -304,6 +303,11 @@ def full_precision(device: torch.device) -> Iterator[None]:
 def _features(settings: CRFSettings) -> tuple[Any, ...]:
     """The settings that the kernels depend on."""
     return settings.sigma_alpha, settings.sigma_beta, settings.sigma_gamma, settings.normalization
+
+
+def _weighted(bilateral: Tensor, spatial: Tensor, weights: Sequence[float]) -> Tensor:
+    """The message of both kernels' filtered beliefs (N, C), written over those of the bilateral kernel."""
+    return bilateral.mul_(weights[0]).add_(spatial, alpha=weights[1])
 
 
 def _softmax(logits: Tensor, out: Tensor | None = None) -> Tensor:

@@ -130,7 +130,7 @@ def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _blur(corners: Tensor, step: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, weights and starts of 1/2 1 1/2 along one direction: a segment for each corner, without missing ones."""
+    """Rows, weights and starts of 1/2 1 1/2 along one direction: a segment for each corner and its neighbours."""
     wanted = corners + step
     found = torch.searchsorted(corners, wanted).clamp_(max=len(corners) - 1)
     here = (corners.index_select(0, found) == wanted).nonzero().flatten()

@@ -15,6 +15,7 @@ PR_SET_PDEATHSIG = 1
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt, from malloc.h."""
 KEPT_BYTES = 2**31 - 1
+"""The most that mallopt takes."""
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -87,8 +88,8 @@ def wait_briefly() -> None:
 
     Spinning for long, their default, takes CPU time from the data-loader workers: several times slower on a busy
     machine. Sleeping at once makes a run on two cores a quarter slower, as most layers are computed in less time than a
-    thread takes to wake (two such runs at once are a fifth faster with it). GCC's OpenMP, which PyTorch uses on Linux,
-    counts turns; other ones know the policy only.
+    thread takes to wake; but two such runs at once are a fifth faster if they sleep at once. GCC's OpenMP, which
+    PyTorch uses on Linux, spins for GOMP_SPINCOUNT turns of a loop; other OpenMP libraries read the policy only.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "passive"
