@@ -19,6 +19,8 @@ tasks; those that change colours need RGB images. Other pipelines can be written
   four times as large, a part around an object, resize, flip.
 - yolo: Redmon et al. 2015, arXiv:1506.02640. Scale and translation by up to a fifth of the image, flip, brightness and
   saturation by up to 1.5.
+- mmsegmentation: deeplab's, then brightness, contrast, saturation and hue, each half of the time, as MMSegmentation's
+  PhotoMetricDistortion.
 - none: resize to `image_size`.
 """
 
@@ -113,15 +115,21 @@ def unet_elastic(image_size: Size, mean: Sequence[float]) -> list[A.BasicTransfo
     return [*scale_crop_flip(image_size, mean), spline]
 
 
-def ssd(image_size: Size, mean: Sequence[float]) -> list[A.BasicTransform]:
+def colour_jitter(hue: float) -> list[A.BasicTransform]:
+    """SSD's changes of brightness (by 32 of 255), contrast, saturation and hue (in turns of the colour circle)."""
     still = {"brightness": (1.0, 1.0), "contrast": (1.0, 1.0), "saturation": (1.0, 1.0), "hue": (0.0, 0.0), "p": 0.5}
-    colours = [
-        A.ColorJitter(**still | {name: span})
-        for name, span in {
-            "brightness": (0.875, 1.125), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": (-0.05, 0.05),
-        }.items()
-    ]  # fmt: skip
-    return [*colours, ObjectWindow(fill(mean)), *resize(image_size, mean), A.HorizontalFlip(p=0.5)]
+    spans = {"brightness": (0.875, 1.125), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": (-hue, hue)}
+    return [A.ColorJitter(**still | {name: span}) for name, span in spans.items()]
+
+
+def ssd(image_size: Size, mean: Sequence[float]) -> list[A.BasicTransform]:
+    window = [ObjectWindow(fill(mean)), *resize(image_size, mean)]
+    return [*colour_jitter(0.05), *window, A.HorizontalFlip(p=0.5)]
+
+
+def mmsegmentation(image_size: Size, mean: Sequence[float]) -> list[A.BasicTransform]:
+    # 18 of the 180 degrees by which OpenCV counts hues of uint8 images; SSD's 18 are of 360.
+    return [*scale_crop_flip(image_size, mean), *colour_jitter(0.1)]
 
 
 def yolo(image_size: Size, mean: Sequence[float]) -> list[A.BasicTransform]:
@@ -146,10 +154,11 @@ AUGMENTATIONS: dict[str, Builder] = {
     "deeplab": scale_crop_flip,
     "unet_elastic": unet_elastic,
     "ssd": ssd,
+    "mmsegmentation": mmsegmentation,
     "yolo": yolo,
     "none": resize,
 }
-RGB_ONLY = ("alexnet", "vgg", "inception", "randaugment", "ssd", "yolo")
+RGB_ONLY = ("alexnet", "vgg", "inception", "randaugment", "ssd", "mmsegmentation", "yolo")
 """Presets that change colours."""
 FROM_WHOLE_IMAGES = ("ssd",)
 """Presets that take parts of images, so these are not made smaller before, whatever `--fit` says."""

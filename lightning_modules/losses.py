@@ -26,6 +26,12 @@ HARD = -math.log(0.7)
 """Cross-entropy above which `ohem` calls a pixel hard."""
 
 
+BIN_SHIFT = 15
+"""Last bits of float32 that `lovasz` does not look at: 8 of the mantissa's 23 are left."""
+LAST_BIN = 0x3F800000 >> BIN_SHIFT
+"""The bin of an error of 1."""
+
+
 class Target(NamedTuple):
     """What a loss compares logits with."""
 
@@ -137,22 +143,39 @@ def dice(logits: Tensor, target: Target) -> Sums:
 def lovasz(logits: Tensor, target: Target) -> Sums:
     """The convex extension of one minus the IoU, averaged over the classes that occur, by their weights.
 
-    Errors are sorted in descending order; each is weighted by how much the IoU drops if its pixel, too, is
-    misclassified.
+    From the largest error to the smallest, each is weighted by how much the IoU drops if its pixel, too, is
+    misclassified. Errors that differ by less than 0.4 % count as equal: then they can be counted instead of sorted,
+    which takes most of the time of a training step on a CPU. Among equals, pixels of other classes come first.
     """
     truth = one_hot(target, logits.shape[1])
     errors = (truth.to(logits.dtype) - logits.softmax(1)).abs().where(target.valid.unsqueeze(1), 0)
-    errors, order = errors.movedim(1, -1).flatten(0, -2).sort(0, descending=True)  # (pixels, C)
-    hit = truth.movedim(1, -1).flatten(0, -2).gather(0, order)
+    with torch.no_grad():
+        drops = iou_drops(errors.movedim(1, 0).flatten(1), truth.movedim(1, 0).flatten(1))
+        weights = truth.movedim(1, 0).flatten(1).any(1) * target.class_weights
+    losses = (errors.movedim(1, 0).flatten(1) * drops).sum(1)
+    return (losses * weights).sum(), weights.sum()
+
+
+def iou_drops(errors: Tensor, hits: Tensor) -> Tensor:
+    """What `lovasz` weighs each error by: errors in [0, 1] and whether a pixel is of the class, both `(C, pixels)`."""
+    classes = len(errors)
+    # The bits of a float that is not negative are ordered as the floats are.
+    bins = (errors.float().view(torch.int32) >> BIN_SHIFT).neg_().add_(LAST_BIN).clamp_(min=0)  # NaN, too, has a bin
+    bins += torch.arange(classes, device=bins.device, dtype=bins.dtype).unsqueeze(1) * (LAST_BIN + 1)
+    cells = (2 * bins + hits).flatten().long()
+    one = torch.ones((), dtype=torch.int32, device=cells.device)
+    counts = torch.zeros(2 * classes * (LAST_BIN + 1), dtype=torch.int32, device=cells.device)
+    counts = counts.scatter_add_(0, cells, one.expand(len(cells))).view(classes, LAST_BIN + 1, 2)
     # Counted in integers: a float32 sum is exact up to 2^24 pixels only, and has no deterministic form on GPUs.
-    hits = hit.cumsum(0, dtype=torch.int32)
-    total = hits[-1]
-    misses = torch.arange(1, len(hits) + 1, dtype=hits.dtype, device=hits.device).unsqueeze(1) - hits
-    intersection, union = (total - hits).to(errors.dtype), (total + misses).to(errors.dtype).clamp(min=1)
+    sums = counts.cumsum(1, dtype=torch.int32)
+    others, of_class = sums.unbind(2)
+    total = of_class[:, -1:]
+    union = (total + others).clamp(min=1).to(errors.dtype)  # after the bin's pixels of other classes
+    before = (total + others - counts[..., 0]).clamp(min=1)
+    intersection = total - of_class + counts[..., 1]
     # The drop itself: as a difference of two IoUs it would be lost in their rounding.
-    drops = torch.where(hit, 1 / union, intersection / union / (union - 1).clamp(min=1))
-    weights = (total > 0) * target.class_weights
-    return ((errors * drops).sum(0) * weights).sum(), weights.sum()
+    table = torch.stack((intersection / before / union, 1 / union), 2)
+    return table.flatten()[cells].view_as(errors)
 
 
 def one_hot(target: Target, classes: int) -> Tensor:

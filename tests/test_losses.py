@@ -334,6 +334,30 @@ def test_lovasz_is_the_sum_of_sorted_errors_times_the_rise_of_the_jaccard_loss()
     assert WeightedSum("lovasz", CLASSES)(logits, target).item() == pytest.approx(np.mean(losses), rel=1e-5)
 
 
+def test_lovasz_counts_errors_in_bins_and_changes_its_gradient_by_less_than_a_percent() -> None:
+    """Beside sorting them, on sure answers, most of whose errors are small."""
+    logits = (5 * torch.randn(2, CLASSES, 64, 64)).requires_grad_()
+    target = torch.randint(0, CLASSES, (2, 64, 64))
+    losses = []
+    for c in range(CLASSES):
+        truth = (target == c).flatten()
+        errors, order = (truth.float() - logits.softmax(1)[:, c].flatten()).abs().sort(descending=True)
+        hits = truth[order].double().cumsum(0)
+        jaccard = 1 - (truth.sum() - hits) / (truth.sum() + (~truth[order]).double().cumsum(0))
+        losses.append((errors * torch.diff(jaccard, prepend=torch.zeros(1))).sum())
+    exact = torch.stack(losses).mean()
+    (expected,) = torch.autograd.grad(exact, logits)
+    loss = WeightedSum("lovasz", CLASSES)(logits, target)
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-4)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert (gradient - expected).norm() < 0.01 * expected.norm()
+
+
+def test_lovasz_of_a_broken_network_is_not_a_number() -> None:
+    logits, target = sample()
+    assert WeightedSum("lovasz", CLASSES)(torch.full_like(logits, float("nan")), target).isnan()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_of_a_network_in_another_precision(name: str, dtype: torch.dtype) -> None:
