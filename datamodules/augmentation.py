@@ -12,7 +12,7 @@ tasks; those that change colours need RGB images. Other pipelines can be written
 - inception: Szegedy et al. 2014. A part of 8 to 100 % of the image with an aspect ratio from 3:4 to 4:3, flip, colour
   jitter.
 - randaugment: Cubuk et al. 2019, arXiv:1909.13719, with EfficientNet's 2 operations at magnitude 9 of 10.
-- deeplab: Chen et al. 2014 and its successors. Scale by 0.5 to 2, crop, flip.
+- deeplab: Chen et al. 2014 and its successors. Scale by 0.5 to 2 (or `--scale-range`), crop, flip.
 - unet_elastic: Ronneberger et al. 2015. Random displacements of a 3x3 grid, interpolated by a spline, after the
   deeplab crop.
 - ssd: Liu et al. 2015, arXiv:1512.02325, as in torchvision. Brightness, contrast, saturation and hue, a canvas up to
@@ -197,6 +197,21 @@ def find_augmentation(name: str, image_size: Size, mean: Sequence[float]) -> lis
             "and leave out Normalize and ToTensorV2, which are added automatically"
         )
     return [pipeline]
+
+
+def set_scale_range(transforms: Sequence[A.BasicTransform], factors: tuple[float, float]) -> None:
+    """Let the crop among the transforms scale by these factors.
+
+    Raises:
+        ValueError: none of them is a crop that scales.
+    """
+    crops = [one for one in transforms if isinstance(one, ScaleCrop)]
+    if not crops:
+        raise DataError(
+            "--scale-range: this augmentation does not scale and crop; deeplab, mmsegmentation and unet_elastic do"
+        )
+    for crop in crops:
+        crop.scale = factors
 
 
 def refuse_bands(name: str, bands: int, why: str) -> NoReturn:

@@ -8,7 +8,13 @@ from typing import Any, ClassVar, Literal
 import albumentations as A
 
 from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
-from datamodules.augmentation import FROM_WHOLE_IMAGES, compose, find_augmentation, scale_crop_flip
+from datamodules.augmentation import (
+    FROM_WHOLE_IMAGES,
+    compose,
+    find_augmentation,
+    scale_crop_flip,
+    set_scale_range,
+)
 from datamodules.bands import RGB, describe, mean_and_std
 from datamodules.checking import check
 from datamodules.collate import IGNORE_INDEX
@@ -85,6 +91,7 @@ class GraftDataModule(DataModuleWithLoaders):
         on_bad_sample: Literal["error", "skip"] = "error",
         cache: Cache = "memory",
         augmentation: str | None = None,
+        scale_range: tuple[float, float] | None = None,
         mask_suffix: str | None = None,
         in_channels: int = RGB,
         fit: Fit | None = None,
@@ -98,8 +105,9 @@ class GraftDataModule(DataModuleWithLoaders):
         With `download`, a missing data set is downloaded if that is possible. With `on_bad_sample` "skip", training
         replaces an unreadable sample by the next readable one, and evaluation leaves it out. `cache` says where decoded
         samples are cached; see `datamodules/sample_cache.py`. `augmentation` is a preset or a file, as described in
-        `datamodules/augmentation.py`; with None the data set's own augmentation is used. A `~` in `data_dir` is the
-        user's home directory.
+        `datamodules/augmentation.py`; with None the data set's own augmentation is used. `scale_range` replaces the
+        factors 0.5 to 2 of augmentations that scale training images and crop them. A `~` in `data_dir` is the user's
+        home directory.
         `mask_suffix` is what the names of masks add to those of their images, and `in_channels` the number of bands of
         the images, both for data sets of plain folders. `fit` brings the images of a detector to a size before all
         else; None keeps theirs. With `weigh_borders`, training batches have `border_weights` for the loss unet_border.
@@ -151,7 +159,7 @@ class GraftDataModule(DataModuleWithLoaders):
         self.download = download
         self.on_bad_sample = on_bad_sample
         self.cache: Cache = cache
-        self.augmentation_name = augmentation
+        self.augmentation_name, self.scale_range = augmentation, scale_range
         if mask_suffix is not None and not self.takes_mask_suffix:
             raise DataError(f"--mask-suffix is for --data folders; the masks of {name} have fixed names")
         self.mask_suffix = mask_suffix
@@ -252,6 +260,8 @@ class GraftDataModule(DataModuleWithLoaders):
         self._lower_batch_size(len(source))
         name = self.augmentation_name
         transforms = find_augmentation(name, self.image_size, self.mean) if name else self.augmentation()
+        if self.scale_range is not None:
+            set_scale_range(transforms, self.scale_range)
         found = self.found.get("train")
         return self._samples(source, transforms, "replace", endless=self.endless_training, proposals=found)
 

@@ -11,9 +11,10 @@ import torch
 
 from backbones.backbone import IMAGENET_MEAN
 from datamodules import DATAMODULES
-from datamodules.augmentation import AUGMENTATIONS, compose, find_augmentation
+from datamodules.augmentation import AUGMENTATIONS, compose, find_augmentation, set_scale_range
 from datamodules.colour_noise import EIGENVALUES, EIGENVECTORS, ImageNetColourNoise
 from datamodules.digits import Digits
+from datamodules.errors import DataError
 from datamodules.scale_crop import ScaleCrop
 from experiments.run import main
 from lightning_modules.base import GraftModule
@@ -92,6 +93,21 @@ def test_scale_crop_draws_what_scaling_then_cropping_draws() -> None:
             padded.append(1 - inside.mean())
         statistics.append([np.mean(spans), np.std(spans), np.mean(starts), np.std(starts), np.mean(padded) * 100])
     np.testing.assert_allclose(statistics[0], statistics[1], rtol=0.12, atol=1.5)
+
+
+@pytest.mark.parametrize("name", ["deeplab", "mmsegmentation", "unet_elastic"])
+def test_the_scale_range_replaces_the_presets_own(name: str) -> None:
+    """A factor of one takes the crop of an image as it is, so neighbours differ by what they differ by in the image."""
+    transforms = find_augmentation(name, (24, 24), IMAGENET_MEAN)
+    set_scale_range(transforms, (1.0, 1.0))
+    image = np.tile((np.arange(80, dtype=np.uint8) * 3)[None, :, None], (60, 1, 3))
+    out = compose(transforms[:1])(image=image, mask=np.zeros((60, 80), np.uint8))["image"]
+    assert (np.diff(out[..., 0].astype(int), axis=1) == 3).all()
+
+
+def test_a_scale_range_needs_an_augmentation_that_scales() -> None:
+    with pytest.raises(DataError, match="--scale-range: this augmentation does not scale and crop; deeplab, mmsegm"):
+        set_scale_range(find_augmentation("inception", (24, 24), IMAGENET_MEAN), (1.0, 2.0))
 
 
 def test_a_crop_is_the_part_of_the_scaled_image() -> None:

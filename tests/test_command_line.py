@@ -103,6 +103,8 @@ NOT_OF_TIMM = {
     "--loss cross_entropy+timm/dice": "--loss: no loss 'timm/dice'; nearest: dice",
     "--devices 0": "--devices: there must be at least 1",
     "--devices two": "--devices: 'two' is neither a number nor auto",
+    "--scale-range 2": "--scale-range 2: give the smallest and the largest factor",
+    "--scale-range 2 0.5": "--scale-range 2 0.5: give the smallest and the largest factor",
     "--image-size 1 2 3": "--image-size takes one number or two, height and width, not 3",
     "runs": "'runs' belongs to no flag",
 }

@@ -50,6 +50,9 @@ def pair(config: RunConfig) -> Problems:
 def numbers(config: RunConfig) -> Problems:
     if config.image_size is not None and len(config.image_size) > 2:
         yield f"--image-size takes one number or two, height and width, not {len(config.image_size)}"
+    scales = config.scale_range
+    if scales is not None and (len(scales) != 2 or scales[0] > scales[1]):
+        yield f"--scale-range {' '.join(f'{one:g}' for one in scales)}: give the smallest and the largest factor"
     if config.devices != "auto" and not config.devices.isdigit():
         yield f"--devices: '{config.devices}' is neither a number nor auto"
     if config.devices != "auto" and int(config.devices) == 0:

@@ -98,6 +98,11 @@ class RunConfig:
         "set's own",
         path=True,
     )
+    scale_range: list[PositiveFloat] | None = data_flag(
+        None,
+        "random scaling of training images before the crop, for augmentations that do both: smallest and largest "
+        "factor; default: 0.5 2",
+    )
     mean_image: bool = data_flag(
         False, "classification: subtract the mean training image, pixel by pixel, and not only its mean colour"
     )

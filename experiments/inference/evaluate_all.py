@@ -72,7 +72,7 @@ def data_of(run: str, data: str | None, data_dir: str | None, network: TrainedNe
     hparams = network.module.hparams
     values |= {"backbone": hparams["backbone"], "head": hparams["head"], "image_size": list(network.size_rule.size)}
     values["in_channels"] = network.in_channels
-    values |= {"augmentation": None, "cache": "none", "on_bad_sample": "skip", "batch_size": 1}
+    values |= {"augmentation": None, "scale_range": None, "cache": "none", "on_bad_sample": "skip", "batch_size": 1}
     module = build_data(RunConfig(**values))
     module.setup()
     if tuple(module.class_names) != network.class_names:

@@ -95,6 +95,7 @@ def build_data(config: RunConfig) -> GraftDataModule:
         on_bad_sample=config.on_bad_sample,
         cache=config.cache,
         augmentation=config.augmentation,
+        scale_range=None if config.scale_range is None else (config.scale_range[0], config.scale_range[1]),
         mask_suffix=config.mask_suffix,
         in_channels=config.in_channels,
         fit=size_for(config),
