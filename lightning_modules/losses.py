@@ -24,8 +24,6 @@ from lightning_modules.borders import border_weights_of, near_boundary
 
 HARD = -math.log(0.7)
 """Cross-entropy above which `ohem` calls a pixel hard."""
-
-
 BIN_SHIFT = 15
 """Last bits of float32 that `lovasz` does not look at: 8 of the mantissa's 23 are left."""
 LAST_BIN = 0x3F800000 >> BIN_SHIFT
@@ -144,8 +142,8 @@ def lovasz(logits: Tensor, target: Target) -> Sums:
     """The convex extension of one minus the IoU, averaged over the classes that occur, by their weights.
 
     From the largest error to the smallest, each is weighted by how much the IoU drops if its pixel, too, is
-    misclassified. Errors that differ by less than 0.4 % count as equal: then they can be counted instead of sorted,
-    which takes most of the time of a training step on a CPU. Among equals, pixels of other classes come first.
+    misclassified. Errors that differ by less than 0.4 % count as equal, so they are counted in bins: on a CPU, sorting
+    them takes longer than some networks do. Among equals, pixels of other classes come first.
     """
     truth = one_hot(target, logits.shape[1])
     errors = (truth.to(logits.dtype) - logits.softmax(1)).abs().where(target.valid.unsqueeze(1), 0)
