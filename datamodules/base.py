@@ -8,13 +8,7 @@ from typing import Any, ClassVar, Literal
 import albumentations as A
 
 from backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
-from datamodules.augmentation import (
-    FROM_WHOLE_IMAGES,
-    compose,
-    find_augmentation,
-    scale_crop_flip,
-    set_scale_range,
-)
+from datamodules.augmentation import FROM_WHOLE_IMAGES, compose, find_augmentation, scale_crop_flip, set_scale_range
 from datamodules.bands import RGB, describe, mean_and_std
 from datamodules.checking import check
 from datamodules.collate import IGNORE_INDEX

@@ -27,7 +27,7 @@ HARD = -math.log(0.7)
 BIN_SHIFT = 15
 """Last bits of float32 that `lovasz` does not look at: 8 of the mantissa's 23 are left."""
 LAST_BIN = 0x3F800000 >> BIN_SHIFT
-"""The bin of an error of 1."""
+"""What BIN_SHIFT leaves of the bits of 1, the largest error."""
 
 
 class Target(NamedTuple):
@@ -147,18 +147,16 @@ def lovasz(logits: Tensor, target: Target) -> Sums:
     """
     truth = one_hot(target, logits.shape[1])
     errors = (truth.to(logits.dtype) - logits.softmax(1)).abs().where(target.valid.unsqueeze(1), 0)
-    with torch.no_grad():
-        drops = iou_drops(errors.movedim(1, 0).flatten(1), truth.movedim(1, 0).flatten(1))
-        weights = truth.movedim(1, 0).flatten(1).any(1) * target.class_weights
-    losses = (errors.movedim(1, 0).flatten(1) * drops).sum(1)
-    return (losses * weights).sum(), weights.sum()
+    truth, errors = (x.movedim(1, 0).flatten(1) for x in (truth, errors))  # (C, pixels)
+    weights = truth.any(1) * target.class_weights
+    return ((errors * iou_drops(errors.detach(), truth)).sum(1) * weights).sum(), weights.sum()
 
 
 def iou_drops(errors: Tensor, hits: Tensor) -> Tensor:
     """What `lovasz` weighs each error by: errors in [0, 1] and whether a pixel is of the class, both `(C, pixels)`."""
     classes = len(errors)
-    # The bits of a float that is not negative are ordered as the floats are.
-    bins = (errors.float().view(torch.int32) >> BIN_SHIFT).neg_().add_(LAST_BIN).clamp_(min=0)  # NaN, too, has a bin
+    # The bits of floats that are not negative have the order of the floats. Bin 0 has the largest errors, and NaN.
+    bins = (errors.float().view(torch.int32) >> BIN_SHIFT).neg_().add_(LAST_BIN).clamp_(min=0)
     bins += torch.arange(classes, device=bins.device, dtype=bins.dtype).unsqueeze(1) * (LAST_BIN + 1)
     cells = (2 * bins + hits).flatten().long()
     one = torch.ones((), dtype=torch.int32, device=cells.device)
@@ -168,11 +166,11 @@ def iou_drops(errors: Tensor, hits: Tensor) -> Tensor:
     sums = counts.cumsum(1, dtype=torch.int32)
     others, of_class = sums.unbind(2)
     total = of_class[:, -1:]
-    union = (total + others).clamp(min=1).to(errors.dtype)  # after the bin's pixels of other classes
-    before = (total + others - counts[..., 0]).clamp(min=1)
-    intersection = total - of_class + counts[..., 1]
+    union_before = (total + others - counts[..., 0]).clamp(min=1)
+    union_after = (total + others).clamp(min=1).to(errors.dtype)  # with the bin's pixels of other classes
+    intersection_before = total - of_class + counts[..., 1]
     # The drop itself: as a difference of two IoUs it would be lost in their rounding.
-    table = torch.stack((intersection / before / union, 1 / union), 2)
+    table = torch.stack((intersection_before / union_before / union_after, 1 / union_after), 2)
     return table.flatten()[cells].view_as(errors)
 
 

@@ -321,31 +321,30 @@ def test_an_infinite_logit_under_an_ignored_pixel_does_not_matter() -> None:
     assert broken.grad.isfinite().all()
 
 
-def test_lovasz_is_the_sum_of_sorted_errors_times_the_rise_of_the_jaccard_loss() -> None:
-    logits, target = sample()
+def sorted_lovasz(logits: Tensor, target: Tensor) -> Tensor:
+    """The mean over the classes of sorted errors times the rise of the Jaccard loss, in float64."""
     losses = []
+    valid = target != 255
     for c in range(CLASSES):
-        valid = target != 255
         truth = (target == c)[valid].double()
         errors, order = (truth - logits.softmax(1)[:, c][valid].double()).abs().sort(descending=True)
         hits = truth[order].cumsum(0)
         jaccard = 1 - (truth.sum() - hits) / (truth.sum() + (1 - truth[order]).cumsum(0))
-        losses.append((errors * torch.diff(jaccard, prepend=torch.zeros(1))).sum().item())
-    assert WeightedSum("lovasz", CLASSES)(logits, target).item() == pytest.approx(np.mean(losses), rel=1e-5)
+        losses.append((errors * torch.diff(jaccard, prepend=torch.zeros(1))).sum())
+    return torch.stack(losses).mean()
+
+
+def test_lovasz_is_the_sum_of_sorted_errors_times_the_rise_of_the_jaccard_loss() -> None:
+    logits, target = sample()
+    expected = sorted_lovasz(logits, target).item()
+    assert WeightedSum("lovasz", CLASSES)(logits, target).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_lovasz_counts_errors_in_bins_and_changes_its_gradient_by_less_than_a_percent() -> None:
     """Beside sorting them, on sure answers, most of whose errors are small."""
     logits = (5 * torch.randn(2, CLASSES, 64, 64)).requires_grad_()
     target = torch.randint(0, CLASSES, (2, 64, 64))
-    losses = []
-    for c in range(CLASSES):
-        truth = (target == c).flatten()
-        errors, order = (truth.float() - logits.softmax(1)[:, c].flatten()).abs().sort(descending=True)
-        hits = truth[order].double().cumsum(0)
-        jaccard = 1 - (truth.sum() - hits) / (truth.sum() + (~truth[order]).double().cumsum(0))
-        losses.append((errors * torch.diff(jaccard, prepend=torch.zeros(1))).sum())
-    exact = torch.stack(losses).mean()
+    exact = sorted_lovasz(logits, target)
     (expected,) = torch.autograd.grad(exact, logits)
     loss = WeightedSum("lovasz", CLASSES)(logits, target)
     assert loss.item() == pytest.approx(exact.item(), rel=1e-4)
