@@ -1,11 +1,14 @@
 """U-Net: Convolutional Networks for Biomedical Image Segmentation. Ronneberger, Fischer, Brox 2015, arXiv:1505.04597.
 
-The expanding path: the coarsest map is upsampled by an up-convolution, concatenated with the next finer map of the
-backbone and passed through two 3x3 convolutions, and so on up to the finest map. Each level has as many channels as the
-map it joins, but at most the original's 64, 128, 256, 512, and at least half of these: the maps of mobile networks are
-thin (16, 24, 40 and 112 channels of EfficientNet-Lite0), and levels as thin learn slowly. Differences from the paper:
-convolutions are padded, so that nothing is cropped, unless `valid` is set, and followed by batch norm unless `norm` is
-off. On `unet_encoder`, `valid=True` (with the encoder's `valid_convolutions`) and `norm=False` give the original.
+The expanding path: the coarsest map is upsampled, concatenated with the next finer map of the backbone and passed
+through two 3x3 convolutions, and so on up to the finest map. Each level has as many channels as the map it joins, but
+at most the original's 64, 128, 256, 512, and at least half of these: the maps of mobile networks are thin (16, 24, 40
+and 112 channels of EfficientNet-Lite0), and levels as thin learn slowly.
+
+Differences from the paper: maps are upsampled by interpolation unless `up` is "transpose", because that learns faster on
+pretrained backbones (experiments/README.md, "Each head"); convolutions are padded, so that nothing is cropped, unless
+`valid` is set, and followed by batch norm unless `norm` is off. On `unet_encoder` with `valid_convolutions`, the options
+`up="transpose"`, `valid=True` and `norm=False` give the original.
 """
 
 import math
@@ -26,12 +29,13 @@ class UNet(Head):
     """The expanding path over all maps of the backbone; logits at the finest map's resolution.
 
     Args:
-        up: "transpose" is the paper's up-convolution; "interpolate" is a 1x1 convolution, then bilinear upsampling.
+        up: "interpolate" is bilinear upsampling; "transpose" is the paper's up-convolution, which also reduces the
+            channels to those of the level.
         norm: batch norm after each 3x3 convolution.
         join: "concatenate" as in the paper, or "sum", which adds a 1x1 projection of the backbone's map.
         width: maximum number of channels of the finest level and twice the minimum; doubled with each coarser level.
-        valid: convolutions without padding, on cropped maps, as in the paper. Needs unet_encoder with
-            `valid_convolutions`. The image is mirrored outwards, so that every pixel still gets a score.
+        valid: convolutions without padding, on cropped maps, as in the paper. Needs `up="transpose"` and unet_encoder
+            with `valid_convolutions`. The image is mirrored outwards, so that every pixel still gets a score.
 
     Raises:
         ValueError: `up` or `join` is none of those, or `valid` does not fit the maps.
@@ -43,17 +47,19 @@ class UNet(Head):
         reductions: Sequence[int],
         num_classes: int,
         *,
-        up: Literal["transpose", "interpolate"] = "transpose",
+        up: Literal["interpolate", "transpose"] = "interpolate",
         norm: bool = True,
         join: Literal["concatenate", "sum"] = "concatenate",
         width: int = 64,
         valid: bool = False,
     ) -> None:
         super().__init__(reductions, range(len(reductions)))
-        if up not in ("transpose", "interpolate"):
-            raise ValueError(f"unet has up=transpose or up=interpolate, not up={up}")
+        if up not in ("interpolate", "transpose"):
+            raise ValueError(f"unet has up=interpolate or up=transpose, not up={up}")
         if join not in ("concatenate", "sum"):
             raise ValueError(f"unet has join=concatenate or join=sum, not join={join}")
+        if valid and up != "transpose":
+            raise ValueError("unet has valid=true with up=transpose only; set both in --head-options")
         if valid and tuple(reductions) != VALID_REDUCTIONS:
             raise ValueError(
                 "unet has valid=true for maps at strides 1, 2, 4, 8, 16 only: --backbone unet_encoder "
@@ -69,15 +75,19 @@ class UNet(Head):
         self.projections = nn.ModuleList()
         for i in reversed(range(len(widths))):  # coarse to fine
             factor = reductions[i + 1] // reductions[i]
-            self.ups.append(
-                nn.ConvTranspose2d(coarser[i], widths[i], factor, factor)
-                if up == "transpose"
-                else nn.Conv2d(coarser[i], widths[i], 1)
-            )
-            joined = widths[i] + (channels[i] if join == "concatenate" else 0)
-            self.joins.append(double_conv(joined, widths[i], norm, valid))
+            joined = widths[i]
+            if up == "transpose":
+                self.ups.append(nn.ConvTranspose2d(coarser[i], widths[i], factor, factor))
+            elif join == "sum":
+                self.ups.append(nn.Conv2d(coarser[i], widths[i], 1))
+            else:
+                self.ups.append(nn.Identity())
+                joined = coarser[i]
             if join == "sum":
                 self.projections.append(nn.Conv2d(channels[i], widths[i], 1))
+            else:
+                joined += channels[i]
+            self.joins.append(double_conv(joined, widths[i], norm, valid))
         self.score = nn.Conv2d(widths[0] if widths else channels[-1], num_classes, 1)
         self.apply(init_he)
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 
 from experiments.benchmarks import (
@@ -18,6 +19,7 @@ from experiments.benchmarks import (
     crf_speed,
     detector_peers,
     detectors,
+    learning_peers,
     loader_speed,
     peers,
     roi_align_speed,
@@ -25,6 +27,7 @@ from experiments.benchmarks import (
     trainer_overhead,
 )
 from experiments.benchmarks.peer_networks import Job, Side
+from tests.fake_data import make_camvid
 
 pytestmark = pytest.mark.usefixtures("quick_weights")
 SIDES = ("graft", "peer")
@@ -34,6 +37,7 @@ REWRITERS = [
     crf_speed,
     detector_peers,
     detectors,
+    learning_peers,
     loader_speed,
     peers,
     roi_align_speed,
@@ -76,6 +80,42 @@ def test_detectors_of_both_sides_are_the_same_network_and_are_timed(
     detector_peers.main()
     assert len(set(sizes)) == 1
     assert capsys.readouterr().out.count("** (") == 4
+
+
+def learn(folder: Path, out: Path, seconds: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ["--camvid", str(folder), "--out", str(out), "--seconds", seconds]
+    monkeypatch.setattr(sys, "argv", ["learning_peers.py", "--only", "lraspp", *flags, "--size", "32", "32"])
+    learning_peers.main()
+
+
+def test_heads_learn_beside_peers_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "camvid", tmp_path / "out"
+    make_camvid(folder)
+    learn(folder, out, "0.01", monkeypatch)
+    table = capsys.readouterr().out.splitlines()
+    row = next(line for line in table if line.startswith("| lraspp |"))
+    assert "| torchvision LRASPPHead |" in row
+    assert row.count("**") == 2, "the better of two last scores is bold"
+    with monkeypatch.context() as patch:
+        patch.setattr(learning_peers, "train", lambda *asked: pytest.fail("it has a result and is not trained again"))
+        learn(folder, out, "0.01", patch)
+        assert row in capsys.readouterr().out
+        with pytest.raises(SystemExit, match="another protocol"):
+            learn(folder, out, "0.02", patch)
+
+
+def test_peers_start_from_the_same_maps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    make_camvid(tmp_path / "camvid")
+    monkeypatch.setitem(
+        learning_peers.NEAREST,
+        "lraspp",
+        learning_peers.Peer("other padding", lambda: smp.Unet("timm-tf_efficientnet_lite0", encoder_weights=None)),
+    )
+    monkeypatch.setattr(learning_peers, "train", lambda name, *asked: {"name": name, "curve": [0.5]})
+    with pytest.raises(RuntimeError, match="the encoders differ by"):
+        learn(tmp_path / "camvid", tmp_path / "out", "0.01", monkeypatch)
 
 
 def peers_row(pair: str, operations: int, ratio: float) -> peers.Row:

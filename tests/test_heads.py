@@ -197,13 +197,13 @@ def test_unet_has_the_maps_channels_between_half_the_originals_and_the_originals
     channels: tuple[int, ...], widths: list[int]
 ) -> None:
     head = HEADS["unet"](channels, (2, 4, 8, 16, 32), 5)
-    assert [up.out_channels for up in head.ups] == widths
+    assert [join[0].out_channels for join in head.joins] == widths
 
 
 def test_unet_starts_with_the_papers_standard_deviation() -> None:
     """sqrt(2 / N), also of up-convolutions, where N is the number of input channels."""
     torch.manual_seed(0)
-    head = HEADS["unet"]((64, 128, 256, 512, 1024), (1, 2, 4, 8, 16), 5)
+    head = HEADS["unet"]((64, 128, 256, 512, 1024), (1, 2, 4, 8, 16), 5, up="transpose")
     for up in head.ups:
         assert float(up.weight.std()) == pytest.approx(math.sqrt(2 / up.in_channels), rel=0.05)
         x = torch.randn(2, up.in_channels, 16, 16)
@@ -222,7 +222,7 @@ def test_unet_is_the_original(in_channels: int, classes: int, published: int) ->
             classes,
             in_channels=in_channels,
             backbone_options={"valid_convolutions": True},
-            head_options={"valid": True, "norm": False},
+            head_options={"up": "transpose", "valid": True, "norm": False},
         )
         assert count(network) == published
         assert (network.head.mirror_before, network.head.mirror_after(388)) == (92, 92)
@@ -236,7 +236,11 @@ def test_unet_is_the_original(in_channels: int, classes: int, published: int) ->
 def test_unpadded_unet_scores_the_pixel_it_should() -> None:
     """The pixel that pulls most at a score is its own; at the border, where mirrored pixels count twice, one near."""
     network = Network(
-        "unet_encoder", "unet", 1, backbone_options={"valid_convolutions": True}, head_options={"valid": True}
+        "unet_encoder",
+        "unet",
+        1,
+        backbone_options={"valid_convolutions": True},
+        head_options={"up": "transpose", "valid": True},
     ).eval()
     for parameter in network.parameters():
         nn.init.constant_(parameter, 1 / parameter[0].numel() if parameter.ndim > 1 else 0)
@@ -366,7 +370,8 @@ def test_fpn_steps_by_the_papers_number_of_convolutions() -> None:
         ("dilatednet", {"context": "small"}, "not context=small"),
         ("dilatednet", {"layers": 9}, "layers=7, 8, 10, not layers=9"),
         ("dilatednet", {"padding": "wrap"}, "not padding=wrap"),
-        ("unet", {"valid": True}, "valid=true for maps at strides 1, 2, 4, 8, 16 only"),
+        ("unet", {"up": "transpose", "valid": True}, "valid=true for maps at strides 1, 2, 4, 8, 16 only"),
+        ("unet", {"valid": True}, "valid=true with up=transpose only"),
         ("spp", {"bins": []}, "spp has bins="),
         ("hypercolumn", {"form": "mean"}, "form=sum or form=concatenate, not form=mean"),
         ("fpn", {"width": 100}, "width is 100; it must be a multiple of 32"),

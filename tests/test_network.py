@@ -334,7 +334,7 @@ def test_auxiliary_classifiers_are_built_as_asked() -> None:
 def test_unpadded_halves_of_unet_are_refused_or_fit() -> None:
     """A decoder that crops needs an encoder that has cropped; an encoder that crops fits under every decoder."""
     with pytest.raises(ValueError, match="needs maps .* cropped 124 pixels; unet_encoder crops 0"):
-        Network("unet_encoder", "unet", 1, head_options={"valid": True})
+        Network("unet_encoder", "unet", 1, head_options={"up": "transpose", "valid": True})
     for head in ("unet", "hypercolumn"):
         network = Network("unet_encoder", head, 1, backbone_options={"valid_convolutions": True}).eval()
         for name, parameter in network.named_parameters():

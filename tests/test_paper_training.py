@@ -92,8 +92,13 @@ def test_interpolation_cannot_be_frozen() -> None:
 
 def test_unet_adds_the_maps_that_it_otherwise_concatenates() -> None:
     maps = [torch.randn(2, 4, 16, 24), torch.randn(2, 8, 8, 12), torch.randn(2, 16, 4, 6)]
-    for join, read in (("concatenate", (8 + 8, 4 + 4)), ("sum", (8, 4))):
-        head = UNet((4, 8, 16), (2, 4, 8), 3, join=join, width=8)
+    for up, join, read in (
+        ("interpolate", "concatenate", (8 + 16, 4 + 8)),
+        ("interpolate", "sum", (8, 4)),
+        ("transpose", "concatenate", (8 + 8, 4 + 4)),
+        ("transpose", "sum", (8, 4)),
+    ):
+        head = UNet((4, 8, 16), (2, 4, 8), 3, up=up, join=join, width=8)
         assert tuple(one[0].in_channels for one in head.joins) == read
         head(maps).square().sum().backward()
         assert all(parameter.grad is not None for parameter in head.parameters())

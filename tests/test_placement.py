@@ -109,7 +109,7 @@ def test_placements_that_cannot_be_are_refused() -> None:
         with pytest.raises(ValueError, match="--placement stretched: unet's option valid crops maps"):
             Network(
                 "unet_encoder", "unet", 3, output_stride=16, placement="stretched",
-                backbone_options={"valid_convolutions": True}, head_options={"valid": True},
+                backbone_options={"valid_convolutions": True}, head_options={"up": "transpose", "valid": True},
             )  # fmt: skip
 
 

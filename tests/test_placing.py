@@ -167,7 +167,7 @@ def test_joins_stay_in_half_precision(head: str, monkeypatch: pytest.MonkeyPatch
     """On GPUs, autocast interpolates in float32: what comes after must not go on in it. The logits are float32."""
     plain = F.interpolate
     monkeypatch.setattr(F, "interpolate", lambda x, *args, **kwargs: plain(x.float(), *args, **kwargs))
-    options = {"hypercolumn": {"form": "concatenate"}, "unet": {"up": "interpolate"}}.get(head)
+    options = {"hypercolumn": {"form": "concatenate"}}.get(head)
     network = Network("resnet18", head, 3, head_options=options)
     seen: list[tuple[str, torch.dtype]] = []
     for name, module in network.head.named_modules():

@@ -92,12 +92,12 @@ def test_the_matrix_counts_every_pair(capsys) -> None:
 
 
 def test_print_config_can_be_run(capsys, tmp_path) -> None:
-    assert main(["--head", "unet", "--lr", "0.01", "--head-options", "{up: interpolate}", "--print-config"]) == 0
+    assert main(["--head", "unet", "--lr", "0.01", "--head-options", "{up: transpose}", "--print-config"]) == 0
     path = tmp_path / "run.yaml"
     path.write_text(capsys.readouterr().out)
     assert main(["--config", str(path), "--lr", "0.1", "--print-config"]) == 0
     settings = yaml.safe_load(capsys.readouterr().out)
-    assert (settings["head"], settings["lr"], settings["head_options"]) == ("unet", 0.1, {"up": "interpolate"})
+    assert (settings["head"], settings["lr"], settings["head_options"]) == ("unet", 0.1, {"up": "transpose"})
 
 
 def spoil(root: Path, how: str) -> None:

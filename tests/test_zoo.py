@@ -34,7 +34,7 @@ def test_a_page_of_two_groups_and_two_protocols(tmp_path: Path, capsys: pytest.C
 
 def test_the_commands_are_those_of_the_runs(tmp_path: Path) -> None:
     write_run(
-        tmp_path / "runs" / "a", "resnet18", "unet", 3, 0.5, pictures=False, lr=0.02, head_options={"up": "interpolate"}
+        tmp_path / "runs" / "a", "resnet18", "unet", 3, 0.5, pictures=False, lr=0.02, head_options={"up": "transpose"}
     )
     assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "zoo.md")]) == 0
     text = (tmp_path / "zoo.md").read_text(encoding="utf-8")
@@ -44,7 +44,7 @@ def test_the_commands_are_those_of_the_runs(tmp_path: Path) -> None:
         "resnet18",
         "unet",
         0.02,
-        {"up": "interpolate"},
+        {"up": "transpose"},
     )
 
 
