@@ -5,10 +5,10 @@ through two 3x3 convolutions, and so on up to the finest map. Each level has as 
 at most the original's 64, 128, 256, 512, and at least half of these: the maps of mobile networks are thin (16, 24, 40
 and 112 channels of EfficientNet-Lite0), and levels as thin learn slowly.
 
-Differences from the paper: maps are upsampled by interpolation unless `up` is "transpose", because that learns faster on
-pretrained backbones (experiments/README.md, "Each head"); convolutions are padded, so that nothing is cropped, unless
-`valid` is set, and followed by batch norm unless `norm` is off. On `unet_encoder` with `valid_convolutions`, the options
-`up="transpose"`, `valid=True` and `norm=False` give the original.
+Differences from the paper: maps are upsampled by interpolation unless `up` is "transpose", because that learns faster
+on pretrained backbones (experiments/README.md, "Each head"); convolutions are padded, so that nothing is cropped,
+unless `valid` is set, and followed by batch norm unless `norm` is off. On `unet_encoder` with `valid_convolutions`, the
+options `up="transpose"`, `valid=True` and `norm=False` give the original.
 """
 
 import math

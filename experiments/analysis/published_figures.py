@@ -99,10 +99,7 @@ SEGMENTERS: list[tuple[str, str, dict[str, Any], bool, int, str]] = [
     ("vgg16", "dilatednet", {"context": "none"}, False, 134_346_581, "front end, from the paper's layers"),
     ("vgg16", "dilatednet", {"context": "basic"}, False, 134_374_973, "front end and the basic context's 28,392"),
     ("vgg16", "dilatednet", {"context": "large"}, False, 141_149_720, "front end and the large context's 6,803,139"),
-    (
-        "unet_encoder", "unet", {"up": "transpose", "norm": False}, False, 31_033_045,
-        "from the paper's layers, 3 channels, 21 classes",
-    ),  # fmt: skip
+    ("unet_encoder", "unet", {"up": "transpose", "norm": False}, False, 31_033_045, "from the paper's layers"),
 ]
 
 
