@@ -1,15 +1,15 @@
 """How fast each head learns, beside the nearest structure of segmentation_models.pytorch or torchvision, on CamVid.
 
     python experiments/benchmarks/learning_peers.py --camvid DIR --readme
-    python experiments/benchmarks/learning_peers.py --camvid DIR --only unet pspnet --seconds 240 --size 256 320
+    python experiments/benchmarks/learning_peers.py --camvid DIR --only unet pspnet --seconds 240
 
 EfficientNet-Lite0 with its ImageNet weights under every head of either side; the same images, augmentation, loss with
-class weights, AdamW, learning rates, schedule and seed, under bfloat16 autocast where the processor has it, one network
-after the other. Every network trains for the same time, which counts loading but not validation; the learning rate
-falls with that time. The validation mIoU, of whole images and from one confusion matrix, is taken at each third of it.
+class weights, AdamW, learning rates, schedule and seed, under bfloat16 autocast where the processor has it. Every
+network trains for the same time, which counts loading but not validation; the learning rate falls with that time. The
+validation mIoU, of whole images and from one confusion matrix, is taken at each third of it.
 
-Each result is a JSON file in `--out`, and networks that have one are not trained again, so a list may be finished
-later. `--readme` writes the table of all results there are.
+Each result is a JSON file in `--out`, and networks that have one are not trained again. So a list may be finished
+later, or two processes with one thread each (OMP_NUM_THREADS=1) may share it. `--readme` writes the table of `--only`.
 """
 
 import argparse
@@ -272,9 +272,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--camvid", type=Path, required=True, help="folder of CamVid")
     parser.add_argument("--only", nargs="+", choices=NEAREST, default=list(NEAREST), metavar="HEAD")
-    parser.add_argument("--seconds", type=float, default=90, help="of training, for each network")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, nargs=2, default=[128, 160], help="H W of the crops")
+    parser.add_argument("--seconds", type=float, default=120, help="of training, for each network")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--size", type=int, nargs=2, default=[256, 320], help="H W of the crops")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("learning_peers"), help="folder of the results")
