@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from heads.dilatednet import DilatedNet
@@ -107,6 +108,15 @@ def test_unet_adds_the_maps_that_it_otherwise_concatenates() -> None:
     torch.testing.assert_close(head(maps), head.score(head.projections[1](maps[0]) + head.ups[1](first)))
     with pytest.raises(ValueError, match="unet has join=concatenate or join=sum, not join=add"):
         UNet((4, 8), (2, 4), 3, join="add")
+
+
+def test_unet_reads_interpolated_maps() -> None:
+    fine, middle, coarse = torch.randn(2, 4, 16, 24), torch.randn(2, 8, 8, 12), torch.randn(2, 16, 4, 6)
+    head = UNet((4, 8, 16), (2, 4, 8), 3, width=8)
+    head.joins, head.score = nn.ModuleList(nn.Identity() for _ in head.joins), nn.Identity()
+    joined = torch.cat((middle, F.interpolate(coarse, scale_factor=2, mode="bilinear")), 1)
+    expected = torch.cat((fine, F.interpolate(joined, scale_factor=2, mode="bilinear")), 1)
+    torch.testing.assert_close(head([fine, middle, coarse]), expected)
 
 
 def test_a_context_module_can_start_at_random() -> None:

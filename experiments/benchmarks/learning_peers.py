@@ -243,7 +243,7 @@ def as_markdown(rows: list[tuple[dict[str, Any], dict[str, Any]]], asked: argpar
     about = machine()
     precision = "bfloat16 autocast" if asked.bf16 else "float32"
     lines = [
-        f"{about['processor']}, {torch.get_num_threads()} threads, torch {torch.__version__}, smp {smp.__version__}; "
+        f"{about['processor']}, threads: {torch.get_num_threads()}, torch {torch.__version__}, smp {smp.__version__}; "
         f"{BACKBONE}, {asked.batch} crops of {asked.size[0]}x{asked.size[1]}, {precision}, "
         f"{duration(asked.seconds)} of training each, seed {asked.seed}; val mIoU after each third, and steps.",
         "",
