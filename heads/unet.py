@@ -32,7 +32,8 @@ class UNet(Head):
         up: "interpolate" is bilinear upsampling; "transpose" is the paper's up-convolution, which also reduces the
             channels to those of the level.
         norm: batch norm after each 3x3 convolution.
-        join: "concatenate" as in the paper, or "sum", which adds a 1x1 projection of the backbone's map.
+        join: "concatenate" as in the paper, or "sum", which adds a 1x1 projection of the backbone's map, and projects
+            the coarser map too if `up` is "interpolate".
         width: maximum number of channels of the finest level and twice the minimum; doubled with each coarser level.
         valid: convolutions without padding, on cropped maps, as in the paper. Needs `up="transpose"` and unet_encoder
             with `valid_convolutions`. The image is mirrored outwards, so that every pixel still gets a score.

@@ -33,6 +33,7 @@ from torchvision.models.segmentation.fcn import FCNHead
 from torchvision.models.segmentation.lraspp import LRASPPHead
 
 from datamodules.base import GraftDataModule
+from experiments.benchmarks.peer_networks import CLASSES, of_smp
 from experiments.command_line.process import keep_freed_memory
 from experiments.command_line.progress import duration
 from experiments.command_line.run_config import RunConfig
@@ -44,11 +45,11 @@ from experiments.training.build import prepare
 from lightning_modules.base import GraftModule
 from lightning_modules.metrics import SegmentationScores
 from lightning_modules.network import Network
+from lightning_modules.parameter_groups import decayed_parameters
 from lightning_modules.schedules import learning_rate_factor
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BACKBONE, ENCODER = "efficientnet_lite0", "tu-tf_efficientnet_lite0"
-CLASSES = 11
 STRIDE = 32
 """Sides that segmentation_models.pytorch takes are multiples of it; whole images are padded to that."""
 TICKS = 1000
@@ -80,26 +81,24 @@ class Peer(NamedTuple):
     build: Callable[[], nn.Module]
 
 
-UNET = Peer("smp Unet", lambda: smp.Unet(ENCODER, encoder_weights=None, classes=CLASSES))
-LINKNET = Peer("smp Linknet", lambda: smp.Linknet(ENCODER, encoder_weights=None, classes=CLASSES))
-PYRAMID = Peer("smp FPN", lambda: smp.FPN(ENCODER, encoder_weights=None, classes=CLASSES))
-DEEPLABV3 = Peer("smp DeepLabV3", lambda: smp.DeepLabV3(ENCODER, encoder_weights=None, classes=CLASSES))
-DEEPLABV3PLUS = Peer("smp DeepLabV3Plus", lambda: smp.DeepLabV3Plus(ENCODER, encoder_weights=None, classes=CLASSES))
-PSPNET = Peer("smp PSPNet", lambda: smp.PSPNet(ENCODER, encoder_weights=None, classes=CLASSES))
+def smp_peer(name: str) -> Peer:
+    return Peer(f"smp {name}", of_smp(name, ENCODER))
+
+
+PYRAMID, DEEPLABV3 = smp_peer("FPN"), smp_peer("DeepLabV3")
 FCN = Peer("torchvision FCNHead", lambda: OfTorchvision(lambda widths, classes: FCNHead(widths[0], classes), (5,), 8))
-RASPP = Peer(
-    "torchvision LRASPPHead",
-    lambda: OfTorchvision(lambda widths, classes: LRASPPHead(widths[0], widths[1], classes, 128), (3, 5), 16),
-)
 NEAREST = {
-    "unet": UNET,
+    "unet": smp_peer("Unet"),
     "fpn": PYRAMID,
-    "deeplab": DEEPLABV3PLUS,
+    "deeplab": smp_peer("DeepLabV3Plus"),
     "deeplabv3": DEEPLABV3,
-    "pspnet": PSPNET,
-    "lraspp": RASPP,
+    "pspnet": smp_peer("PSPNet"),
+    "lraspp": Peer(
+        "torchvision LRASPPHead",
+        lambda: OfTorchvision(lambda widths, classes: LRASPPHead(widths[0], widths[1], classes, 128), (3, 5), 16),
+    ),
     "fcn": FCN,
-    "fcn8s": LINKNET,
+    "fcn8s": smp_peer("Linknet"),
     "hypercolumn": PYRAMID,
     "fcn32s": FCN,
     "deeplabv1": FCN,
@@ -150,15 +149,14 @@ def train(name: str, network: Any, data: GraftDataModule, module: GraftModule, a
 
 def protocol(asked: Any) -> dict[str, Any]:
     """What all results of a table have in common."""
-    return {name: getattr(asked, name) for name in ("seconds", "size", "batch", "lr", "seed", "bf16")}
+    return {name: getattr(asked, name) for name in ("seconds", "size", "batch", "lr", "seed", "bf16", "threads")}
 
 
 def endless(loader: Any) -> Iterator[dict[str, Tensor]]:
     """Batches of one epoch after another, each in an order of its own."""
     epoch = 0
     while True:
-        if hasattr(loader.sampler, "set_epoch"):
-            loader.sampler.set_epoch(epoch)
+        loader.sampler.set_epoch(epoch)
         yield from loader
         epoch += 1
 
@@ -166,9 +164,10 @@ def endless(loader: Any) -> Iterator[dict[str, Tensor]]:
 def new_optimizer(network: nn.Module, encoder: nn.Module, lr: float) -> torch.optim.Optimizer:
     """AdamW as in the study: the encoder learns at 0.3 of the rate, and only weights of layers decay."""
     inside = {id(parameter) for parameter in encoder.parameters()}
+    decayed = {id(parameter) for parameter in decayed_parameters(network)}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in network.parameters():
-        groups.setdefault((id(parameter) in inside, parameter.ndim > 1), []).append(parameter)
+        groups.setdefault((id(parameter) in inside, id(parameter) in decayed), []).append(parameter)
     return torch.optim.AdamW(
         [
             {"params": some, "lr": lr * (0.3 if encoded else 1), "weight_decay": 1e-4 if decays else 0}
@@ -243,7 +242,7 @@ def as_markdown(rows: list[tuple[dict[str, Any], dict[str, Any]]], asked: argpar
     about = machine()
     precision = "bfloat16 autocast" if asked.bf16 else "float32"
     lines = [
-        f"{about['processor']}, threads: {torch.get_num_threads()}, torch {torch.__version__}, smp {smp.__version__}; "
+        f"{about['processor']}, threads: {asked.threads}, torch {torch.__version__}, smp {smp.__version__}; "
         f"{BACKBONE}, {asked.batch} crops of {asked.size[0]}x{asked.size[1]}, {precision}, "
         f"{duration(asked.seconds)} of training each, seed {asked.seed}; val mIoU after each third, and steps.",
         "",
@@ -280,7 +279,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("learning_peers"), help="folder of the results")
     parser.add_argument("--readme", action="store_true", help="write the table into experiments/README.md")
     asked = parser.parse_args()
-    asked.bf16 = "avx512_bf16" in machine()["extensions"]
+    asked.bf16, asked.threads = "avx512_bf16" in machine()["extensions"], torch.get_num_threads()
     asked.out.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     rows = [(measured(head, asked, None), measured(NEAREST[head].name, asked, NEAREST[head])) for head in asked.only]

@@ -37,12 +37,9 @@ class Pair(NamedTuple):
     """None: the head's own."""
 
 
-def smp_unet(encoder: str) -> Callable[[], nn.Module]:
-    return lambda: smp.Unet(encoder, encoder_weights=None, classes=CLASSES)
-
-
-def smp_deeplab(encoder: str) -> Callable[[], nn.Module]:
-    return lambda: smp.DeepLabV3Plus(encoder, encoder_weights=None, classes=CLASSES)
+def of_smp(name: str, encoder: str) -> Callable[[], nn.Module]:
+    build = getattr(smp, name)
+    return lambda: build(encoder, encoder_weights=None, classes=CLASSES)
 
 
 def of_torchvision(name: str) -> Callable[[], nn.Module]:
@@ -51,15 +48,15 @@ def of_torchvision(name: str) -> Callable[[], nn.Module]:
 
 
 PAIRS = {
-    "resnet18+unet": Pair("resnet18", "unet", smp_unet("resnet18")),
-    "resnet50+unet": Pair("resnet50", "unet", smp_unet("resnet50")),
-    "vgg16_bn+unet": Pair("vgg16_bn", "unet", smp_unet("vgg16_bn")),
-    "mobilenet_v2+unet": Pair("mobilenet_v2", "unet", smp_unet("mobilenet_v2")),
-    "efficientnet_b0+unet": Pair("efficientnet_b0", "unet", smp_unet("efficientnet-b0")),
-    "resnet18+deeplab": Pair("resnet18", "deeplab", smp_deeplab("resnet18")),
-    "resnet50+deeplab": Pair("resnet50", "deeplab", smp_deeplab("resnet50")),
-    "resnet101+deeplab": Pair("resnet101", "deeplab", smp_deeplab("resnet101")),
-    "mobilenet_v2+deeplab": Pair("mobilenet_v2", "deeplab", smp_deeplab("mobilenet_v2")),
+    "resnet18+unet": Pair("resnet18", "unet", of_smp("Unet", "resnet18")),
+    "resnet50+unet": Pair("resnet50", "unet", of_smp("Unet", "resnet50")),
+    "vgg16_bn+unet": Pair("vgg16_bn", "unet", of_smp("Unet", "vgg16_bn")),
+    "mobilenet_v2+unet": Pair("mobilenet_v2", "unet", of_smp("Unet", "mobilenet_v2")),
+    "efficientnet_b0+unet": Pair("efficientnet_b0", "unet", of_smp("Unet", "efficientnet-b0")),
+    "resnet18+deeplab": Pair("resnet18", "deeplab", of_smp("DeepLabV3Plus", "resnet18")),
+    "resnet50+deeplab": Pair("resnet50", "deeplab", of_smp("DeepLabV3Plus", "resnet50")),
+    "resnet101+deeplab": Pair("resnet101", "deeplab", of_smp("DeepLabV3Plus", "resnet101")),
+    "mobilenet_v2+deeplab": Pair("mobilenet_v2", "deeplab", of_smp("DeepLabV3Plus", "mobilenet_v2")),
     "resnet50+fcn": Pair("resnet50", "fcn", of_torchvision("fcn_resnet50"), 8),
     "resnet50+deeplabv3": Pair("resnet50", "deeplabv3", of_torchvision("deeplabv3_resnet50"), 8),
 }
