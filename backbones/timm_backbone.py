@@ -4,13 +4,16 @@
 have no file of their own here. timm is an optional extra (`pip install graft[timm]`). Initialisation, weights and
 dilation are timm's own: an output stride that timm cannot build is refused. If several maps have the same stride, only
 the deepest is kept. A transformer of fixed image size keeps its size. The classifier is a pooled linear layer that is
-not pretrained.
+not pretrained. Models with TensorFlow's SAME padding (`tf_...`) compute maps that move with the size of the image; the
+option `pad_as_even`, which heads that label pixels or find boxes are given, pads their images by zeros to multiples of
+32 and crops the maps (see `backbones.efficientnet_lite`).
 """
 
 import difflib
 from types import ModuleType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.backbone import Backbone, print_once
@@ -27,7 +30,13 @@ class TimmBackbone(Backbone):
     """
 
     def __init__(
-        self, variant: str, *, weights: str | None = None, output_stride: int = 32, in_channels: int = 3
+        self,
+        variant: str,
+        *,
+        weights: str | None = None,
+        output_stride: int = 32,
+        in_channels: int = 3,
+        pad_as_even: bool = False,
     ) -> None:
         super().__init__(variant)
         timm = import_timm()
@@ -51,14 +60,22 @@ class TimmBackbone(Backbone):
         ]
         self.channels = tuple(info.channels()[i] for i in self.kept)
         self.reductions = tuple(reductions[i] for i in self.kept)
+        self.pads = pad_as_even and any(type(layer).__name__.endswith("Same") for layer in self.timm_model.modules())
         self.channels_last = getattr(self.timm_model, "output_fmt", "NCHW") == "NHWC"
         self.input_size = config["input_size"][-1]
         self.mean, self.std = config["mean"], config["std"]
         self.load(weights)
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        height, width = x.shape[2:]
+        if self.pads:
+            x = F.pad(x, (0, -width % 32, 0, -height % 32))
         maps = self.timm_model(x)
-        return [maps[i].permute(0, 3, 1, 2) if self.channels_last else maps[i] for i in self.kept]
+        maps = [maps[i].permute(0, 3, 1, 2) if self.channels_last else maps[i] for i in self.kept]
+        if self.pads:
+            sides = [((height + r - 1) // r, (width + r - 1) // r) for r in self.reductions]
+            maps = [one[:, :, :rows, :columns] for one, (rows, columns) in zip(maps, sides, strict=True)]
+        return maps
 
     def classifier(self, num_classes: int) -> nn.Module:
         """Global average pooling and one linear layer, untrained: timm's classifiers do not follow `features_only`."""

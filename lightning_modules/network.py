@@ -228,6 +228,8 @@ def backbone_settings(
                 f"--aux-weight needs a segmentation head, or a backbone with auxiliary classifiers (googlenet); "
                 f"{head} on {backbone} has no auxiliary loss, leave the flag out"
             )
+    elif "pad_as_even" in known:  # where a value lies must not depend on the image's size
+        options = {"pad_as_even": True} | options
     scored = num_classes if head_class.task == "classification" else 0
     if "aux" in known and options.get("aux", 0) not in (0, scored):
         fix = f"use {{aux: {scored}}} or leave it out" if scored else f"leave it out, because {head} scores pixels"

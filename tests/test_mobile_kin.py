@@ -21,6 +21,7 @@ from backbones.efficientnet import EfficientNet
 from backbones.efficientnet_lite import PACKAGES, RELEASE, EfficientNetLite, SameConv2d
 from backbones.inverted_residual import Residual, make_divisible
 from backbones.mobilenet_v1 import VARIANTS as WIDTHS
+from lightning_modules.network import Network
 from tests.conftest import randomise
 from tests.oracles import PARAMETERS, oracle
 from tests.shallow import make_shallow
@@ -186,9 +187,11 @@ def test_same_padding_is_tensorflows_and_exact_under_dilation(kernel_size: int, 
 
 @pytest.mark.parametrize("output_stride", [8, 16])
 @pytest.mark.parametrize("size", [(64, 96), (97, 131), (63, 50), (33, 78)])
-def test_lite_dilates_exactly_at_any_size(output_stride: int, size: tuple[int, int]) -> None:
-    strided = randomise(BACKBONES["efficientnet_lite0"]()).eval().double()
-    dense = BACKBONES["efficientnet_lite0"](output_stride=output_stride).eval().double()
+@pytest.mark.parametrize("pad_as_even", [False, True])
+def test_lite_dilates_exactly_at_any_size(output_stride: int, size: tuple[int, int], pad_as_even: bool) -> None:
+    build = partial(EfficientNetLite, "efficientnet_lite0", pad_as_even=pad_as_even)
+    strided = randomise(build()).eval().double()
+    dense = build(output_stride=output_stride).eval().double()
     dense.load_state_dict(strided.state_dict())
     x = torch.randn(1, 3, *size, dtype=torch.double)
     with torch.inference_mode():
@@ -197,6 +200,34 @@ def test_lite_dilates_exactly_at_any_size(output_stride: int, size: tuple[int, i
         assert fine.shape[2:] == tuple(math.ceil(side / reduction) for side in size)
         step = native // reduction
         torch.testing.assert_close(fine[..., ::step, ::step], coarse, rtol=0, atol=1e-10 * coarse.abs().max().item())
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "timm/tf_efficientnet_lite0"])
+def test_cropping_an_image_moves_no_value_of_a_dense_network(name: str) -> None:
+    """Far from the border, where 63 pixels do not matter, maps are those of the image before it was cropped."""
+    pytest.importorskip("timm", reason="pip install graft[timm]")
+    dense = Network(name, "fcn32s", 2).backbone
+    dense = randomise(dense).eval()
+    image = torch.randn(1, 3, 1536, 32)
+    with torch.inference_mode():
+        whole = dense(image)
+        for rows in (1505, 1512, 1520, 1534):
+            for own, full, reduction in zip(dense(image[:, :, :rows]), whole, dense.reductions, strict=True):
+                assert own.shape[2] == math.ceil(rows / reduction)
+                near = 128 // reduction
+                torch.testing.assert_close(own[:, :, :near], full[:, :, :near])
+
+
+def test_only_the_published_classifier_pads_as_tensorflow() -> None:
+    with torch.device("meta"):
+        built = {head: Network("efficientnet_lite0", head, 2).backbone for head in ("classifier", "unet", "retinanet")}
+        own = Network("efficientnet_lite0", "unet", 2, backbone_options={"pad_as_even": False}).backbone
+    assert {head: backbone.pad_as_even for head, backbone in built.items()} == {
+        "classifier": False,
+        "unet": True,
+        "retinanet": True,
+    }
+    assert not own.pad_as_even
 
 
 def test_lite_exports_for_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
