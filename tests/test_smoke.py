@@ -8,6 +8,7 @@ import pytest
 from experiments.command_line.run_config import RunConfig, parse
 from experiments.run import main
 from experiments.training import smoke
+from experiments.training.build import build_data
 from experiments.training.smoke import LossLines, changes, reduce
 
 RECIPES = sorted((Path(__file__).resolve().parent.parent / "experiments" / "recipes").glob("*.yaml"))
@@ -24,6 +25,7 @@ def test_every_recipe_becomes_small(recipe: Path) -> None:
     global_batch = config.batch_size * config.accumulate * (int(config.devices) if config.devices.isdigit() else 1)
     assert small.lr / small.batch_size == pytest.approx(config.lr / global_batch)
     assert any(line.startswith("--data digits instead of") for line in changes(config, small))
+    build_data(small).setup("fit")
 
 
 def test_sizes() -> None:

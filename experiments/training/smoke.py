@@ -96,6 +96,7 @@ def reduce(config: RunConfig) -> RunConfig:
         sync_batchnorm=False,
         staged=False,
         workers=0,
+        scale_range=config.scale_range if own or config.augmentation else None,  # that of digits scales nothing
         proposals="windows" if issubclass(head, BoxHead) and head.needs_proposals else config.proposals,
     )
 
