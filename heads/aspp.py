@@ -3,25 +3,28 @@
 Shared by DeepLabv3, whose branches are full 3x3 convolutions, and DeepLabv3+, whose branches are separable.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heads.conv_norm import conv_bn_relu, norm_pooled, separable_conv
+from heads.conv_norm import conv_bn_relu, norm_pooled
 
 
 class ASPP(nn.Module):
-    """`(B, C, H, W)` -> `(B, width, H, W)`: a 1x1 branch, a 3x3 branch per rate and the average, fused by 1x1."""
+    """`(B, C, H, W)` -> `(B, width, H, W)`: a 1x1 branch, a 3x3 branch per rate and the average, fused by 1x1.
 
-    def __init__(self, in_channels: int, width: int, rates: Sequence[int], *, separable: bool) -> None:
+    Args:
+        conv: builds the 3x3 branch of so many input channels, output channels and rate.
+    """
+
+    def __init__(
+        self, in_channels: int, width: int, rates: Sequence[int], conv: Callable[[int, int, int], nn.Module]
+    ) -> None:
         super().__init__()
         self.pointwise = conv_bn_relu(in_channels, width, 1)
-        self.atrous = nn.ModuleList(
-            separable_conv(in_channels, width, rate) if separable else conv_bn_relu(in_channels, width, 3, rate)
-            for rate in rates
-        )
+        self.atrous = nn.ModuleList(conv(in_channels, width, rate) for rate in rates)
         self.pooled = ImagePooling(in_channels, width)
         self.project = conv_bn_relu((2 + len(rates)) * width, width, 1)
 

@@ -35,11 +35,20 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, rate: in
     )
 
 
-def separable_conv(in_channels: int, out_channels: int, rate: int) -> nn.Sequential:
-    """A 3x3 convolution per channel at `rate`, then 1x1 across channels, each with batch norm and ReLU."""
+def conv3x3_bn_relu(in_channels: int, out_channels: int, rate: int) -> nn.Sequential:
+    """`conv_bn_relu` in the form in which `ASPP` calls it."""
+    return conv_bn_relu(in_channels, out_channels, 3, rate)
+
+
+def separable_conv(in_channels: int, out_channels: int, rate: int, *, depthwise_norm: bool = True) -> nn.Sequential:
+    """A 3x3 convolution per channel at `rate`, then 1x1 across channels, with batch norm and ReLU.
+
+    Args:
+        depthwise_norm: whether batch norm and ReLU follow the first of the two as well.
+    """
+    between = [nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True)] if depthwise_norm else []
     return nn.Sequential(
         nn.Conv2d(in_channels, in_channels, 3, padding=rate, dilation=rate, groups=in_channels, bias=False),
-        nn.BatchNorm2d(in_channels),
-        nn.ReLU(inplace=True),
+        *between,
         *conv_bn_relu(in_channels, out_channels, 1),
     )

@@ -6,9 +6,13 @@ that joins it with 48 channels of the stride-4 map. Rates follow the output stri
 Differences from the paper's code: dropout 0.5 after the pyramid, as in torchvision's DeepLabv3, where the TensorFlow
 code has 0.1; upsampling does not align corners, which with the paper's crops of 8k + 1 pixels lets a network trained at
 output stride 16 be scored at 8 without moving its scores.
+
+Batch norm and ReLU follow each depthwise convolution, as in the authors' code. `depthwise_norm: false` leaves them out,
+as in segmentation_models.pytorch, which learns faster in the first hundred steps (see heads/README.md).
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +30,7 @@ class DeepLabV3Plus(Head):
     Args:
         rates: dilation rates of the pyramid's branches at output stride 16.
         dropout: dropout probability after the pyramid.
+        depthwise_norm: whether batch norm and ReLU follow depthwise convolutions.
     """
 
     required_strides = (4,)
@@ -39,13 +44,15 @@ class DeepLabV3Plus(Head):
         *,
         rates: Sequence[int] = RATES_AT_16,
         dropout: float = 0.5,
+        depthwise_norm: bool = True,
     ) -> None:
         low = level_at(reductions, 4)
         super().__init__(reductions, [low, last(reductions)])
-        self.aspp = ASPP(channels[-1], 256, scaled_rates(rates, 16, reductions[-1]), separable=True)
+        conv = partial(separable_conv, depthwise_norm=depthwise_norm)
+        self.aspp = ASPP(channels[-1], 256, scaled_rates(rates, 16, reductions[-1]), conv)
         self.dropout = nn.Dropout(dropout)
         self.reduce = conv_bn_relu(channels[low], 48, 1)
-        self.decode = nn.Sequential(separable_conv(256 + 48, 256, 1), separable_conv(256, 256, 1))
+        self.decode = nn.Sequential(conv(256 + 48, 256, 1), conv(256, 256, 1))
         self.score = nn.Conv2d(256, num_classes, 1)
 
     def forward(self, features: list[Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from heads.aspp import ASPP, scaled_rates
-from heads.conv_norm import conv_bn_relu
+from heads.conv_norm import conv3x3_bn_relu, conv_bn_relu
 from heads.head import Head, last
 
 RATES_AT_16 = (6, 12, 18)
@@ -38,7 +38,7 @@ class DeepLabV3(Head):
         dropout: float = 0.5,
     ) -> None:
         super().__init__(reductions, [last(reductions)])
-        self.aspp = ASPP(channels[-1], 256, scaled_rates(rates, 16, reductions[-1]), separable=False)
+        self.aspp = ASPP(channels[-1], 256, scaled_rates(rates, 16, reductions[-1]), conv3x3_bn_relu)
         self.dropout = nn.Dropout(dropout)
         self.refine = conv_bn_relu(256, 256, 3)
         self.score = nn.Conv2d(256, num_classes, 1)

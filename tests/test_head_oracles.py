@@ -3,6 +3,8 @@
 Where structures differ from the oracle's, the test says how and compares what coincides.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from torchvision.models import segmentation
 
 from heads.aspp import ASPP
 from heads.conv_norm import conv_bn_relu, separable_conv
+from heads.deeplab import DeepLabV3Plus
 from heads.lraspp import LRASPP
 from heads.unet import double_conv
 from lightning_modules.network import Network
@@ -128,13 +131,26 @@ def test_aspp_of_deeplabv3plus_equals_smps_but_for_a_norm() -> None:
     }
     for i in range(3):
         names |= separable(f"convs.{i + 1}", f"atrous.{i}")
-    ours = ASPP(32, 16, (6, 12, 18), separable=True).eval()
+    ours = ASPP(32, 16, (6, 12, 18), separable_conv).eval()
     plain_norms(ours)
     state = renamed(theirs.state_dict(), names)
     missing, unexpected = ours.load_state_dict(state, strict=False)
     assert not unexpected
     assert {name.split(".")[2] for name in missing} == {"1"}  # the norm between
     x = torch.rand(2, 32, 13, 17)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_aspp_without_that_norm_equals_smps() -> None:
+    import segmentation_models_pytorch.decoders.deeplabv3.decoder as smp_deeplab
+
+    theirs = randomise(smp_deeplab.ASPP(32, 16, (6, 12, 18), separable=True, dropout=0.5)).eval()
+    head = DeepLabV3Plus((8, 32), (4, 16), CLASSES, depthwise_norm=False)
+    assert sum(isinstance(layer, nn.BatchNorm2d) for layer in head.modules()) == 9, "one each, and no norm between"
+    ours = ASPP(32, 16, (6, 12, 18), partial(separable_conv, depthwise_norm=False)).eval()
+    ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)), strict=True)
+    x = torch.randn(2, 32, 13, 17)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), theirs(x))
 
