@@ -1,4 +1,9 @@
-"""Convolutions that a CPU computes faster, with the same values.
+"""Convolutions that a CPU computes faster, with the same values, or right where PyTorch's are wrong.
+
+In PyTorch 2.14, the gradient of the weights of a dilated convolution in bfloat16 is wrong for many shapes if it has
+groups, those of one channel above all: for a 3x3 kernel at rate 2 on 480 maps of 32x40, it differs by 1.4 times its own
+size, and it reads memory that nothing has written, so that the loss becomes NaN now and then. Such layers are divided
+into parts, as below.
 
 PyTorch's CPU kernels are slow where
 
@@ -11,7 +16,8 @@ PyTorch's CPU kernels are slow where
   as before on a large one.
 
 `python experiments/benchmarks/cpu_conv_speed.py` measures all three. On other devices, and where a network is compiled
-or exported, these layers are PyTorch's.
+or exported, these layers are PyTorch's, with that error: `--compile` on a CPU needs `--precision 32-true` to train a
+dilated network.
 """
 
 import math
@@ -31,7 +37,7 @@ class CPUConv2d(nn.Conv2d):
     """`nn.Conv2d` with the same parameters and values; see above."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if left_to_pytorch(x):
             return super().forward(x)
         if self.kernel_size == (1, 1):
             return self._one_by_one(x)
@@ -51,13 +57,20 @@ class CPUConv2d(nn.Conv2d):
         rows, columns = (slice(size // 2 - far, size // 2 + far + 1) for far in reach)
         weight = self.weight[:, :, rows, columns]
         rates = [rate if far else 1 for far in reach]
-        each_channel = self.groups == self.in_channels and self.stride == (1, 1)
-        slow = max(rates) > (1 if torch.is_grad_enabled() else FAST_RATE)
+        training, plain = torch.is_grad_enabled(), self.stride == (1, 1)
+        each_channel = self.groups == self.in_channels and plain
+        slow = max(rates) > (1 if training else FAST_RATE)
+        wrong = self.groups > 1 and plain and training and max(rates) > 1 and in_bfloat16(x)
         padded = math.prod(math.ceil(side / one) * one / side for side, one in zip(x.shape[2:], rates, strict=True))
-        if each_channel and slow and padded <= MOST_PADDING:
+        if wrong or (each_channel and slow and padded <= MOST_PADDING):
             return conv_of_parts(x, weight, self.bias, rates, self.groups)
         padding = [one * far for one, far in zip(rates, reach, strict=True)]
         return F.conv2d(x, weight, self.bias, self.stride, padding, rates, self.groups)
+
+
+def left_to_pytorch(x: Tensor) -> bool:
+    """Whether PyTorch's own layers compute: on other devices, and in networks that are compiled or exported."""
+    return x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def use_cpu_convolutions(network: nn.Module) -> None:

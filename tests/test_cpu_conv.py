@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.atrous import Step
 from backbones.cpu_conv import CPUConv2d
+from backbones.efficientnet_lite import SameConv2d
 from lightning_modules.network import Network
 
 CASES = {  # kernel size, rate, stride, groups, height, width
@@ -130,3 +132,35 @@ def test_an_exported_layer_is_one_dilated_convolution_for_all_sizes() -> None:
     assert sum("conv" in str(node.target) for node in program.graph.nodes) == 1
     other = torch.randn(2, 8, 5, 31)
     torch.testing.assert_close(program.module()(other), ours(other))
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "size", "rate", "side"),
+    [
+        (48, 48, 3, 2, (17, 65)),
+        (32, 32, 3, 2, (64, 80)),
+        (48, 48, 7, 4, (32, 40)),
+        (64, 16, 3, 2, (33, 41)),  # four maps in each group, as in the first stage of a ResNeXt
+        (32, 32, 3, 7, (8, 60)),  # divided although its parts are padding mostly
+    ],
+)
+@pytest.mark.parametrize("padded_as", ["equally", "tensorflow"])
+def test_gradients_in_bfloat16_are_those_in_float32(
+    padded_as: str, channels: int, groups: int, size: int, rate: int, side: tuple[int, int]
+) -> None:
+    """PyTorch 2.14 has gradients of these weights that differ by more than their own size, or are NaN."""
+    if padded_as == "tensorflow":
+        step = Step(stride=1, dilation=rate, dilation_after=2 * rate, reduction=16)
+        layer: nn.Module = SameConv2d(channels, channels, size, step, groups)
+    else:
+        layer = CPUConv2d(channels, channels, size, padding=rate * (size // 2), dilation=rate, groups=groups)
+    layer.to(memory_format=torch.channels_last)
+    x = torch.randn(2, channels, *side).contiguous(memory_format=torch.channels_last)
+    found = []
+    for autocast in (False, True):
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = layer(x)
+        y.backward(torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape))
+        found.append(layer.weight.grad.clone())
+    assert (found[1] - found[0]).norm() < 0.02 * found[0].norm()

@@ -4,7 +4,8 @@
     python experiments/benchmarks/learning_peers.py --camvid DIR --only unet pspnet --seconds 240
 
 EfficientNet-Lite0 with its ImageNet weights under every head of either side; the same images, augmentation, loss with
-class weights, AdamW, learning rates, schedule and seed, under bfloat16 autocast where the processor has it. Every
+class weights, AdamW, learning rates, schedule and seed, under bfloat16 autocast where the processor has it, and Graft's
+convolutions for CPUs (`backbones/cpu_conv.py`), because PyTorch's have wrong gradients there. Every
 network trains for the same time, which counts loading but not validation; the learning rate falls with that time. The
 validation mIoU, of whole images and from one confusion matrix, is taken at each third of it.
 
@@ -32,6 +33,7 @@ from torch.utils.data import DataLoader
 from torchvision.models.segmentation.fcn import FCNHead
 from torchvision.models.segmentation.lraspp import LRASPPHead
 
+from backbones.cpu_conv import use_cpu_convolutions
 from datamodules.base import GraftDataModule
 from experiments.benchmarks.peer_networks import CLASSES, of_smp
 from experiments.command_line.process import keep_freed_memory
@@ -232,6 +234,7 @@ def measured(name: str, asked: argparse.Namespace, peer: Peer | None) -> dict[st
     )
     data, module = prepare(config)
     network = with_our_weights(peer.build(), module) if peer else module.network
+    use_cpu_convolutions(network)  # PyTorch's have wrong gradients in bfloat16
     found = train(name, network, data, module, asked)
     write_atomically(path, json.dumps(found))
     return found
