@@ -16,8 +16,7 @@ PyTorch's CPU kernels are slow where
   as before on a large one.
 
 `python experiments/benchmarks/cpu_conv_speed.py` measures all three. On other devices, and where a network is compiled
-or exported, these layers are PyTorch's, with that error: `--compile` on a CPU needs `--precision 32-true` to train a
-dilated network.
+or exported, these layers are PyTorch's, except where its gradients are wrong.
 """
 
 import math
@@ -37,7 +36,7 @@ class CPUConv2d(nn.Conv2d):
     """`nn.Conv2d` with the same parameters and values; see above."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if left_to_pytorch(x):
+        if not self.computes(x):
             return super().forward(x)
         if self.kernel_size == (1, 1):
             return self._one_by_one(x)
@@ -45,6 +44,16 @@ class CPUConv2d(nn.Conv2d):
         square = self.dilation == (rate, rate) and self.kernel_size == (size, size) and size % 2 == 1
         keeps_size = self.padding == (rate * (size // 2), rate * (size // 2)) and self.padding_mode == "zeros"
         return self._dilated(x, rate, size) if rate > 1 and square and keeps_size else super().forward(x)
+
+    def computes(self, x: Tensor) -> bool:
+        """Whether this class computes, and not PyTorch's layer: not in networks that are compiled or exported."""
+        compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return x.device.type == "cpu" and (not compiled or self._has_wrong_gradient(x))
+
+    def _has_wrong_gradient(self, x: Tensor) -> bool:
+        """Whether PyTorch's gradient of the weights cannot be trusted; see above."""
+        dilated = max(self.dilation) > 1 and self.stride == (1, 1)
+        return self.groups > 1 and dilated and torch.is_grad_enabled() and in_bfloat16(x)
 
     def _one_by_one(self, x: Tensor) -> Tensor:
         plain = self.stride == (1, 1) and self.padding == (0, 0) and self.groups == 1
@@ -57,20 +66,13 @@ class CPUConv2d(nn.Conv2d):
         rows, columns = (slice(size // 2 - far, size // 2 + far + 1) for far in reach)
         weight = self.weight[:, :, rows, columns]
         rates = [rate if far else 1 for far in reach]
-        training, plain = torch.is_grad_enabled(), self.stride == (1, 1)
-        each_channel = self.groups == self.in_channels and plain
-        slow = max(rates) > (1 if training else FAST_RATE)
-        wrong = self.groups > 1 and plain and training and max(rates) > 1 and in_bfloat16(x)
+        each_channel = self.groups == self.in_channels and self.stride == (1, 1)
+        slow = max(rates) > (1 if torch.is_grad_enabled() else FAST_RATE)
         padded = math.prod(math.ceil(side / one) * one / side for side, one in zip(x.shape[2:], rates, strict=True))
-        if wrong or (each_channel and slow and padded <= MOST_PADDING):
+        if self._has_wrong_gradient(x) or (each_channel and slow and padded <= MOST_PADDING):
             return conv_of_parts(x, weight, self.bias, rates, self.groups)
         padding = [one * far for one, far in zip(rates, reach, strict=True)]
         return F.conv2d(x, weight, self.bias, self.stride, padding, rates, self.groups)
-
-
-def left_to_pytorch(x: Tensor) -> bool:
-    """Whether PyTorch's own layers compute: on other devices, and in networks that are compiled or exported."""
-    return x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def use_cpu_convolutions(network: nn.Module) -> None:

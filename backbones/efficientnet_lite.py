@@ -24,7 +24,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.atrous import Step
-from backbones.cpu_conv import left_to_pytorch
 from backbones.efficientnet import B0, Design, EfficientNet, FanOutConv2d
 from backbones.inverted_residual import make_divisible, rename_layers
 from backbones.state_dicts import StateDict
@@ -49,7 +48,7 @@ class SameConv2d(FanOutConv2d):
         if self.step.native_stride == 1:  # then SAME padding is equal on all sides
             return super().forward(x)
         down, across = self.borders(x.shape[2]), self.borders(x.shape[3])
-        if self.stride == (1, 1) and not left_to_pytorch(x):  # dilated: a convolution with equal padding, shifted
+        if self.stride == (1, 1) and self.computes(x):  # dilated: a convolution with equal padding, shifted
             equal = self.dilation[0] * (self.kernel_size[0] // 2)
             missing = [equal - down[0], equal - across[0]]
             return super().forward(F.pad(x, (0, missing[1], 0, missing[0])))[:, :, missing[0] :, missing[1] :]

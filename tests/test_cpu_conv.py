@@ -134,6 +134,20 @@ def test_an_exported_layer_is_one_dilated_convolution_for_all_sizes() -> None:
     torch.testing.assert_close(program.module()(other), ours(other))
 
 
+def gradients_in_both(layer: nn.Module, side: tuple[int, int], called: Any) -> tuple[Tensor, Tensor]:
+    """The gradients of a layer's weights in float32, and in bfloat16 where `called` computes."""
+    x = torch.randn(2, layer.in_channels, *side).contiguous(memory_format=torch.channels_last)  # type: ignore[arg-type]
+    layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    found = []
+    for one, autocast in ((layer, False), (called, True)):
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = one(x)
+        y.backward(torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape))
+        found.append(layer.weight.grad.clone())  # type: ignore[union-attr,operator]
+    return found[0], found[1]
+
+
 @pytest.mark.parametrize(
     ("channels", "groups", "size", "rate", "side"),
     [
@@ -154,13 +168,11 @@ def test_gradients_in_bfloat16_are_those_in_float32(
         layer: nn.Module = SameConv2d(channels, channels, size, step, groups)
     else:
         layer = CPUConv2d(channels, channels, size, padding=rate * (size // 2), dilation=rate, groups=groups)
-    layer.to(memory_format=torch.channels_last)
-    x = torch.randn(2, channels, *side).contiguous(memory_format=torch.channels_last)
-    found = []
-    for autocast in (False, True):
-        layer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            y = layer(x)
-        y.backward(torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape))
-        found.append(layer.weight.grad.clone())
-    assert (found[1] - found[0]).norm() < 0.02 * found[0].norm()
+    expected, seen = gradients_in_both(layer, side, layer)
+    assert (seen - expected).norm() < 0.02 * expected.norm()
+
+
+def test_a_compiled_layer_has_the_same_gradient_in_bfloat16() -> None:
+    layer = CPUConv2d(48, 48, 3, padding=2, dilation=2, groups=48)
+    expected, seen = gradients_in_both(layer, (17, 65), torch.compile(layer, backend="aot_eager"))
+    assert (seen - expected).norm() < 0.02 * expected.norm()
