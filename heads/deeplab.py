@@ -8,7 +8,7 @@ code has 0.1; upsampling does not align corners, which with the paper's crops of
 output stride 16 be scored at 8 without moving its scores.
 
 Batch norm and ReLU follow each depthwise convolution, as in the authors' code. `depthwise_norm: false` leaves them out,
-as in segmentation_models.pytorch, which learns faster in the first hundred steps (see heads/README.md).
+as segmentation_models.pytorch does; the network then learns faster in the first hundred steps (see heads/README.md).
 """
 
 from collections.abc import Sequence

@@ -4,10 +4,10 @@
     python experiments/benchmarks/learning_peers.py --camvid DIR --only unet pspnet --seconds 240
 
 EfficientNet-Lite0 with its ImageNet weights under every head of either side; the same images, augmentation, loss with
-class weights, AdamW, learning rates, schedule and seed, under bfloat16 autocast where the processor has it, and Graft's
-convolutions for CPUs (`backbones/cpu_conv.py`), because PyTorch's have wrong gradients there. Every
-network trains for the same time, which counts loading but not validation; the learning rate falls with that time. The
-validation mIoU, of whole images and from one confusion matrix, is taken at each third of it.
+class weights, AdamW, learning rates, schedule and seed, under bfloat16 autocast where the processor has it. Both sides
+have Graft's convolutions for CPUs (`backbones/cpu_conv.py`), because PyTorch's may have wrong gradients in bfloat16.
+Every network trains for the same time, which counts loading but not validation; the learning rate falls with that time.
+The validation mIoU, of whole images and from one confusion matrix, is taken at each third of it.
 
 Each result is a JSON file in `--out`, and networks that have one are not trained again. So a list may be finished
 later, or two processes with one thread each (OMP_NUM_THREADS=1) may share it. `--readme` writes the table of `--only`.
@@ -234,7 +234,7 @@ def measured(name: str, asked: argparse.Namespace, peer: Peer | None) -> dict[st
     )
     data, module = prepare(config)
     network = with_our_weights(peer.build(), module) if peer else module.network
-    use_cpu_convolutions(network)  # PyTorch's have wrong gradients in bfloat16
+    use_cpu_convolutions(network)
     found = train(name, network, data, module, asked)
     write_atomically(path, json.dumps(found))
     return found
