@@ -179,8 +179,8 @@ class EfficientNetLite(EfficientNet):
                 layer.pad_as_even = pad_as_even
 
     def pixels_between(self, level: int, finer: int, side: int) -> float:
-        """Each layer of stride 2 begins at its map's first value if the side is odd (unless padded as an even one), and at
-        its second if it is even.
+        """Each layer of stride 2 begins at its map's first value if the side is odd, and at its second if it is even or
+        padded as if it were.
 
         Dilation keeps the centres of the strided network's map, which is that many times smaller.
         """
