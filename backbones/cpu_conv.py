@@ -46,12 +46,12 @@ class CPUConv2d(nn.Conv2d):
         return self._dilated(x, rate, size) if rate > 1 and square and keeps_size else super().forward(x)
 
     def computes(self, x: Tensor) -> bool:
-        """Whether this class computes, and not PyTorch's layer: not in networks that are compiled or exported."""
+        """Return whether to compute here: on a CPU, and in compiled or exported networks only if PyTorch is wrong."""
         compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
         return x.device.type == "cpu" and (not compiled or self._has_wrong_gradient(x))
 
     def _has_wrong_gradient(self, x: Tensor) -> bool:
-        """Whether PyTorch's gradient of the weights cannot be trusted; see above."""
+        """Return whether PyTorch may compute a wrong gradient of the weights; see the module's docstring."""
         dilated = max(self.dilation) > 1 and self.stride == (1, 1)
         return self.groups > 1 and dilated and torch.is_grad_enabled() and in_bfloat16(x)
 

@@ -38,7 +38,7 @@ class SameConv2d(FanOutConv2d):
     """
 
     pad_as_even = False
-    """Whether sides that the stride does not divide are padded before the first pixel as those that it divides."""
+    """Whether odd sides get the same padding before their first pixel as even sides."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, step: Step, groups: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size, step, groups)
@@ -149,7 +149,7 @@ class EfficientNetLite(EfficientNet):
     """EfficientNet-Lite0 to 4; maps at strides 2, 4, 8, 16 from the stages and at 32 from the 1x1 head.
 
     Args:
-        pad_as_even: whether maps of odd sides are padded as those of even sides; see above.
+        pad_as_even: whether to pad maps of odd sides as those of even sides; see the module's docstring.
     """
 
     variants: ClassVar[dict[str, Design]] = {

@@ -16,7 +16,7 @@ class ASPP(nn.Module):
     """`(B, C, H, W)` -> `(B, width, H, W)`: a 1x1 branch, a 3x3 branch per rate and the average, fused by 1x1.
 
     Args:
-        conv: builds the 3x3 branch of so many input channels, output channels and rate.
+        conv: builds a 3x3 branch from its input channels, its output channels and its dilation rate.
     """
 
     def __init__(

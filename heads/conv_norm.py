@@ -36,7 +36,7 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel_size: int, rate: in
 
 
 def conv3x3_bn_relu(in_channels: int, out_channels: int, rate: int) -> nn.Sequential:
-    """`conv_bn_relu` in the form in which `ASPP` calls it."""
+    """A 3x3 convolution at a dilation rate, with batch norm and ReLU; `ASPP` builds its branches with it."""
     return conv_bn_relu(in_channels, out_channels, 3, rate)
 
 
