@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from experiments.grid import main
 from experiments.many_runs import child_runs
 from experiments.many_runs.cells import Cell, comma_separated
-from experiments.many_runs.grid_view import CellState, GridView
+from experiments.many_runs.grid_view import CellState, GridView, progress
 from experiments.run import main as run
 from tests.fake_runs import write_run
 
@@ -300,3 +301,20 @@ def test_brackets_in_last_lines_are_shown_as_they_are(terminal: bool, tmp_path: 
     printed = capsys.readouterr().out
     assert printed.count("[/red] :car: [train] set") >= 2  # in the table, and in the line at the end
     assert f"{tmp_path}/[/runs]/resnet18-unet-s0.log" in printed
+
+
+@pytest.mark.parametrize(("epochs", "shown"), [(("4", "8"), "8/12"), (("1", "1.5"), "2/12"), ((), "0/12")])
+def test_epochs_are_those_of_metrics_csv(epochs: tuple[str, ...], shown: str, tmp_path: Path) -> None:
+    """Not its rows: with --validate-every some epochs have none."""
+    cell = Cell("resnet18", "unet", 0, (), str(tmp_path), ())
+    cell.folder.mkdir()
+    (cell.folder / "config.yaml").write_text(
+        yaml.safe_dump({"backbone": "resnet18", "head": "unet", "seed": 0, **SETTINGS})
+    )
+    (cell.folder / "metrics.csv").write_text(
+        "epoch,val/miou\n" + "".join(f"{epoch},0.{i}\n" for i, epoch in enumerate(epochs, 1))
+    )
+    state = CellState(cell, "stopped")
+    state.read()
+    assert progress(state) == shown
+    assert state.best == (0.2 if epochs else None)

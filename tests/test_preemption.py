@@ -1,5 +1,7 @@
 """Signals end training between two steps, and what goes on from there ends like a run that was never stopped."""
 
+import csv
+import json
 import os
 import signal
 import socket
@@ -106,6 +108,24 @@ def test_steps_are_not_cut_in_two(folder: Path, tmp_path: Path, monkeypatch: pyt
     assert torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
     assert main([*common, "--name", "cut"]) == 0
     same_end(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("at", [STEPS - 1, STEPS, STEPS + 1])
+def test_an_epoch_without_validation_is_not_lost(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """With a validation after every second epoch, a signal before, at and after the end of the first."""
+    common = arguments(folder, tmp_path, "--validate-every", "2")
+    assert main([*common, "--name", "whole"]) == 0
+    with monkeypatch.context() as patch:
+        interrupt(patch, "training_step", at, signal.SIGTERM)
+        assert main([*common, "--name", "cut"]) == 143
+    assert torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == at
+    assert main([*common, "--name", "cut"]) == 0
+    same_end(tmp_path / "cut", tmp_path / "whole")
+    rows = list(csv.DictReader((tmp_path / "cut" / "metrics.csv").open()))
+    assert [(row["epoch"], row["step"]) for row in rows] == [("2", str(2 * STEPS))]
+    assert json.loads((tmp_path / "cut" / "results.json").read_text())["best_epoch"] == 2
 
 
 def test_a_second_ctrl_c_does_not_wait(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,8 @@ MISTAKES = {
     "--head u-net": "no head 'u-net'; nearest: unet",
     "--data digit": "no data 'digit'; nearest: digits",
     "--output-stride 9": "--output-stride: 9 is not one of 8, 16, 32",
+    "--validate-every 2 --epochs 3": "--validate-every 2 does not divide --epochs 3; the last epoch must be validated",
+    "--validate-every 2 --max-steps 3": "--validate-every: --max-steps may end training in an epoch without validation",
     "--epochs -1": "--epochs: -1 is not a whole number of at least 0",
     "--class-weights median": "--class-weights median: no such file (or give none, median_frequency, inverse_log)",
     "--lr -1": "--lr: -1 is not a number above 0",

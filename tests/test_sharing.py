@@ -134,7 +134,7 @@ def test_the_card_tells_what_the_run_recorded(shared: Path, crf_run: Path, crf_f
         "8 train, 5 val images",
         f"torch {torch.__version__}",
         "Licence: left to the author",
-        "![Loss and score after each epoch](curves.png)",
+        "![Loss and score during training](curves.png)",
         "--backbone mobilenet_v3_small --head unet",
     ):
         assert row in card

@@ -25,6 +25,7 @@ def test_every_recipe_becomes_small(recipe: Path) -> None:
     global_batch = config.batch_size * config.accumulate * (int(config.devices) if config.devices.isdigit() else 1)
     assert small.lr / small.batch_size == pytest.approx(config.lr / global_batch)
     assert any(line.startswith("--data digits instead of") for line in changes(config, small))
+    assert (small.head_options or {}).get("padding") != "reflect", "192 mirrored pixels around an image of 125"
     build_data(small).setup("fit")
 
 

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from experiments.callbacks.epoch_end import EpochEnd, is_last_batch
+from experiments.callbacks.epoch_end import EpochEnd, is_last_batch, is_validated
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -39,7 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(EpochEnd, Checkpoint):
-    """Saves last.ckpt after every epoch, and before it best.ckpt if the score is higher than any before.
+    """Saves last.ckpt after every epoch, and before it best.ckpt if it was validated and scored higher than any before.
 
     Lightning's own callback writes last.ckpt only together with a new best.ckpt, and both before the epoch is over.
 
@@ -64,6 +64,11 @@ class Checkpoints(EpochEnd, Checkpoint):
         if trainer.global_step == trainer.max_steps:
             trainer.should_stop = True  # Lightning then validates now, and `epoch_end` is called
         elif self.every and trainer.global_step % self.every == 0:
+            trainer.save_checkpoint(self.last)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, module)
+        if not is_validated(trainer):
             trainer.save_checkpoint(self.last)
 
     def epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""metrics.csv: one row per epoch."""
+"""metrics.csv: one row per epoch with validation."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from lightning_modules.base import GraftModule
 
 
 class MetricsFile(EpochEnd):
-    """Writes metrics.csv: one row per epoch, and one for the end of the schedule if that lies within an epoch.
+    """Writes metrics.csv: one row per validated epoch, and one for the end of a schedule that ends within an epoch.
 
     The file is rewritten as a whole each time, so a run that resumes leaves neither gaps nor repeated rows.
     """
@@ -34,8 +34,10 @@ class MetricsFile(EpochEnd):
             return
         row: dict[str, Any] = {"epoch": epochs_trained(trainer), "step": trainer.global_step}
         row["lr"] = trainer.optimizers[0].param_groups[-1]["lr"]
-        row |= {name: value.item() for name, value in trainer.callback_metrics.items() if name != "train/loss_step"}
-        self.rows.append(row | {"train/loss_epoch": loss})
+        scores = {
+            name: value.item() for name, value in trainer.callback_metrics.items() if not name.startswith("train/")
+        }
+        self.rows.append(row | scores | {"train/loss_epoch": loss})
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(self.rows[-1]), lineterminator="\n", extrasaction="ignore")
         writer.writeheader()

@@ -18,7 +18,7 @@ SECONDS_BETWEEN_UPDATES = 0.2
 class ProgressLines(EpochEnd):
     """Shows loss, score and time left: as a bar on a terminal, else as a line every ten seconds.
 
-    Either way each finished epoch leaves a line. The loss is read only when it is shown, because reading it waits for
+    Either way each validated epoch leaves a line. The loss is read only when it is shown, because reading it waits for
     all queued GPU work.
     """
 

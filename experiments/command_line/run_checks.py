@@ -57,6 +57,13 @@ def numbers(config: RunConfig) -> Problems:
         yield f"--devices: '{config.devices}' is neither a number nor auto"
     if config.devices != "auto" and int(config.devices) == 0:
         yield "--devices: there must be at least 1"
+    if config.epochs % config.validate_every:
+        yield (
+            f"--validate-every {config.validate_every} does not divide --epochs {config.epochs}; the last epoch must "
+            "be validated"
+        )
+    if config.validate_every > 1 and config.max_steps is not None:
+        yield "--validate-every: --max-steps may end training in an epoch without validation; leave one of them out"
     if config.warmup >= 1:
         yield f"--warmup is {config.warmup:g}; it is a fraction of all steps, give a number below 1"
     if config.ema >= 1:

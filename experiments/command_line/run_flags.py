@@ -140,8 +140,11 @@ class RunConfig:
     max_steps: PositiveInt | None = training_flag(
         None, "stop after N optimiser steps, whatever --epochs says; default: no limit"
     )
+    validate_every: PositiveInt = training_flag(
+        1, "score the validation images after every Nth epoch; N divides --epochs"
+    )
     patience: NonNegativeInt = training_flag(
-        0, "early stopping: stop after N epochs without a better validation score; 0: never"
+        0, "early stopping: stop after N validations without a better score; 0: never"
     )
     optimizer: Literal["adamw", "sgd", "rmsprop"] = training_flag("adamw", "optimiser")
     lr: PositiveFloat = training_flag(

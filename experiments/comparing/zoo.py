@@ -16,7 +16,7 @@ CHECKPOINT = Path("checkpoints") / "best.ckpt"
 HEAD = """# Model zoo
 
 Trained networks, one table for each protocol. Scores are means ± standard deviations over the seeds; the curve is the
-validation score after each epoch, from its lowest to its highest value; the time is that of one training with its
+validation score during training, from its lowest to its highest value; the time is that of one training with its
 scoring. `python experiments/zoo.py RUNS` wrote this file from the results.json of the runs.
 """
 

@@ -1,4 +1,4 @@
-"""curves.png of a model card: loss and score of a run after each epoch."""
+"""curves.png of a model card: loss and score of a run during training."""
 
 from pathlib import Path
 

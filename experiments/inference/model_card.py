@@ -58,7 +58,7 @@ def model_card(
     return "\n".join(part for part in parts if part)
 
 
-PICTURES = {"curves.png": "Loss and score after each epoch", "predictions.png": "Images, truth and predictions"}
+PICTURES = {"curves.png": "Loss and score during training", "predictions.png": "Images, truth and predictions"}
 """Pictures that may lie beside the card, and their titles."""
 
 

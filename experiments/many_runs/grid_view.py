@@ -38,7 +38,7 @@ class CellState:
         """Update progress and scores from the run folder."""
         run = read_run(self.cell.folder)
         scores = validation_scores(run)
-        self.epoch, self.best = len(scores), max(scores, default=None)
+        self.epoch, self.best = max(scores, default=0), max(scores.values(), default=None)
         self.seconds = run.costs.get("wall_time_s") if self.child is None else self.child.seconds
         self.epochs = run.config.get("epochs", self.epochs)
 

@@ -150,7 +150,9 @@ def ended(study: optuna.Study, one: Running, *, stopping: bool) -> bool:
     code = 0 if one.child is None else one.child.code()  # asked first: see grid_run.follow
     if one.pruned:
         return code is not None
-    for epoch, score in enumerate(validation_scores(read_run(one.folder))[one.reported :], one.reported + 1):
+    for epoch, score in validation_scores(read_run(one.folder)).items():
+        if epoch <= one.reported:
+            continue
         one.trial.report(score, epoch)
         one.reported = epoch
         if one.child is not None and code is None and not stopping and one.trial.should_prune():

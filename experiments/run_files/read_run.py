@@ -6,6 +6,7 @@ why a run is not finished.
 """
 
 import csv
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,9 +101,17 @@ def is_finished(folder: Path) -> bool:
     return read_run(folder).state == "finished"
 
 
-def validation_scores(run: Run) -> list[float]:
-    """The score that best.ckpt is chosen by after each epoch so far: mIoU, top-1 or mAP."""
-    return [row[name] for row in run.curve for name in ("val/miou", "val/top1", "val/map") if name in row]
+def validation_scores(run: Run) -> dict[int, float]:
+    """The score that best.ckpt is chosen by (mIoU, top-1 or mAP) after each epoch with validation so far.
+
+    If the schedule ends within an epoch, its last score is that of this epoch.
+    """
+    return {
+        math.ceil(row["epoch"]): row[name]
+        for row in run.curve
+        for name in ("val/miou", "val/top1", "val/map")
+        if name in row and "epoch" in row
+    }
 
 
 def is_run_folder(folder: Path) -> bool:

@@ -134,6 +134,7 @@ def make(config: RunConfig, folder: RunFolder, callbacks: list[pl.Callback], mon
         gradient_clip_val=config.clip_gradient or None,
         max_epochs=config.epochs,
         max_steps=config.max_steps or -1,
+        check_val_every_n_epoch=config.validate_every,
         default_root_dir=folder.path,
         logger=False,  # `LogRows` sends W&B and TensorBoard the rows of metrics.csv
         callbacks=callbacks,

@@ -80,8 +80,12 @@ def reduce(config: RunConfig) -> RunConfig:
     if size is not None and not head.sees_whole_image:
         size = (max(least, size[0] // SMALLER), max(least, size[1] // SMALLER))
     own = config.data_dir is not None
+    head_options = config.head_options
+    if (head_options or {}).get("padding") == "reflect":  # the mirrored border of 192 pixels is larger than the image
+        head_options = {**head_options, "padding": "zeros"}
     return dataclasses.replace(
         config,
+        head_options=head_options,
         data=config.data if own else "digits",
         image_size=None if size is None else list(size),
         weights="none",
@@ -90,6 +94,7 @@ def reduce(config: RunConfig) -> RunConfig:
         lr=config.lr * small / batch,
         epochs=STEPS,
         max_steps=STEPS,
+        validate_every=1,
         devices="1",
         nodes=1,
         strategy="auto",
