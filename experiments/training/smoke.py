@@ -80,12 +80,12 @@ def reduce(config: RunConfig) -> RunConfig:
     if size is not None and not head.sees_whole_image:
         size = (max(least, size[0] // SMALLER), max(least, size[1] // SMALLER))
     own = config.data_dir is not None
-    head_options = config.head_options
-    if (head_options or {}).get("padding") == "reflect":  # the mirrored border of 192 pixels is larger than the image
-        head_options = {**head_options, "padding": "zeros"}
+    head_options = config.head_options or {}
+    if head_options.get("padding") == "reflect":  # the mirrored border of 192 pixels is larger than the image
+        head_options = head_options | {"padding": "zeros"}
     return dataclasses.replace(
         config,
-        head_options=head_options,
+        head_options=head_options or None,
         data=config.data if own else "digits",
         image_size=None if size is None else list(size),
         weights="none",
