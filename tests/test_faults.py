@@ -228,6 +228,7 @@ def test_a_score_that_is_no_number_is_beaten_by_any(tmp_path: Path) -> None:
             self.callback_metrics: dict[str, float] = {}
             self.fit_loop = self.epoch_loop = self.batch_progress = self
             self.is_last_batch = self.is_global_zero = True
+            self.current_epoch, self.check_val_every_n_epoch = 0, 1
 
         def save_checkpoint(self, path: Path) -> None:
             self.saved.append(path.name)
