@@ -87,7 +87,7 @@ def smp_peer(name: str) -> Peer:
     return Peer(f"smp {name}", of_smp(name, ENCODER))
 
 
-PYRAMID, DEEPLABV3 = smp_peer("FPN"), smp_peer("DeepLabV3")
+PYRAMID, DEEPLABV3, LINKNET = smp_peer("FPN"), smp_peer("DeepLabV3"), smp_peer("Linknet")
 FCN = Peer("torchvision FCNHead", lambda: OfTorchvision(lambda widths, classes: FCNHead(widths[0], classes), (5,), 8))
 NEAREST = {
     "unet": smp_peer("Unet"),
@@ -100,14 +100,15 @@ NEAREST = {
         lambda: OfTorchvision(lambda widths, classes: LRASPPHead(widths[0], widths[1], classes, 128), (3, 5), 16),
     ),
     "fcn": FCN,
-    "fcn8s": smp_peer("Linknet"),
+    "fcn8s": LINKNET,
+    "fcn16s": LINKNET,
     "hypercolumn": PYRAMID,
     "fcn32s": FCN,
     "deeplabv1": FCN,
     "deeplabv2": DEEPLABV3,
     "dilatednet": DEEPLABV3,
 }
-"""Each head and the structure that is nearest to it; the last six have no counterpart."""
+"""Each head and the structure that is nearest to it; the last seven have no counterpart."""
 
 
 def train(name: str, network: Any, data: GraftDataModule, module: GraftModule, asked: Any) -> dict[str, Any]:
