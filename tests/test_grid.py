@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from experiments.grid import main
 from experiments.many_runs import child_runs
@@ -307,10 +306,7 @@ def test_brackets_in_last_lines_are_shown_as_they_are(terminal: bool, tmp_path: 
 def test_epochs_are_those_of_metrics_csv(epochs: tuple[str, ...], shown: str, tmp_path: Path) -> None:
     """Not its rows: with --validate-every some epochs have none."""
     cell = Cell("resnet18", "unet", 0, (), str(tmp_path), ())
-    cell.folder.mkdir()
-    (cell.folder / "config.yaml").write_text(
-        yaml.safe_dump({"backbone": "resnet18", "head": "unet", "seed": 0, **SETTINGS})
-    )
+    write_run(cell.folder, "resnet18", "unet", 0, 0.5, epochs=12, done=False)
     (cell.folder / "metrics.csv").write_text(
         "epoch,val/miou\n" + "".join(f"{epoch},0.{i}\n" for i, epoch in enumerate(epochs, 1))
     )

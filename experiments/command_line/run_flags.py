@@ -141,7 +141,7 @@ class RunConfig:
         None, "stop after N optimiser steps, whatever --epochs says; default: no limit"
     )
     validate_every: PositiveInt = training_flag(
-        1, "score the validation images after every Nth epoch; N divides --epochs"
+        1, "score the validation images after every Nth epoch; N must divide --epochs"
     )
     patience: NonNegativeInt = training_flag(
         0, "early stopping: stop after N validations without a better score; 0: never"
